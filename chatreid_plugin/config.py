@@ -1,0 +1,175 @@
+"""YAML files and key=value overrides become checked settings; unknown keys are refused, all faults shown at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+from .errors import ConfigError
+from .images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, ImagePolicy
+from .tasks import LETTERS, TASKS, list_stage_tasks
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """Base of every YAML model: unknown keys are errors, values cannot change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class SourceSettings(Settings):
+    """One raw data set: where it lies and which parser reads it.
+
+    ``pattern`` and the keys after it belong to the ``pattern`` parser, which reads any folder of crops.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]+$")]
+    parser: Literal["market1501", "pattern"]
+    root: Path
+    captions: Path | None = None
+    allow_count_mismatch: bool = False
+    pattern: str | None = None
+    train_share: Share = 0.5
+    query_cameras: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> "SourceSettings":
+        if self.parser == "pattern" and not self.pattern:
+            raise ValueError('parser: pattern needs `pattern`, e.g. "{person}/{camera}_{index}.jpg"')
+        return self
+
+
+class GallerySettings(Settings):
+    """How galleries are drawn (paper section 3.2, equation 1).
+
+    ``matches: inverse`` draws n with probability proportional to 1/(k-1), ``uniform`` with 1/(N-1).
+    """
+
+    min_size: Annotated[int, Field(ge=2, le=len(LETTERS))] = 2
+    max_size: Annotated[int, Field(ge=2, le=len(LETTERS))] = 10
+    matches: Literal["inverse", "uniform"] = "inverse"
+    hard_negatives: Share = 0.25
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "GallerySettings":
+        if self.min_size > self.max_size:
+            raise ValueError(f"gallery.min_size {self.min_size} is above gallery.max_size {self.max_size}")
+        return self
+
+
+class BuildSettings(Settings):
+    """The data engine's recipe: sources, how many records, in which shares."""
+
+    sources: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
+    manifest_dir: Path = Path("manifests")
+    output_dir: Path = Path("dataset_info")
+    records: dict[Literal["stage1", "stage2", "stage3"], Annotated[int, Field(ge=1)]]
+    # Paper section 3.2: the two image-to-image tasks 25 to 30 % each, the other five about 10 % each.
+    stage2_ratios: dict[str, Annotated[float, Field(ge=0)]] = {
+        task.name: 0.25 if task.name.startswith("image_to_image") else 0.10 for task in list_stage_tasks(2)
+    }
+    gallery: GallerySettings = GallerySettings()
+    prompt_variants: Annotated[int, Field(ge=1)] = 3
+    cutoff_len: Annotated[int, Field(ge=64)] = 2048
+    records_per_shard: Annotated[int, Field(ge=1)] = 20000
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_ratios(self) -> "BuildSettings":
+        unknown = [name for name in self.stage2_ratios if name not in TASKS or TASKS[name].stage != 2]
+        if unknown:
+            known = ", ".join(task.name for task in list_stage_tasks(2))
+            raise ValueError(f"stage2_ratios names unknown task(s) {', '.join(unknown)}; Stage 2 has {known}")
+        if not sum(self.stage2_ratios.values()) > 0:
+            raise ValueError("stage2_ratios are all zero")
+        return self
+
+
+class EvalSettings(Settings):
+    """One evaluation: data, filter, scorer, outputs."""
+
+    # data
+    protocol: Literal["market1501", "folder"]
+    manifest: Path
+    image_root: Path | None = None
+    camera_rule: bool = True
+    max_queries: Annotated[int, Field(ge=1)] | None = None
+    # model
+    model_name_or_path: str | None = None
+    chatreid_stage: Literal[1, 2, 3] | None = 3
+    chatreid_aspect: Aspect = "stretch"
+    image_max_pixels: Annotated[int, Field(ge=784)] = DEFAULT_IMAGE_MAX_PIXELS
+    image_min_pixels: Annotated[int, Field(ge=1)] = DEFAULT_IMAGE_MIN_PIXELS
+    # filter
+    filter: Literal["none", "colour", "npz", "torchvision"] = "colour"
+    filter_features: Path | None = None
+    filter_weights: Path | None = None
+    tau: float = -1.0
+    top_k: Annotated[int, Field(ge=1)] | None = 100
+    floor: Annotated[int, Field(ge=0)] = 20
+    # scoring
+    backend: Literal["transformers", "features", "random", "oracle"] = "transformers"
+    mode: Literal["pointwise"] = "pointwise"
+    task: Literal["image_to_image_one_to_one"] = "image_to_image_one_to_one"
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # output
+    output_dir: Path
+    report_queries: Annotated[int, Field(ge=0)] = 50
+    overwrite: bool = False
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_needs(self) -> "EvalSettings":
+        if self.backend == "transformers" and not self.model_name_or_path:
+            raise ValueError("backend: transformers needs model_name_or_path (a checkpoint folder or hub name)")
+        if self.filter == "npz" and self.filter_features is None:
+            raise ValueError("filter: npz needs filter_features (an .npz file with `paths` and `features`)")
+        if self.filter == "torchvision" and self.filter_weights is None:
+            raise ValueError("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
+        if self.backend == "features" and self.filter == "none":
+            raise ValueError("backend: features ranks by the filter's features, so filter must not be none")
+        return self
+
+    @property
+    def policy(self) -> ImagePolicy:
+        """The image policy the model was trained with."""
+        return ImagePolicy(self.chatreid_stage, self.chatreid_aspect, self.image_max_pixels, self.image_min_pixels)
+
+
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def load_settings(path: Path, overrides: Sequence[str], model: type[SettingsType]) -> SettingsType:
+    """Read a YAML file, apply ``key=value`` overrides (dots for nested keys) and check everything.
+
+    Raises:
+        ConfigError: the file cannot be read, or one or more keys are unknown or wrong; all faults are listed.
+    """
+    if not path.is_file():
+        raise ConfigError(f"Configuration file {path} does not exist.")
+    wrong = [override for override in overrides if "=" not in override]
+    if wrong:
+        raise ConfigError(f"Overrides are written key=value; found {', '.join(wrong)}.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = [
+            f"  {'.'.join(str(part) for part in fault['loc']) or '(file)'}: {fault['msg']}" for fault in error.errors()
+        ]
+        known = ", ".join(model.model_fields)
+        raise ConfigError(
+            f"{path} has {len(faults)} fault(s):\n" + "\n".join(faults) + f"\nKnown keys: {known}."
+        ) from None

@@ -1,0 +1,211 @@
+"""The nouns that pass between the parts: one person image, one instruction record, its answer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from .errors import DataError
+
+
+Split = Literal["train", "val", "query", "gallery"]
+Modality = Literal["visible", "infrared"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One person crop of one data set.
+
+    Attributes:
+        image_id: unique over all data sets: ``<dataset>/<path below the data set's folder>``.
+        dataset: lower-case name, e.g. ``market1501``.
+        split: ``train``, ``val``, ``query`` or ``gallery``.
+        path: file path relative to the data root, with forward slashes.
+        person_id: ``<dataset>:<identity as published>``, so that identities of two data sets never collide.
+        camera_id: as published; identities seen by one camera only have no cross-camera positive.
+        width: pixels.
+        height: pixels.
+        clothes_id: outfit label where the data set has one.
+        modality: ``visible`` or ``infrared``.
+        captions: sentences that describe the person.
+        attributes: attribute name to value, e.g. ``{"upper_colour": "red"}``.
+    """
+
+    image_id: str
+    dataset: str
+    split: Split
+    path: str
+    person_id: str
+    camera_id: str
+    width: int
+    height: int
+    clothes_id: str | None = None
+    modality: Modality = "visible"
+    captions: tuple[str, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """An image inside an instruction: path relative to the image root, and its size in pixels (0 = unknown)."""
+
+    path: str
+    width: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One attribute of the image at position ``image`` of an instruction."""
+
+    image: int
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The right answer of an instruction; which field is set depends on the task.
+
+    Attributes:
+        indices: positions (0-based) inside the gallery, or of the right caption.
+        match: yes or no.
+        text: a free text, e.g. a caption.
+    """
+
+    indices: tuple[int, ...] = ()
+    match: bool | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One training record, compact: the task table renders prompt and answer when it is read.
+
+    Attributes:
+        id: unique within its data set, e.g. ``stage2_attribute_prediction-0000000017``.
+        task: a name of ``tasks.TASKS``.
+        images: the query image(s) first, then the gallery in letter order.
+        query_images: how many of ``images`` are the query.
+        captions: descriptions that the prompt quotes.
+        attributes: attribute values of the images, for the attribute tasks.
+        answer: the right answer.
+        dataset: where the query comes from.
+        variant: which wording of the task's prompt; 0 is the paper's.
+    """
+
+    id: str
+    task: str
+    images: tuple[ImageReference, ...]
+    query_images: int
+    answer: Answer
+    captions: tuple[str, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+    dataset: str = ""
+    variant: int = 0
+
+    @property
+    def gallery_size(self) -> int:
+        """Number of gallery images."""
+        return len(self.images) - self.query_images
+
+
+# No Arrow map type: datasets 4.0.0 (LLaMA-Factory's cap) cannot read one.
+IMAGE_RECORD_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("path", pa.string()),
+        ("person_id", pa.string()),
+        ("camera_id", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("clothes_id", pa.string()),
+        ("modality", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("attributes", pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))),
+    ]
+)
+
+INSTRUCTION_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("images", pa.list_(pa.struct([("path", pa.string()), ("width", pa.int32()), ("height", pa.int32())]))),
+        ("query_images", pa.int16()),
+        ("captions", pa.list_(pa.string())),
+        (
+            "attributes",
+            pa.list_(pa.struct([("image", pa.int16()), ("name", pa.string()), ("value", pa.string())])),
+        ),
+        (
+            "answer",
+            pa.struct([("indices", pa.list_(pa.int16())), ("match", pa.bool_()), ("text", pa.string())]),
+        ),
+        ("dataset", pa.string()),
+        ("variant", pa.int16()),
+    ]
+)
+
+
+def convert_image_record_to_row(record: ImageRecord) -> dict[str, Any]:
+    """Return the record as a row of ``IMAGE_RECORD_SCHEMA``."""
+    row = {name: getattr(record, name) for name in IMAGE_RECORD_SCHEMA.names}
+    row["captions"] = list(record.captions)
+    row["attributes"] = [{"name": name, "value": value} for name, value in record.attributes.items()]
+    return row
+
+
+def convert_row_to_image_record(row: Mapping[str, Any]) -> ImageRecord:
+    """Return the record of a row of ``IMAGE_RECORD_SCHEMA``."""
+    fields = {name: row[name] for name in IMAGE_RECORD_SCHEMA.names}
+    fields["captions"] = tuple(row["captions"] or ())
+    fields["attributes"] = {item["name"]: item["value"] for item in row["attributes"] or ()}
+    return ImageRecord(**fields)
+
+
+def convert_instruction_to_row(record: Instruction) -> dict[str, Any]:
+    """Return the instruction as a row of ``INSTRUCTION_SCHEMA``."""
+    return {
+        "id": record.id,
+        "task": record.task,
+        "images": [{"path": image.path, "width": image.width, "height": image.height} for image in record.images],
+        "query_images": record.query_images,
+        "captions": list(record.captions),
+        "attributes": [{"image": a.image, "name": a.name, "value": a.value} for a in record.attributes],
+        "answer": {
+            "indices": list(record.answer.indices),
+            "match": record.answer.match,
+            "text": record.answer.text,
+        },
+        "dataset": record.dataset,
+        "variant": record.variant,
+    }
+
+
+def convert_row_to_instruction(row: Mapping[str, Any]) -> Instruction:
+    """Return the instruction of a row of ``INSTRUCTION_SCHEMA`` (a dict, as Arrow or datasets give it).
+
+    Raises:
+        DataError: a column is missing.
+    """
+    missing = [name for name in INSTRUCTION_SCHEMA.names if name not in row]
+    if missing:
+        raise DataError(
+            f"This is not a ChatReID record: column(s) {', '.join(missing)} are missing (found: {', '.join(row)}). "
+            "Build the data set with `chatreid build`, or set the right `formatting` in dataset_info.json."
+        )
+    answer = row["answer"] or {}
+    return Instruction(
+        id=row["id"],
+        task=row["task"],
+        images=tuple(ImageReference(i["path"], i["width"] or 0, i["height"] or 0) for i in row["images"] or ()),
+        query_images=row["query_images"],
+        captions=tuple(row["captions"] or ()),
+        attributes=tuple(Attribute(a["image"], a["name"], a["value"]) for a in row["attributes"] or ()),
+        answer=Answer(tuple(answer.get("indices") or ()), answer.get("match"), answer.get("text")),
+        dataset=row["dataset"],
+        variant=row["variant"],
+    )

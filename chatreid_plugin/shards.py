@@ -1,0 +1,144 @@
+"""Read and write Parquet shards and JSON files so that nothing is ever half-written.
+
+A file is written under a temporary name and renamed; provenance stands beside a data folder, never inside it, because
+LLaMA-Factory refuses a data set folder with files of two types.
+"""
+
+import json
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import DataError
+from .records import IMAGE_RECORD_SCHEMA, ImageRecord, convert_image_record_to_row, convert_row_to_image_record
+
+
+@contextmanager
+def open_atomically(path: Path, temporary_folder: Path | None = None) -> Generator[Path, None, None]:
+    """Yield a temporary path; rename it to ``path`` if the block succeeds, else remove it.
+
+    Args:
+        path: the file to write; its folder is made.
+        temporary_folder: where the temporary file lies, on the same file system; the file's own folder if None.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = (temporary_folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON with a final newline, atomically."""
+    with open_atomically(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}.") from None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of a JSON Lines file, blank lines skipped.
+
+    Raises:
+        DataError: the file is missing, or a line is not a JSON object.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not valid JSON ({error}).") from None
+            if not isinstance(value, dict):
+                raise DataError(f"{path}, line {number}: expected a JSON object, found {type(value).__name__}.")
+            yield number, value
+
+
+def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as one zstd-compressed Parquet file, atomically; the bytes depend on the rows alone.
+
+    The temporary file lies beside the folder: LLaMA-Factory reads every file of a data set folder, and a killed run
+    may leave one behind.
+    """
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_atomically(path, path.parent.parent) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read one shard and check its columns.
+
+    Raises:
+        DataError: the file is missing, is cut short, or has other columns.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. Build it again.") from None
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path} lacks column(s) {', '.join(missing)}; found {', '.join(table.column_names)}.")
+    return table.select(schema.names)
+
+
+def check_shard(path: Path) -> int:
+    """Return the number of rows of a shard, from its footer alone.
+
+    Raises:
+        DataError: the file is cut short or is no Parquet file.
+    """
+    try:
+        return pq.read_metadata(path).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. Build it again.") from None
+
+
+def write_manifest(path: Path, records: Iterable[ImageRecord], image_root: Path, provenance: Mapping[str, Any]) -> int:
+    """Write ImageRecords as ``path`` and their provenance as ``<path>.json``; return the number of records.
+
+    The provenance names the folder that the records' paths are relative to, itself relative to the manifest.
+    """
+    rows = [convert_image_record_to_row(record) for record in records]
+    root = os.path.relpath(image_root.resolve(), path.parent.resolve())
+    write_shard(path, rows, IMAGE_RECORD_SCHEMA)
+    write_json(path.with_name(path.name + ".json"), {"image_root": Path(root).as_posix(), **provenance})
+    return len(rows)
+
+
+def read_manifest(path: Path) -> tuple[list[ImageRecord], Path]:
+    """Return the ImageRecords of a manifest and the folder that their paths are relative to.
+
+    Raises:
+        DataError: the manifest or its provenance is missing or unreadable.
+    """
+    if not path.is_file():
+        raise DataError(f"Manifest {path} does not exist. Make it with `chatreid parse CONFIG.yaml`.")
+    table = read_shard(path, IMAGE_RECORD_SCHEMA)
+    provenance = read_json(path.with_name(path.name + ".json"))
+    root = (path.parent / provenance["image_root"]).resolve()
+    return [convert_row_to_image_record(row) for row in table.to_pylist()], root
