@@ -1,0 +1,152 @@
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from chatreid_plugin import __main__, __version__, cli
+from chatreid_plugin.errors import ChatReIDError, ConfigError, DataError, UpstreamError
+
+
+SETTINGS = """
+sources:
+- {name: market1501, parser: market1501, root: raw}
+records: {stage1: 10}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "build.yaml"
+    path.write_text(SETTINGS)
+    return str(path)
+
+
+def replace_module(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
+    module = ModuleType(name)
+    module.__dict__.update(functions)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, main: Any = cli.main) -> int:
+    monkeypatch.setattr(sys, "argv", ["chatreid", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return int(exit_.value.code or 0)
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "llamafactory", "pyarrow", "pydantic", "numpy", "gradio", "matplotlib")
+    code = (
+        "import sys\nsys.argv = ['chatreid', '--help']\nfrom chatreid_plugin import cli\n"
+        f"try:\n    cli.main()\nfinally:\n    print('heavy:', *(set({heavy}) & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("heavy:\n")
+    for command in ("init", "doctor", "parse", "build", "swap", "eval", "demo"):
+        assert f" {command} " in result.stdout
+
+
+def test_version_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"chatreid-plugin {__version__}\n"
+
+
+def test_parse_hands_the_settings_over_and_prints_the_manifests(
+    monkeypatch: pytest.MonkeyPatch, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_module(
+        monkeypatch,
+        "chatreid_plugin.engine.runner",
+        parse_sources=lambda settings: [settings.manifest_dir / f"seed{settings.seed}"],
+    )
+    assert run(monkeypatch, "parse", config, "seed=7", "manifest_dir=made") == 0
+    assert capsys.readouterr().out == "made/seed7\n"
+
+
+@pytest.mark.parametrize(("flags", "expected"), [([], (False, False)), (["--dry-run", "--overwrite"], (True, True))])
+def test_build_hands_its_flags_over(
+    monkeypatch: pytest.MonkeyPatch, config: str, capsys: pytest.CaptureFixture[str], flags: list[str], expected: Any
+) -> None:
+    def build_datasets(settings: Any, dry_run: bool, overwrite: bool) -> SimpleNamespace:
+        return SimpleNamespace(render=lambda: f"{settings.records} {(dry_run, overwrite)}")
+
+    replace_module(monkeypatch, "chatreid_plugin.engine.runner", build_datasets=build_datasets)
+    assert run(monkeypatch, "build", config, *flags) == 0
+    assert capsys.readouterr().out == f"{{'stage1': 10}} {expected}\n"
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], "encoder"), (["--projector", "decoder"], "decoder")])
+def test_swap_hands_its_paths_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], expected: str
+) -> None:
+    replace_module(
+        monkeypatch,
+        "chatreid_plugin.training.checkpoint",
+        compose_checkpoint=lambda encoder, decoder, output, projector: (str(encoder), str(decoder), output, projector),
+    )
+    assert run(monkeypatch, "swap", "one", "two", "three", *options) == 0
+    assert capsys.readouterr().out == f"{('one', 'two', Path('three'), expected)}\n"
+
+
+def test_usage_error_exits_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "swap", "one", "two", "three", "--projector", "neither") == 2
+    assert run(monkeypatch, "no-such-command") == 2
+
+
+def test_eval_hands_every_argument_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[str] = []
+    replace_module(monkeypatch, "chatreid_plugin.eval.__main__", main=lambda argv: received.extend(argv) or 3)
+    assert run(monkeypatch, "eval", "a.yaml", "top_k=5", "--help", "-x") == 3
+    assert received == ["a.yaml", "top_k=5", "--help", "-x"]
+
+
+def test_demo_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, Any] = {}
+    replace_module(
+        monkeypatch, "chatreid_plugin.demo.pipeline", run_demo=lambda output, **rest: received.update(rest, to=output)
+    )
+    assert run(monkeypatch, "demo", "there", "--quick") == 0
+    assert received == {"to": Path("there"), "quick": True, "overwrite": False}
+
+
+@pytest.mark.parametrize("kind", [ChatReIDError, ConfigError, DataError, UpstreamError])
+def test_own_error_is_one_message_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, config: str, capsys: pytest.CaptureFixture[str], kind: type[ChatReIDError]
+) -> None:
+    def fail(settings: Any) -> None:
+        raise kind("what, where, what to do")
+
+    replace_module(monkeypatch, "chatreid_plugin.engine.runner", parse_sources=fail)
+    assert run(monkeypatch, "parse", config) == kind.exit_code
+    assert capsys.readouterr().err == "chatreid: what, where, what to do\n"
+
+
+@pytest.mark.parametrize("main", [cli.main, __main__.main])
+def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, config: str, main: Any) -> None:
+    def interrupt(settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    replace_module(monkeypatch, "chatreid_plugin.engine.runner", parse_sources=interrupt)
+    assert run(monkeypatch, "parse", config, main=main) == 130
+
+
+@pytest.mark.parametrize(("as_json", "expected"), [(["--json"], "{}\n"), ([], "text\n")])
+def test_doctor_prints_its_report_and_exits_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: list[str], expected: str
+) -> None:
+    report = SimpleNamespace(exit_code=4, to_json=lambda: "{}", render=lambda: "text")
+    replace_module(monkeypatch, "chatreid_plugin.doctor", examine=lambda: report)
+    assert run(monkeypatch, "doctor", *as_json) == 4
+    assert capsys.readouterr().out == expected
+
+
+def test_init_copies_into_the_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, "init", str(tmp_path)) == 0
+    assert (tmp_path / "examples").is_dir()
+    assert "file(s) copied" in capsys.readouterr().out
