@@ -1,0 +1,1 @@
+"""DATA: raw folders in, instruction shards out. No torch, no llamafactory."""
