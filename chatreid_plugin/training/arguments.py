@@ -1,0 +1,113 @@
+"""The YAML keys ``chatreid_*`` and what they set in motion once all arguments are parsed.
+
+They are fields added to LLaMA-Factory's own data arguments, so that YAML, ``key=value`` and ``-h`` know them.
+"""
+
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from llamafactory.hparams.data_args import DataArguments
+
+from ..errors import ConfigError
+from ..images import ImagePolicy
+from .checkpoint import compose_checkpoint, find_local_checkpoint
+from .compat import ARGUMENT_LISTS, get_function, get_upstream
+
+
+COMPOSED_FOLDER = "chatreid_initial"
+
+
+@dataclass
+class ChatReIDDataArguments(DataArguments):
+    """LLaMA-Factory's data arguments plus the plugin's keys."""
+
+    chatreid_stage: int | None = field(
+        default=None,
+        metadata={"help": "ChatReID stage (1, 2 or 3): sets the image policy and the check of what trains."},
+    )
+    chatreid_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Decoder swap: take the vision encoder from this checkpoint folder, the rest from the model."
+        },
+    )
+    chatreid_projector: str = field(
+        default="encoder",
+        metadata={
+            "help": "Whose merger the swap keeps: `encoder` or `decoder`. In Stage 3 it freezes with its owner."
+        },
+    )
+    chatreid_aspect: str = field(
+        default="stretch",
+        metadata={"help": "How the stage's image policy resizes: `stretch` (the paper) or `keep` the aspect ratio."},
+    )
+    chatreid_lazy: bool = field(
+        default=False,
+        metadata={"help": "Tokenize ChatReID records on the fly instead of caching the whole data set first."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ImagePolicy(self.chatreid_stage, self.chatreid_aspect)  # type: ignore[arg-type]  # it refuses wrong values
+        if self.chatreid_projector not in ("encoder", "decoder"):
+            raise ConfigError(f"chatreid_projector must be encoder or decoder, not {self.chatreid_projector!r}.")
+        if self.chatreid_encoder is not None and self.chatreid_stage not in (None, 2):
+            raise ConfigError(
+                f"chatreid_encoder is set with chatreid_stage: {self.chatreid_stage}, but the decoder is swapped in "
+                "Stage 2 only (paper section 3.3). Remove one of the two keys."
+            )
+        if self.chatreid_stage is not None and not str(self.template).startswith("chatreid"):
+            raise ConfigError(
+                f"chatreid_stage: {self.chatreid_stage} needs `template: chatreid`, found template {self.template!r}: "
+                "another template would not apply the stage's image policy."
+            )
+
+
+def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> None:
+    """Act on the parsed keys: hand the stage to the model loader, compose the swapped checkpoint.
+
+    Every node's first process composes; the others wait and then load the same folder.
+    """
+    finetuning_args.chatreid_stage = data_args.chatreid_stage
+    finetuning_args.chatreid_projector = data_args.chatreid_projector
+    if data_args.chatreid_encoder is None or not training_args.do_train:
+        return
+    output = Path(training_args.output_dir) / COMPOSED_FOLDER
+    with training_args.main_process_first(local=True, desc="compose the Stage 2 checkpoint"):
+        compose_checkpoint(
+            find_local_checkpoint(data_args.chatreid_encoder, model_args, "chatreid_encoder"),
+            find_local_checkpoint(model_args.model_name_or_path, model_args, "model_name_or_path"),
+            output,
+            data_args.chatreid_projector,
+        )
+    model_args.model_name_or_path = str(output)
+
+
+def extend_parser(module: ModuleType) -> None:
+    """Replace DataArguments inside ``llamafactory.hparams.parser`` and act after arguments are parsed."""
+    stock = get_upstream(module, "DataArguments")
+    for name in ARGUMENT_LISTS:
+        classes = get_upstream(module, name)
+        classes[:] = [ChatReIDDataArguments if item is stock else item for item in classes]
+    module.DataArguments = ChatReIDDataArguments  # type: ignore[attr-defined]
+    get_train_args = get_function(module, "get_train_args")
+    get_infer_args = get_function(module, "get_infer_args")
+
+    @wraps(get_train_args)
+    def get_chatreid_train_args(args: Any = None) -> Any:
+        parsed = get_train_args(args)
+        prepare_training(*parsed[:4])
+        return parsed
+
+    @wraps(get_infer_args)
+    def get_chatreid_infer_args(args: Any = None) -> Any:
+        parsed = get_infer_args(args)
+        _, data_args, finetuning_args, _ = parsed
+        finetuning_args.chatreid_stage = data_args.chatreid_stage
+        return parsed
+
+    module.get_train_args = get_chatreid_train_args  # type: ignore[attr-defined]
+    module.get_infer_args = get_chatreid_infer_args  # type: ignore[attr-defined]

@@ -1,0 +1,184 @@
+"""The decoder swap on disk: vision tensors from one checkpoint, everything else from another, as a new folder.
+
+A folder (not a change to a loaded model) works unchanged under DDP, ZeRO-3, FSDP and Ray, and can be inspected.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..errors import ConfigError, UpstreamError
+from ..shards import read_json, write_json
+
+
+MARKER = "chatreid_composed.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+COPIED_SUFFIXES = (".json", ".txt", ".jinja", ".model")
+
+
+def find_local_checkpoint(name: str, model_args: Any, key: str) -> Path:
+    """Return the folder of a checkpoint: a local path as it is, a hub name after downloading it.
+
+    Raises:
+        ConfigError: neither a folder nor a hub name.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise ConfigError(f"{key}: {name} is not a folder.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=model_args.model_revision, cache_dir=model_args.cache_dir))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(f"{key}: {name} is neither a folder nor a hub model that can be fetched: {error}") from None
+
+
+def find_weight_files(folder: Path) -> dict[str, Path]:
+    """Return tensor name -> safetensors file of a checkpoint folder.
+
+    Raises:
+        ConfigError: the folder is missing or has no safetensors weights.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"Checkpoint folder {folder} does not exist.")
+    if (folder / INDEX).is_file():
+        names: dict[str, str] = read_json(folder / INDEX)["weight_map"]
+        return {tensor: folder / file for tensor, file in names.items()}
+    if not (folder / WEIGHTS).is_file():
+        found = ", ".join(sorted(item.name for item in folder.iterdir())) or "nothing"
+        raise ConfigError(
+            f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); found: {found}. If it holds DeepSpeed "
+            "shards, consolidate them first: python zero_to_fp32.py . OUTPUT --safe_serialization."
+        )
+    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        return dict.fromkeys(tensors.keys(), folder / WEIGHTS)
+
+
+def find_vision_suffix(tensor: str) -> str | None:
+    """Return what follows ``visual.`` in a tensor's name, or None for a decoder tensor.
+
+    transformers 4.52-4.57 may store ``model.visual.*``, other versions ``visual.*``.
+    """
+    head, mark, suffix = tensor.partition("visual.")
+    return suffix if mark and head in ("", "model.") else None
+
+
+def _read_shapes(files: dict[str, Path], tensors: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(set(files.values())):
+        with safe_open(path, framework="pt") as opened:
+            names = {name for name, file in files.items() if file == path}
+            shapes |= {s: tuple(opened.get_slice(n).get_shape()) for s, n in tensors.items() if n in names}
+    return shapes
+
+
+def _match_vision_tensors(encoder: Path, decoder: Path, projector: str) -> dict[str, str]:
+    """Return decoder tensor name -> encoder tensor name for all tensors that the swap replaces.
+
+    Raises:
+        ConfigError: another architecture, other tensors or other shapes.
+    """
+    kinds = [read_json(folder / "config.json").get("model_type") for folder in (encoder, decoder)]
+    if kinds[0] != kinds[1]:
+        raise ConfigError(f"The encoder {encoder} is a {kinds[0]}, the decoder {decoder} a {kinds[1]}: cannot swap.")
+    found: list[dict[str, str]] = []
+    shapes: list[dict[str, tuple[int, ...]]] = []
+    for folder in (encoder, decoder):
+        files = find_weight_files(folder)
+        tensors = {suffix: name for name in files if (suffix := find_vision_suffix(name)) is not None}
+        if not tensors:
+            raise ConfigError(f"{folder} has no vision tensors (visual.*): it is not a vision-language checkpoint.")
+        found.append(tensors)
+        shapes.append(_read_shapes(files, tensors))
+    different = sorted(s for s in found[0].keys() | found[1].keys() if shapes[0].get(s) != shapes[1].get(s))
+    if different:
+        first = different[0]
+        raise ConfigError(
+            f"The vision encoders do not fit: {len(different)} tensor(s) differ, first visual.{first} with shape "
+            f"{shapes[0].get(first, 'missing')} in {encoder} and {shapes[1].get(first, 'missing')} in {decoder}."
+        )
+    return {
+        found[1][suffix]: name
+        for suffix, name in found[0].items()
+        if projector == "encoder" or not suffix.startswith("merger.")
+    }
+
+
+def compute_fingerprint(encoder: Path, decoder: Path, projector: str) -> str:
+    """Return a hash over the content of all weight files and configurations that the swap reads."""
+    digest = xxhash.xxh3_128(projector.encode())
+    for folder in (encoder, decoder):
+        for path in [folder / "config.json", *sorted(set(find_weight_files(folder).values()))]:
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_weights(encoder: Path, decoder: Path, replaced: dict[str, str], output: Path) -> None:
+    encoder_files = find_weight_files(encoder)
+    decoder_files = find_weight_files(decoder)
+    sources = {path: safe_open(path, framework="pt") for path in sorted(set(encoder_files.values()))}
+    for path in sorted(set(decoder_files.values())):
+        with safe_open(path, framework="pt") as opened:
+            tensors = {
+                name: sources[encoder_files[replaced[name]]].get_tensor(replaced[name])
+                if name in replaced
+                else opened.get_tensor(name)
+                for name in opened.keys()  # noqa: SIM118 - safe_open is no mapping
+            }
+        save_file(tensors, output / path.name, metadata={"format": "pt"})
+
+
+def compose_checkpoint(encoder: Path, decoder: Path, output: Path, projector: str = "encoder") -> Path:
+    """Write a checkpoint with ``encoder``'s vision tensors and everything else from ``decoder`` (paper section 3.3).
+
+    One weight file is in memory at a time. The folder is written under a temporary name and renamed; one that was
+    composed from the same content is kept as it is.
+
+    Args:
+        encoder: checkpoint folder of Stage 1.
+        decoder: checkpoint folder of the freshly pre-trained model; configuration, tokenizer and processor too.
+        output: the folder to write.
+        projector: whose merger to keep, ``encoder`` or ``decoder``.
+
+    Raises:
+        ConfigError: a folder without weights, another architecture, other shapes; nothing is written then.
+        UpstreamError: ``output`` exists and was not composed by this function.
+    """
+    replaced = _match_vision_tensors(encoder, decoder, projector)
+    fingerprint = compute_fingerprint(encoder, decoder, projector)
+    if output.exists():
+        if not (output / MARKER).is_file():
+            raise UpstreamError(f"{output} exists and is no composed checkpoint; choose another folder or remove it.")
+        if read_json(output / MARKER)["fingerprint"] == fingerprint:
+            return output
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        for path in sorted(decoder.iterdir()):
+            if path.suffix in COPIED_SUFFIXES and path.name != MARKER:
+                shutil.copy2(path, temporary / path.name)
+        _write_weights(encoder, decoder, replaced, temporary)
+        origin = {"fingerprint": fingerprint, "encoder": str(encoder), "decoder": str(decoder), "projector": projector}
+        write_json(temporary / MARKER, origin | {"vision_tensors": len(replaced)})
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(
+        f"chatreid: {len(replaced)} vision tensors from {encoder}, the rest from {decoder} -> {output}",
+        file=sys.stderr,
+    )
+    return output

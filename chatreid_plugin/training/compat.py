@@ -1,0 +1,104 @@
+"""Every LLaMA-Factory name that the plugin relies on but LLaMA-Factory does not promise, and the check that it holds.
+
+Tested with 0.9.5. When a signature drifts, the hook stops with both versions named instead of misbehaving later.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
+
+from ..errors import UpstreamError
+
+
+TESTED_VERSION = "0.9.5"
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamFunction:
+    """A function that the plugin wraps: its module, its name inside the module, its parameter names."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+
+
+WRAPPED_FUNCTIONS = (
+    UpstreamFunction("llamafactory.hparams.parser", "get_train_args", ("args",)),
+    UpstreamFunction("llamafactory.hparams.parser", "get_infer_args", ("args",)),
+    UpstreamFunction("llamafactory.data.parser", "DatasetAttr.join", ("self", "attr")),
+    UpstreamFunction("llamafactory.data.template", "get_template_and_fix_tokenizer", ("tokenizer", "data_args")),
+    UpstreamFunction(
+        "llamafactory.data.loader", "align_dataset", ("dataset", "dataset_attr", "data_args", "training_args")
+    ),
+    UpstreamFunction(
+        "llamafactory.data.loader",
+        "_get_preprocessed_dataset",
+        ("dataset", "data_args", "training_args", "stage", "template", "tokenizer", "processor", "is_eval"),
+    ),
+    UpstreamFunction(
+        "llamafactory.data.loader",
+        "_get_dataset_processor",
+        ("data_args", "stage", "template", "tokenizer", "processor", "do_generate"),
+    ),
+    UpstreamFunction(
+        "llamafactory.model.loader",
+        "init_adapter",
+        ("config", "model", "model_args", "finetuning_args", "is_trainable"),
+    ),
+    UpstreamFunction(
+        "llamafactory.data.mm_plugin",
+        "Qwen2VLPlugin._get_mm_token_metadata",
+        ("self", "images", "videos", "audios", "processor"),
+    ),
+    UpstreamFunction("llamafactory.data.mm_plugin", "Qwen2VLPlugin._preprocess_image", ("self", "image", "kwargs")),
+    UpstreamFunction("llamafactory.data.mm_plugin", "MMPluginMixin._regularize_images", ("self", "images", "kwargs")),
+)
+
+# Lists of argument classes inside llamafactory.hparams.parser, in which DataArguments is replaced in place.
+ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS")
+
+
+def find_version() -> str:
+    """Return LLaMA-Factory's installed version, or ``unknown``."""
+    try:
+        return version("llamafactory")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def get_upstream(module: ModuleType, name: str) -> Any:
+    """Return ``module.name`` (dots allowed).
+
+    Raises:
+        UpstreamError: the name is gone.
+    """
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            raise UpstreamError(
+                f"LLaMA-Factory {find_version()} has no {module.__name__}.{name}; this plugin was tested with "
+                f"{TESTED_VERSION}. Install llamafactory=={TESTED_VERSION} or a newer chatreid-plugin."
+            )
+        value = getattr(value, part)
+    return value
+
+
+def get_function(module: ModuleType, name: str) -> Callable[..., Any]:
+    """Return a function of ``WRAPPED_FUNCTIONS`` after checking its parameters.
+
+    Raises:
+        UpstreamError: the function is gone or its parameters have changed.
+    """
+    expected = next(f for f in WRAPPED_FUNCTIONS if f.module == module.__name__ and f.name == name)
+    function = get_upstream(module, name)
+    found = tuple(inspect.signature(function).parameters)
+    if found != expected.parameters:
+        raise UpstreamError(
+            f"{module.__name__}.{name} of LLaMA-Factory {find_version()} takes ({', '.join(found)}), where "
+            f"{TESTED_VERSION}, which this plugin was tested with, takes ({', '.join(expected.parameters)}). "
+            f"Install llamafactory=={TESTED_VERSION} or a newer chatreid-plugin."
+        )
+    return function

@@ -1,0 +1,84 @@
+"""``formatting: chatreid``: compact records become LLaMA-Factory conversations when they are read."""
+
+import os
+from dataclasses import dataclass
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+from llamafactory.data.converter import DatasetConverter
+
+from ..records import Instruction, convert_row_to_instruction
+from ..tasks import TASKS, render_answer, render_prompt
+from .compat import get_function, get_upstream
+
+
+FORMATTING = "chatreid"
+
+
+def find_image_root(dataset_attr: Any, data_args: Any) -> str:
+    """Return the absolute folder that a data set's image paths are relative to.
+
+    An explicit ``media_dir`` wins (the images have moved), then ``chatreid.image_root`` of the dataset_info.json
+    entry, relative to ``dataset_dir``; both may be absolute.
+    """
+    root = data_args.media_dir
+    if root == data_args.dataset_dir:
+        root = os.path.join(root, (getattr(dataset_attr, "chatreid", None) or {}).get("image_root", ""))
+    return os.path.abspath(root)
+
+
+def convert_record(record: Instruction, image_root: str) -> dict[str, Any]:
+    """Return LLaMA-Factory's aligned form of a record.
+
+    Images carry their size and the record's id, so that tokens are counted without opening a file and an unreadable
+    file is reported with its record.
+
+    Raises:
+        DataError: the record does not fit its task.
+    """
+    images = [
+        {"path": os.path.join(image_root, i.path), "width": i.width, "height": i.height, "record": record.id}
+        for i in record.images
+    ]
+    return {
+        "_prompt": [{"role": "user", "content": render_prompt(record)}],
+        "_response": [{"role": "assistant", "content": render_answer(record)}],
+        "_system": "",
+        "_tools": "",
+        "_images": images,
+        "_videos": None,
+        "_audios": None,
+    }
+
+
+@dataclass
+class ChatReIDConverter(DatasetConverter):
+    """The converter of the eager mode; the lazy mode calls ``convert_record`` itself."""
+
+    def __post_init__(self) -> None:
+        self.image_root = find_image_root(self.dataset_attr, self.data_args)
+        # datasets caches a map by the pickled function: with the wordings inside, an edited prompt is a new cache.
+        self.wordings = repr(TASKS)
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Convert one row of a shard."""
+        return convert_record(convert_row_to_instruction(example), self.image_root)
+
+
+def register_converter(module: ModuleType) -> None:
+    """Register ``formatting: chatreid`` inside ``llamafactory.data.converter``."""
+    get_upstream(module, "register_dataset_converter")(FORMATTING, ChatReIDConverter)
+
+
+def keep_image_root(module: ModuleType) -> None:
+    """Keep the ``chatreid`` block of a dataset_info.json entry, which ``DatasetAttr.join`` drops otherwise."""
+    attributes = get_upstream(module, "DatasetAttr")
+    join = get_function(module, "DatasetAttr.join")
+
+    @wraps(join)
+    def join_with_chatreid(self: Any, attr: dict[str, Any]) -> None:
+        join(self, attr)
+        self.chatreid = attr.get("chatreid")
+
+    attributes.join = join_with_chatreid

@@ -1,0 +1,93 @@
+"""``chatreid_lazy``: records are rendered and tokenized as the data loader asks for them.
+
+Stock LLaMA-Factory maps the whole data set twice before the first step, into a cache of 13 bytes a token.
+"""
+
+from dataclasses import dataclass
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..records import convert_row_to_instruction
+from .compat import get_function
+from .converter import FORMATTING, convert_record, find_image_root
+
+
+ROOT_COLUMN = "chatreid_root"
+
+# Image roots seen so far; a data set carries the index, an integer, instead of a path in every row.
+_image_roots: list[str] = []
+
+
+@dataclass
+class LazyTokenizer:
+    """Turns a batch of compact rows into token ids; importable, so that data loader workers can receive it."""
+
+    processor: Any
+    image_roots: list[str]
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Return ``input_ids``, ``attention_mask``, ``labels``, ``images``, ... for a batch of rows."""
+        roots = rows.pop(ROOT_COLUMN)
+        examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+        aligned = [
+            convert_record(convert_row_to_instruction(example), self.image_roots[root])
+            for example, root in zip(examples, roots, strict=True)
+        ]
+        columns = {name: [example[name] for example in aligned] for name in aligned[0]}
+        return dict(self.processor.preprocess_dataset(columns))
+
+
+def extend_loader(module: ModuleType) -> None:
+    """Make ``llamafactory.data.loader`` skip both maps for ChatReID records when ``chatreid_lazy`` is set."""
+    align_dataset = get_function(module, "align_dataset")
+    preprocess = get_function(module, "_get_preprocessed_dataset")
+    get_processor = get_function(module, "_get_dataset_processor")
+
+    @wraps(align_dataset)
+    def align_lazily(dataset: Any, dataset_attr: Any, data_args: Any, training_args: Any) -> Any:
+        if not data_args.chatreid_lazy:
+            return align_dataset(dataset, dataset_attr, data_args, training_args)
+        _check_lazy(dataset_attr, data_args)
+        root = find_image_root(dataset_attr, data_args)
+        if root not in _image_roots:
+            _image_roots.append(root)
+        return dataset.add_column(ROOT_COLUMN, np.full(len(dataset), _image_roots.index(root), dtype=np.int32))
+
+    @wraps(preprocess)
+    def preprocess_lazily(
+        dataset: Any,
+        data_args: Any,
+        training_args: Any,
+        stage: str,
+        template: Any,
+        tokenizer: Any,
+        processor: Any = None,
+        is_eval: bool = False,
+    ) -> Any:
+        if dataset is None or ROOT_COLUMN not in (dataset.column_names or ()):
+            return preprocess(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
+        do_generate = training_args.predict_with_generate and is_eval
+        dataset_processor = get_processor(data_args, stage, template, tokenizer, processor, do_generate)
+        lazy = dataset.with_transform(LazyTokenizer(dataset_processor, list(_image_roots)))
+        if training_args.should_log:
+            print("eval example:" if is_eval else "training example:")
+            dataset_processor.print_data_example(lazy[0])
+        return lazy
+
+    module.align_dataset = align_lazily  # type: ignore[attr-defined]
+    module._get_preprocessed_dataset = preprocess_lazily  # type: ignore[attr-defined]
+
+
+def _check_lazy(dataset_attr: Any, data_args: Any) -> None:
+    if dataset_attr.formatting != FORMATTING:
+        raise ConfigError(
+            f"chatreid_lazy: true works with ChatReID records only, but data set {dataset_attr} has formatting: "
+            f"{dataset_attr.formatting}. Set chatreid_lazy: false to mix them."
+        )
+    for key in ("streaming", "packing", "tokenized_path"):
+        if getattr(data_args, key):
+            raise ConfigError(f"chatreid_lazy: true and {key} exclude each other; set one of them to false or null.")

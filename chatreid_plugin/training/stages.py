@@ -1,0 +1,86 @@
+"""The check that exactly the parameters a stage names are trainable, after LLaMA-Factory has set up the model.
+
+LLaMA-Factory freezes vision tower and projector by default, and matches by name: a wrong flag or prefix would train
+nothing, or everything, without a word.
+"""
+
+from collections.abc import Iterable
+from functools import wraps
+from types import ModuleType
+from typing import Any, Literal
+
+from ..errors import ConfigError
+from .compat import get_function
+
+
+Part = Literal["vision", "projector", "language"]
+
+FLAGS: dict[Part, str] = {
+    "vision": "freeze_vision_tower",
+    "projector": "freeze_multi_modal_projector",
+    "language": "freeze_language_model",
+}
+
+
+def find_part(parameter: str) -> Part:
+    """Return which part of a Qwen-VL model a parameter belongs to; the merger is the projector."""
+    if "visual." not in parameter:
+        return "language"
+    return "projector" if ".merger." in parameter else "vision"
+
+
+def list_trained_parts(stage: int, projector: str) -> set[Part]:
+    """Return the parts a stage trains with full tuning: all in Stages 1 and 2, no encoder in Stage 3 (paper 3.3)."""
+    if stage in (1, 2):
+        return {"vision", "projector", "language"}
+    return {"language"} if projector == "encoder" else {"language", "projector"}
+
+
+def check_trainable(parameters: Iterable[tuple[str, bool]], stage: int, projector: str, finetuning_type: str) -> None:
+    """Refuse a model whose trainable parameters are not those of the stage.
+
+    With LoRA only the direction that matters is checked: something trains, and nothing that Stage 3 freezes does.
+
+    Args:
+        parameters: (name, trainable) of every parameter.
+        stage: 1, 2 or 3.
+        projector: whose part the merger is, ``encoder`` or ``decoder``.
+        finetuning_type: LLaMA-Factory's key: full, lora, freeze, oft.
+
+    Raises:
+        ConfigError: a part trains that should not, or does not train that should; names the key to set.
+    """
+    expected = list_trained_parts(stage, projector)
+    counts: dict[Part, list[int]] = {part: [0, 0] for part in FLAGS}
+    for name, trainable in parameters:
+        counts[find_part(name)][trainable] += 1
+    faults: list[str] = []
+    for part, (frozen, trained) in counts.items():
+        if part not in expected and trained:
+            faults.append(f"{trained} {part} parameter(s) train but must be frozen: set {FLAGS[part]}: true")
+        elif part in expected and finetuning_type == "full" and (frozen or not trained):
+            faults.append(f"{frozen} {part} parameter(s) are frozen but must train: set {FLAGS[part]}: false")
+    if not any(trained for _, trained in counts.values()):
+        faults.append("no parameter trains at all")
+    if faults:
+        raise ConfigError(
+            f"chatreid_stage: {stage} with finetuning_type: {finetuning_type}: " + "; ".join(faults) + "."
+        )
+
+
+def extend_model_loader(module: ModuleType) -> None:
+    """Check the trainable parameters right after ``init_adapter``, inside ``llamafactory.model.loader``."""
+    init_adapter = get_function(module, "init_adapter")
+
+    @wraps(init_adapter)
+    def init_checked_adapter(
+        config: Any, model: Any, model_args: Any, finetuning_args: Any, is_trainable: bool
+    ) -> Any:
+        model = init_adapter(config, model, model_args, finetuning_args, is_trainable)
+        stage = getattr(finetuning_args, "chatreid_stage", None)
+        if is_trainable and stage is not None:
+            parameters = ((name, parameter.requires_grad) for name, parameter in model.named_parameters())
+            check_trainable(parameters, stage, finetuning_args.chatreid_projector, finetuning_args.finetuning_type)
+        return model
+
+    module.init_adapter = init_checked_adapter  # type: ignore[attr-defined]
