@@ -1,0 +1,194 @@
+"""Score pairs with a Qwen2-VL checkpoint: every image is encoded once, then only the decoder runs for each pair.
+
+The score is the fp32 margin of "Yes" over "No" at the first answer token: log P(Yes) - log P(No). Probabilities
+saturate in half precision and tie; margins do not (paper section 4.1 ranks by "response confidence").
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ...config import EvalSettings
+from ...errors import ConfigError, DataError, UpstreamError
+from ...images import resize_by_policy
+from ...records import Answer, ImageRecord, ImageReference, Instruction
+from ...tasks import IMAGE_MARK, NO, YES, format_chat_prompt, render_prompt
+
+
+IMAGE_TOKENS = "<|vision_start|><|image_pad|><|vision_end|>"
+ENCODE_BATCH = 32
+HASHED_BYTES = 1 << 20
+
+
+class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Crops as the processor gives them, resized by the stage's policy; read by data loader workers."""
+
+    def __init__(self, paths: Sequence[Path], settings: EvalSettings, image_processor: Any) -> None:
+        """Keep what a worker needs."""
+        self.paths = paths
+        self.policy = settings.policy
+        self.image_processor = image_processor
+
+    def __len__(self) -> int:
+        """Return the number of crops."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (patches, grid) of one crop.
+
+        Raises:
+            DataError: the file cannot be decoded.
+        """
+        path = self.paths[index]
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"Image {path} cannot be decoded: {error}.") from None
+        size = resize_by_policy(*image.size, self.policy)
+        if size != image.size:
+            image = image.resize(size)
+        inputs = self.image_processor(images=[image], return_tensors="pt")
+        return inputs["pixel_values"], inputs["image_grid_thw"][0]
+
+
+def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
+    """Return (model in evaluation mode on its device, processor).
+
+    Raises:
+        ConfigError: the checkpoint is missing, has no weights or is no Qwen2-VL.
+    """
+    from transformers import AutoConfig, AutoProcessor, Qwen2VLForConditionalGeneration
+
+    name = str(settings.model_name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "qwen2_vl":
+            raise ConfigError(f"model_name_or_path: {name} is a {config.model_type}; this backend scores qwen2_vl.")
+        dtype = settings.dtype if settings.dtype != "auto" else "auto"
+        model: Any = Qwen2VLForConditionalGeneration.from_pretrained(name, dtype=dtype)
+        processor: Any = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model_name_or_path: {name} cannot be loaded: {error}") from None
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), processor
+
+
+def compute_weights_fingerprint(model: Any) -> str:
+    """Return a hash over every tensor's name, shape and first megabyte of content."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        raw = tensor.detach().flatten().view(torch.uint8)[:HASHED_BYTES]
+        digest.update(raw.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class TransformersScorer:
+    """Callable ``scorer(query, candidates) -> margins``; ``prepare`` encodes all images first."""
+
+    def __init__(self, settings: EvalSettings, image_root: Path) -> None:
+        """Load the checkpoint.
+
+        Raises:
+            ConfigError: see ``load_checkpoint``.
+            UpstreamError: the tokenizer splits "Yes" or "No".
+        """
+        self.settings = settings
+        self.image_root = image_root
+        self.model, self.processor = load_checkpoint(settings)
+        self.fingerprint = compute_weights_fingerprint(self.model)
+        self._features: dict[str, torch.Tensor] = {}
+        self._grids: dict[str, tuple[int, ...]] = {}
+        answers = [self.processor.tokenizer.encode(word, add_special_tokens=False) for word in (YES, NO)]
+        if any(len(ids) != 1 for ids in answers):
+            raise UpstreamError(f"The tokenizer splits {YES!r} or {NO!r} into several tokens: {answers}.")
+        # Two rows of the output layer are all that is needed, in fp32.
+        rows = self.model.lm_head.weight[[answers[0][0], answers[1][0]]].detach().float()
+        self._direction = rows[0] - rows[1]
+
+    @torch.inference_mode()
+    def prepare(self, records: Sequence[ImageRecord]) -> None:
+        """Encode the images that are not encoded yet, each file once.
+
+        Raises:
+            DataError: a file cannot be decoded.
+        """
+        paths = {r.image_id: self.image_root / r.path for r in records if r.image_id not in self._features}
+        if not paths:
+            return
+        names = list(paths)
+        crops = CropDataset([paths[name] for name in names], self.settings, self.processor.image_processor)
+        loader = DataLoader(crops, batch_size=ENCODE_BATCH, collate_fn=list, num_workers=0)
+        position = 0
+        with tqdm(total=len(names), desc="encoding images", unit="image") as progress:
+            for batch in loader:
+                pixels = torch.cat([patches for patches, _ in batch]).to(self.model.device)
+                grids = torch.stack([grid for _, grid in batch])
+                features = self.model.get_image_features(pixels, grids.to(self.model.device)).pooler_output
+                for vector, grid in zip(features, grids, strict=True):
+                    self._features[names[position]] = vector
+                    self._grids[names[position]] = tuple(grid.tolist())
+                    position += 1
+                progress.update(len(batch))
+
+    def __call__(self, query: ImageRecord, candidates: Sequence[ImageRecord]) -> npt.NDArray[np.float32]:
+        """Return the margins (K,), fp32, higher for "the same person", in the order of the candidates."""
+        self.prepare([query, *candidates])
+        margins = np.empty(len(candidates), dtype=np.float32)
+        for grid, positions in self._bucket(candidates):
+            for start in range(0, len(positions), self.settings.batch_size):
+                part = positions[start : start + self.settings.batch_size]
+                margins[part] = self._score_batch(query, [candidates[i] for i in part], grid)
+        return margins
+
+    def _bucket(self, candidates: Sequence[ImageRecord]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """Yield (grid, positions): candidates of one grid make sequences of one length, which need no padding."""
+        buckets: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for position, record in enumerate(candidates):
+            buckets[self._grids[record.image_id]].append(position)
+        yield from buckets.items()
+
+    def _tokenize(self, grids: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Return the token ids (1, L) of the pair prompt for two images of these grids."""
+        pair = Instruction(
+            "evaluation", self.settings.task, (ImageReference(""), ImageReference("")), 2, Answer(match=True)
+        )
+        text = format_chat_prompt(render_prompt(pair))
+        merge = self.model.config.vision_config.spatial_merge_size**2
+        for grid in grids:
+            tokens = IMAGE_TOKENS.replace("<|image_pad|>", "<|image_pad|>" * (int(np.prod(grid)) // merge))
+            text = text.replace(IMAGE_MARK, tokens, 1)
+        ids = self.processor.tokenizer.encode(text, add_special_tokens=False)
+        return torch.tensor([ids], device=self.model.device)
+
+    @torch.inference_mode()
+    def _score_batch(
+        self, query: ImageRecord, candidates: Sequence[ImageRecord], grid: tuple[int, ...]
+    ) -> npt.NDArray[np.float32]:
+        grids = [self._grids[query.image_id], grid]
+        input_ids = self._tokenize(grids)
+        is_image = input_ids == self.model.config.image_token_id
+        position_ids, _ = self.model.model.get_rope_index(
+            input_ids, mm_token_type_ids=is_image.int(), image_grid_thw=torch.tensor(grids, device=input_ids.device)
+        )
+        count = len(candidates)
+        first = self._features[query.image_id].expand(count, -1, -1)
+        second = torch.stack([self._features[record.image_id] for record in candidates])
+        embeds = self.model.get_input_embeddings()(input_ids).repeat(count, 1, 1)
+        embeds[is_image.expand(count, -1)] = torch.cat([first, second], 1).flatten(0, 1).to(embeds.dtype)
+        hidden = self.model.model.language_model(
+            inputs_embeds=embeds, position_ids=position_ids.expand(-1, count, -1), use_cache=False
+        ).last_hidden_state[:, -1]
+        return (hidden.float() @ self._direction).cpu().numpy()

@@ -1,0 +1,122 @@
+"""The page of ranked galleries: one HTML file with its pictures inside, which opens from disk without a network.
+
+Last step of an evaluation, beside ``report``. The worst queries come first, since they are what one looks for.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from ..records import ImageRecord
+from ..shards import open_atomically
+from .filtering import open_image
+from .protocols import Protocol
+from .report import DEFINITIONS, Results
+from .ties import IntArray
+
+
+SHOWN = 10
+THUMBNAIL_SIZE = (96, 192)
+JPEG_QUALITY = 80
+
+
+def encode_thumbnail(path: Path) -> str:
+    """Return the image as a small JPEG in a data URI; empty if it cannot be read, as the page is no place to fail."""
+    try:
+        image = open_image(path)
+    except DataError:
+        return ""
+    image.thumbnail(THUMBNAIL_SIZE)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _view_image(record: ImageRecord, image_root: Path) -> dict[str, Any]:
+    return {
+        "picture": encode_thumbnail(image_root / record.path),
+        "image_id": record.image_id,
+        "person": record.person_id,
+        "camera": record.camera_id,
+    }
+
+
+def build_query_view(
+    protocol: Protocol,
+    query: int,
+    order: IntArray,
+    candidates: IntArray,
+    scores: npt.NDArray[np.float32],
+    matches: npt.NDArray[np.bool_],
+    average_precision: float,
+) -> dict[str, Any]:
+    """Return what the page shows of one query: its picture, the first ten, and the matches that are not among them.
+
+    Args:
+        protocol: names the images.
+        query: index of the query.
+        order: (N,) gallery indices in ranking order.
+        candidates: (K,) gallery indices that were scored.
+        scores: (K,) their scores.
+        matches: (G,) which gallery images are matches.
+        average_precision: of this query.
+    """
+    known = dict(zip(candidates.tolist(), scores.tolist(), strict=True))
+    is_match = matches[order]
+    missed = [rank for rank in np.flatnonzero(is_match).tolist() if rank >= SHOWN]
+
+    def view(rank: int) -> dict[str, Any]:
+        index = int(order[rank])
+        image = _view_image(protocol.gallery[index], protocol.image_root)
+        return {**image, "rank": rank + 1, "same": bool(is_match[rank]), "score": known.get(index)}
+
+    return {
+        "query": _view_image(protocol.queries[query], protocol.image_root),
+        "average_precision": average_precision,
+        "right_at_one": bool(is_match[0]),
+        "matches": int(is_match.sum()),
+        "top": [view(rank) for rank in range(min(SHOWN, len(order)))],
+        "missed": [view(rank) for rank in missed[:SHOWN]],
+        "missed_count": len(missed),
+    }
+
+
+def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
+    """Return the HTML of the page; every text from outside is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    ranking = results.ranking
+    figures = [("mAP", ranking.mean_ap), *((f"Rank-{k}", value) for k, value in ranking.cmc.items())]
+    figures += [("mINP", ranking.mean_inp), ("Filter recall", results.filter_recall)]
+    figures += [("Ceiling mAP", results.ceiling.mean_ap)]
+    settings = results.settings
+    scorer = settings.model_name_or_path if settings.backend == "transformers" else settings.backend
+    return environment.get_template("report.html.j2").render(
+        protocol=results.protocol,
+        scorer=scorer,
+        filter=settings.filter,
+        figures=figures,
+        definitions=DEFINITIONS,
+        views=views,
+        query_count=ranking.valid_queries,
+        wrong_count=sum(not view["right_at_one"] for view in views),
+    )
+
+
+def write_page(path: Path, results: Results, views: Sequence[Mapping[str, Any]]) -> None:
+    """Write the page, atomically."""
+    page = render_page(results, views)
+    with open_atomically(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")

@@ -1,0 +1,212 @@
+"""The results of an evaluation and how they are written: ``results.json``, ``rankings.parquet`` and a table in words.
+
+Last step of an evaluation, together with ``html``.
+"""
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from .. import __version__
+from ..config import EvalSettings
+from ..shards import read_json, write_json, write_shard
+from .metrics import RankingMetrics
+from .protocols import Protocol
+from .ties import IntArray
+
+
+RANKING_DEPTH = 100
+PACKAGES = ("numpy", "pyarrow", "pillow", "torch", "torchvision", "transformers", "llamafactory")
+
+RANKING_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("gallery_ids", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("matches", pa.list_(pa.bool_())),
+    ]
+)
+
+DEFINITIONS = {
+    "mAP": "mean over the valid queries of the mean precision at their matches",
+    "Rank-k": "share of valid queries with a match among the first k (standard CMC)",
+    "mINP": "mean over the valid queries of matches / rank of the last match",
+    "ties": "exact expectation over random order of equally scored images",
+    "tie_rate": "share of valid queries in which a match has the same score as a non-match",
+    "interval": "2.5 and 97.5 percentiles of mAP over 1,000 seeded resamples of the queries",
+    "ranking": "candidates by the scorer, then everything the filter left out, in baseline order",
+    "strict": "what the filter left out is not retrieved: matches there add nothing to mAP, miss in Rank-k, INP 0",
+    "ceiling": "a perfect scorer on the same candidates, the rest in baseline order",
+    "baseline": "the filter's own ranking",
+    "filter_recall": "mean over queries of the share of their matches that the filter kept",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Everything a finished evaluation knows.
+
+    Attributes:
+        settings: the evaluation.
+        protocol: queries, gallery, rules.
+        ranking: metrics of the full ranking, the ones to quote.
+        strict: the same with everything after the filter not retrieved.
+        ceiling: a perfect scorer inside the filter.
+        baseline: the filter's own ranking; None without a filter.
+        filter_recall: mean share of a query's matches that the filter kept.
+        pairs: number of (query, gallery image) pairs scored.
+        fingerprint: what the scores depend on.
+        scores_path: the saved scores.
+    """
+
+    settings: EvalSettings
+    protocol: Protocol
+    ranking: RankingMetrics
+    strict: RankingMetrics
+    ceiling: RankingMetrics
+    baseline: RankingMetrics | None
+    filter_recall: float
+    pairs: int
+    fingerprint: Mapping[str, Any]
+    scores_path: Path
+
+
+def _describe_metrics(metrics: RankingMetrics) -> dict[str, Any]:
+    return {
+        "mAP": metrics.mean_ap,
+        "mAP_interval": list(metrics.interval),
+        **{f"Rank-{k}": value for k, value in metrics.cmc.items()},
+        "mINP": metrics.mean_inp,
+        "tie_rate": metrics.tie_rate,
+        "valid_queries": metrics.valid_queries,
+    }
+
+
+def list_versions() -> dict[str, str | None]:
+    """Return the versions of Python, this package and those it computes with; None where one is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version(), "chatreid_plugin": __version__}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def describe_results(results: Results) -> dict[str, Any]:
+    """Return the content of ``results.json``: metrics as fractions, definitions, settings, versions, provenance."""
+    manifest = results.settings.manifest
+    provenance_file = manifest.with_name(manifest.name + ".json")
+    protocol = results.protocol
+    return {
+        "metrics": _describe_metrics(results.ranking),
+        "strict": _describe_metrics(results.strict),
+        "filter": {
+            "source": results.settings.filter,
+            "recall": results.filter_recall,
+            "mean_candidates": results.pairs / len(protocol.queries),
+            "ceiling": _describe_metrics(results.ceiling),
+            "baseline": None if results.baseline is None else _describe_metrics(results.baseline),
+        },
+        "protocol": {
+            "name": protocol.name,
+            "variant": protocol.variant,
+            "queries": len(protocol.queries),
+            "gallery": len(protocol.gallery),
+            "pairs_scored": results.pairs,
+            "average_precision": protocol.average_precision,
+            "cmc": protocol.cmc,
+            "ties": "expected",
+            "skipped_queries": [{"query": item.image_id, "reason": item.reason} for item in protocol.skipped],
+        },
+        "definitions": DEFINITIONS,
+        "settings": results.settings.model_dump(mode="json"),
+        "versions": list_versions(),
+        "provenance": {
+            "manifest": str(manifest),
+            "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+            "manifest_provenance": read_json(provenance_file),
+            "image_root": str(protocol.image_root),
+            "scores": str(results.scores_path),
+            "fingerprint": dict(results.fingerprint),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+
+
+def write_results(results: Results) -> dict[str, Any]:
+    """Write ``results.json`` into the output folder and return its content."""
+    content = describe_results(results)
+    write_json(results.settings.output_dir / "results.json", content)
+    return content
+
+
+def build_ranking_row(
+    protocol: Protocol,
+    query: int,
+    order: IntArray,
+    candidates: IntArray,
+    scores: npt.NDArray[np.float32],
+    matches: npt.NDArray[np.bool_],
+) -> dict[str, Any]:
+    """Return one row of ``rankings.parquet``: the first 100 gallery images of a query.
+
+    Args:
+        protocol: names the images.
+        query: index of the query.
+        order: (N,) gallery indices in ranking order.
+        candidates: (K,) gallery indices that were scored.
+        scores: (K,) their scores; images after the filter have none and get null.
+        matches: (G,) which gallery images are matches.
+    """
+    known = dict(zip(candidates.tolist(), scores.tolist(), strict=True))
+    shown: list[int] = order[:RANKING_DEPTH].tolist()
+    return {
+        "query_id": protocol.queries[query].image_id,
+        "gallery_ids": [protocol.gallery[index].image_id for index in shown],
+        "scores": [known.get(index) for index in shown],
+        "matches": matches[shown].tolist(),
+    }
+
+
+def write_rankings(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``rankings.parquet``, one row a query."""
+    write_shard(path, rows, RANKING_SCHEMA)
+
+
+def render_table(results: Results) -> str:
+    """Return the results as a small table in percent, with what the columns and rows mean."""
+    protocol, settings = results.protocol, results.settings
+    columns = {"ranking": results.ranking, "strict": results.strict, "ceiling": results.ceiling}
+    if results.baseline is not None:
+        columns["baseline"] = results.baseline
+    rows = [("mAP", [metrics.mean_ap for metrics in columns.values()])]
+    for k in results.ranking.cmc:
+        rows.append((f"Rank-{k}", [metrics.cmc[k] for metrics in columns.values()]))
+    rows.append(("mINP", [metrics.mean_inp for metrics in columns.values()]))
+    low, high = results.ranking.interval
+    scorer = settings.backend if settings.backend != "transformers" else str(settings.model_name_or_path)
+    lines = [
+        f"{protocol.name} ({protocol.variant}), scored by {scorer}",
+        f"{results.ranking.valid_queries:,} valid queries ({len(protocol.skipped):,} skipped), "
+        f"{len(protocol.gallery):,} gallery images, {results.pairs:,} pairs scored",
+        "",
+        f"{'%':<9}" + "".join(f"{name:>10}" for name in columns),
+        *(f"{name:<9}" + "".join(f"{100 * value:>10.2f}" for value in values) for name, values in rows),
+        "",
+        f"mAP interval {100 * low:.2f} to {100 * high:.2f}; filter {settings.filter}: recall "
+        f"{100 * results.filter_recall:.2f}, ceiling mAP {100 * results.ceiling.mean_ap:.2f}; "
+        f"tie rate {100 * results.ranking.tie_rate:.2f}",
+        "",
+        *(f"{name}: {DEFINITIONS[name]}." for name in ("mAP", "Rank-k", "mINP", "ties", *columns)),
+    ]
+    return "\n".join(lines)

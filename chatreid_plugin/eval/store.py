@@ -1,0 +1,126 @@
+"""Scores on disk, one flushed line per finished query, so that a killed evaluation goes on where it stopped.
+
+Between the scorer and the ranking. The first line says what the scores depend on (model, prompt, pixels, settings);
+the file is named after its digest, so another model or prompt starts another file and never mixes with this one.
+"""
+
+import base64
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from ..records import ImageRecord
+
+
+logger = logging.getLogger(__name__)
+
+ScoreArray = npt.NDArray[np.float32]
+
+
+def hash_candidates(query: ImageRecord, candidates: Sequence[ImageRecord]) -> str:
+    """Return a digest of the query, its candidates and their order."""
+    lines = [f"{record.image_id}\t{record.path}\t{record.width}x{record.height}" for record in (query, *candidates)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def digest_fingerprint(fingerprint: Mapping[str, Any]) -> str:
+    """Return a short digest of everything that changes scores."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class ScoreStore:
+    """The scores of one fingerprint, in ``<folder>/scores-<digest>.jsonl``; use it in a ``with`` block.
+
+    Scores are stored as base64 of little-endian float32, so they are read back bit by bit.
+
+    Raises:
+        DataError: the file was damaged otherwise than by a cut in its last line.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False):
+        """Open the file of this fingerprint and load what is finished; ``overwrite`` starts it anew."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"scores-{digest_fingerprint(fingerprint)}.jsonl"
+        self._finished: dict[str, tuple[str, ScoreArray]] = {}
+        header = json.dumps({"fingerprint": dict(fingerprint)}, sort_keys=True).encode() + b"\n"
+        others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path != self.path)
+        if overwrite:
+            self.path.unlink(missing_ok=True)
+        elif others and not self.path.exists():
+            logger.warning(
+                "%s holds scores of another model, prompt or setting (%s); they are kept, and this evaluation starts "
+                "a new file, %s.",
+                folder,
+                ", ".join(others),
+                self.path.name,
+            )
+        usable = self._read(header) if self.path.exists() else 0
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+        self._file.truncate(usable)
+        self._file.seek(usable)
+        if not usable:
+            self._write(header)
+
+    def _read(self, header: bytes) -> int:
+        """Load the finished queries; return how many bytes of the file are whole lines."""
+        content = self.path.read_bytes()
+        usable = content.rfind(b"\n") + 1
+        if usable < len(content):
+            logger.warning("%s ends in a torn line; that query is scored again.", self.path)
+        lines = content[:usable].splitlines(keepends=True)
+        if not lines:
+            return 0
+        if lines[0] != header:
+            raise DataError(f"{self.path}, line 1: not the header of these scores. Remove it or set overwrite=true.")
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                entry = json.loads(line)
+                scores = np.frombuffer(base64.b64decode(entry["scores"], validate=True), dtype="<f4")
+                self._finished[entry["query"]] = (entry["candidates"], scores.astype(np.float32))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{self.path}, line {number}: damaged ({error}). Remove the line, or set overwrite=true to score "
+                    "everything again."
+                ) from None
+        return usable
+
+    def _write(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def get(self, query: ImageRecord, candidates: Sequence[ImageRecord]) -> ScoreArray | None:
+        """Return the saved scores (K,) of a query, or None if it is unfinished or had other candidates."""
+        saved = self._finished.get(query.image_id)
+        if saved is None or saved[0] != hash_candidates(query, candidates) or len(saved[1]) != len(candidates):
+            return None
+        return saved[1]
+
+    def add(self, query: ImageRecord, candidates: Sequence[ImageRecord], scores: ScoreArray) -> None:
+        """Save the scores (K,) of a finished query; they are on disk when this returns."""
+        entry = {
+            "query": query.image_id,
+            "candidates": hash_candidates(query, candidates),
+            "scores": base64.b64encode(scores.astype("<f4").tobytes()).decode(),
+        }
+        self._write(json.dumps(entry).encode() + b"\n")
+        self._finished[query.image_id] = (entry["candidates"], scores.astype(np.float32))
+
+    def __enter__(self) -> "ScoreStore":
+        """Return the store."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file; what was added is already on disk."""
+        self._file.close()

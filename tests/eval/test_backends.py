@@ -1,0 +1,82 @@
+"""Tests of chatreid_plugin.eval.backends: scorers without a model, for which no model library is loaded."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatreid_plugin.config import EvalSettings
+from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.eval.backends import make_scorer
+from chatreid_plugin.eval.protocols import Protocol, load_protocol
+
+
+MakeWorld = Callable[..., Path]
+MakeSettings = Callable[..., EvalSettings]
+
+
+@pytest.fixture
+def protocol(make_world: MakeWorld, make_settings: MakeSettings) -> Protocol:
+    return load_protocol(make_settings(make_world()))
+
+
+def test_oracle_knows_the_person(protocol: Protocol, make_settings: MakeSettings) -> None:
+    scores = make_scorer(make_settings(Path()), protocol)(protocol.queries[1], protocol.gallery)
+    assert scores.dtype == np.float32
+    assert scores.tolist() == [0.0] * 3 + [1.0] * 3 + [0.0] * 6
+
+
+def test_random_depends_on_query_and_seed_alone(protocol: Protocol, make_settings: MakeSettings) -> None:
+    scorer = make_scorer(make_settings(Path(), backend="random", seed=3), protocol)
+    first = scorer(protocol.queries[0], protocol.gallery)
+    assert first.dtype == np.float32
+    assert np.array_equal(first, scorer(protocol.queries[0], protocol.gallery))
+    assert not np.array_equal(first, scorer(protocol.queries[1], protocol.gallery))
+    other = make_scorer(make_settings(Path(), backend="random", seed=4), protocol)
+    assert not np.array_equal(first, other(protocol.queries[0], protocol.gallery))
+
+
+def test_features_scores_are_dot_products(protocol: Protocol, make_settings: MakeSettings) -> None:
+    records = [*protocol.queries, *protocol.gallery]
+    vectors = np.random.default_rng(0).normal(size=(len(records), 5)).astype(np.float32)
+    features = {record.image_id: vector for record, vector in zip(records, vectors, strict=True)}
+    settings = make_settings(Path(), backend="features", filter="colour")
+    scorer = make_scorer(settings, protocol, features)
+    assert scorer(protocol.queries[2], protocol.gallery) == pytest.approx(vectors[4:] @ vectors[2], abs=1e-6)
+    assert scorer(protocol.queries[2], []).shape == (0,)
+    with pytest.raises(ConfigError, match="needs features"):
+        make_scorer(settings, protocol)
+
+
+def test_transformers_backend_is_loaded_when_asked_for(
+    protocol: Protocol, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    class TransformersScorer:
+        def __init__(self, settings: EvalSettings, image_root: Path) -> None:
+            made.append((settings.model_name_or_path, image_root))
+
+    module = ModuleType("chatreid_plugin.eval.backends.transformers")
+    module.TransformersScorer = TransformersScorer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    scorer = make_scorer(make_settings(Path(), backend="transformers", model_name_or_path="m"), protocol)
+    assert isinstance(scorer, TransformersScorer)
+    assert made == [("m", protocol.image_root)]
+
+
+def test_importing_the_evaluator_loads_no_model_library() -> None:
+    code = (
+        "import sys, chatreid_plugin.eval.pipeline\n"
+        "heavy = {'torch', 'transformers', 'torchvision', 'chatreid_plugin.engine', 'chatreid_plugin.training'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    # The plugin's own start-up hook is switched off, so that only the evaluator's imports are seen.
+    environment = {"CHATREID_PLUGIN": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

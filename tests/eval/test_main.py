@@ -1,0 +1,106 @@
+"""Tests of python -m chatreid_plugin.eval: output, exit codes, and the YAML files that are shipped."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from chatreid_plugin.config import EvalSettings, load_settings
+from chatreid_plugin.eval import __main__ as command
+from chatreid_plugin.eval.__main__ import main
+
+
+MakeWorld = Callable[..., Path]
+
+YAMLS = sorted((Path(__file__).parents[2] / "eval").glob("*.yaml"))
+
+
+@pytest.fixture
+def config(make_world: MakeWorld, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    lines = ["protocol: folder", f"manifest: {make_world()}", "backend: oracle", "filter: colour"]
+    path.write_text("\n".join([*lines, f"output_dir: {tmp_path / 'out'}"]))
+    return path
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
+def test_shipped_yaml_is_valid_and_launches_itself(path: Path) -> None:
+    settings = load_settings(path, [], EvalSettings)
+    assert settings.protocol == path.stem
+    text = path.read_text()
+    assert f"python -m chatreid_plugin.eval eval/{path.name}" in text
+    assert all(f"### {part}" in text for part in ("data", "model", "filter", "scoring", "output"))
+    for line in text.splitlines():
+        if line.startswith("# python"):
+            load_settings(path, [word for word in line.split() if "=" in word], EvalSettings)
+
+
+def test_there_is_a_yaml_for_each_protocol() -> None:
+    assert {path.stem for path in YAMLS} == {"market1501", "folder"}
+
+
+def test_prints_a_table_and_writes_the_files(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config)]) == 0
+    output = capsys.readouterr().out
+    assert "mAP          100.00" in output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("scores-")) == [
+        "rankings.parquet",
+        "report.html",
+        "results.json",
+    ]
+
+
+def test_json_prints_json_alone(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config), "--json", "top_k=5"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["settings"]["top_k"] == 5
+    assert content == json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_dry_run_writes_nothing(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dry-run", str(config), "max_queries=3"]) == 0
+    assert "3 queries" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_key_is_one_clear_error(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config), "topk=5"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("Error:") == 1
+    assert "topk: Extra inputs are not permitted" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_missing_configuration_is_a_configuration_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "absent.yaml")]) == 2
+    assert "absent.yaml does not exist" in capsys.readouterr().err
+
+
+def test_missing_manifest_is_a_data_error(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config), "manifest=absent.parquet"]) == 3
+    assert "absent.parquet does not exist" in capsys.readouterr().err
+
+
+def test_query_without_a_match_is_named_with_its_reason(
+    config: Path, make_world: MakeWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_world([("query", "1", "1"), ("gallery", "1", "1")])
+    assert main([str(config)]) == 3
+    message = capsys.readouterr().err
+    assert "only seen by the query's own camera 1" in message
+    assert "camera_rule=false" in message
+
+
+def test_interruption_shows_the_line_that_resumes(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(settings: EvalSettings) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_evaluation", interrupt)
+    assert main([str(config), "top_k=5", "overwrite=true"]) == 130
+    line = f"python -m chatreid_plugin.eval {config} top_k=5 overwrite=false"
+    assert line in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""Tests of chatreid_plugin.eval.pipeline: whole evaluations on a tiny data set, resumed, changed and refused."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from chatreid_plugin.config import EvalSettings
+from chatreid_plugin.errors import UpstreamError
+from chatreid_plugin.eval import pipeline
+from chatreid_plugin.eval.pipeline import describe_fingerprint, describe_plan, run_evaluation
+from chatreid_plugin.records import ImageRecord
+
+
+MakeWorld = Callable[..., Path]
+MakeSettings = Callable[..., EvalSettings]
+
+
+class CountingScorer:
+    """Scores like the oracle, keeps a log, and may be interrupted or give another shape or value."""
+
+    fingerprint = "weights-1"
+
+    def __init__(self, stop_after: int | None = None, wrong: float | None = None, extra: int = 0) -> None:
+        self.stop_after, self.wrong, self.extra = stop_after, wrong, extra
+        self.scored: list[str] = []
+        self.prepared: list[list[str]] = []
+
+    def prepare(self, records: Sequence[ImageRecord]) -> None:
+        self.prepared.append([record.image_id for record in records])
+
+    def __call__(self, query: ImageRecord, candidates: Sequence[ImageRecord]) -> npt.NDArray[np.float32]:
+        if self.stop_after is not None and len(self.scored) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.scored.append(query.image_id)
+        values = [float(record.person_id == query.person_id) for record in candidates] + [0.0] * self.extra
+        return np.array(values if self.wrong is None else [self.wrong, *values[1:]], dtype=np.float32)
+
+
+def use_scorer(monkeypatch: pytest.MonkeyPatch, scorer: CountingScorer) -> CountingScorer:
+    def make_scorer(*arguments: object) -> CountingScorer:
+        return scorer
+
+    monkeypatch.setattr(pipeline, "make_scorer", make_scorer)
+    return scorer
+
+
+def test_oracle_is_perfect(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    results = run_evaluation(make_settings(make_world()))
+    assert results.ranking.mean_ap == results.ranking.cmc[1] == results.ranking.mean_inp == 1.0
+    assert results.strict.mean_ap == results.filter_recall == 1.0
+    assert results.pairs == 4 * 11
+    assert results.baseline is None
+    assert results.ranking.tie_rate == 0.0
+
+
+def test_features_backend_equals_the_baseline(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    results = run_evaluation(make_settings(make_world(), backend="features", filter="colour"))
+    assert results.baseline is not None
+    assert results.ranking.mean_ap == pytest.approx(results.baseline.mean_ap)
+    assert results.ranking.cmc == pytest.approx(results.baseline.cmc)
+
+
+def test_filter_bounds_what_the_oracle_can_reach(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    changes = {"filter": "colour", "top_k": 1, "floor": 0}
+    results = run_evaluation(make_settings(make_world(), **changes))
+    assert results.pairs == 4
+    assert results.filter_recall == 0.5
+    assert results.ranking.mean_ap == results.ceiling.mean_ap >= results.strict.mean_ap == 0.5
+    assert results.strict.mean_inp == 0.0
+
+
+def test_random_is_repeatable(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:
+    manifest = make_world()
+    first = run_evaluation(make_settings(manifest, backend="random", output_dir=tmp_path / "a"))
+    second = run_evaluation(make_settings(manifest, backend="random", output_dir=tmp_path / "b"))
+    assert first.ranking.mean_ap == second.ranking.mean_ap < 1.0
+    assert (tmp_path / "a" / "rankings.parquet").read_bytes() == (tmp_path / "b" / "rankings.parquet").read_bytes()
+
+
+def test_resumes_after_an_interruption_and_a_torn_line(
+    make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(make_world(), backend="transformers", model_name_or_path="m")
+    use_scorer(monkeypatch, CountingScorer(stop_after=3))
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(settings)
+    (saved,) = settings.output_dir.glob("scores-*.jsonl")
+    saved.write_bytes(saved.read_bytes()[:-7])
+    assert not (settings.output_dir / "results.json").exists()
+
+    scorer = use_scorer(monkeypatch, CountingScorer())
+    assert run_evaluation(settings).ranking.mean_ap == 1.0
+    assert len(scorer.scored) == 2
+    assert len(scorer.prepared) == 1
+    assert scorer.prepared[0][:2] == scorer.scored
+
+    scorer = use_scorer(monkeypatch, CountingScorer())
+    assert run_evaluation(settings).ranking.mean_ap == 1.0
+    assert scorer.scored == scorer.prepared == []
+
+    scorer = use_scorer(monkeypatch, CountingScorer())
+    run_evaluation(settings.model_copy(update={"overwrite": True}))
+    assert len(scorer.scored) == 4
+
+
+def test_prepares_each_needed_image_once(
+    make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = use_scorer(monkeypatch, CountingScorer())
+    changes = {"filter": "colour", "top_k": 2, "floor": 0, "backend": "transformers", "model_name_or_path": "m"}
+    run_evaluation(make_settings(make_world(), **changes))
+    (prepared,) = scorer.prepared
+    assert len(prepared) == len(set(prepared)) == 4 + 8
+
+
+@pytest.mark.parametrize("changes", [{"image_max_pixels": 1000}, {"chatreid_stage": 2}, {"model_name_or_path": "n"}])
+def test_scores_anew_when_something_that_matters_changed(
+    make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    settings = make_settings(make_world(), backend="transformers", model_name_or_path="m")
+    use_scorer(monkeypatch, CountingScorer())
+    run_evaluation(settings)
+    scorer = use_scorer(monkeypatch, CountingScorer())
+    run_evaluation(settings.model_copy(update=changes))
+    assert len(scorer.scored) == 4
+
+
+def test_fingerprint_has_the_weights_but_not_the_batch_size(make_settings: MakeSettings) -> None:
+    settings = make_settings(Path(), backend="transformers", model_name_or_path="m")
+    first = describe_fingerprint(settings, CountingScorer())
+    assert first["weights"] == "weights-1"
+    assert first == describe_fingerprint(settings.model_copy(update={"batch_size": 7}), CountingScorer())
+
+
+@pytest.mark.parametrize("scorer", [CountingScorer(wrong=float("nan")), CountingScorer(extra=1)])
+def test_refuses_scores_that_make_no_sense(
+    make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, scorer: CountingScorer
+) -> None:
+    use_scorer(monkeypatch, scorer)
+    with pytest.raises(UpstreamError, match="The scorer gave"):
+        run_evaluation(make_settings(make_world()))
+
+
+def test_dry_run_counts_and_writes_nothing(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    settings = make_settings(make_world(), filter="colour", top_k=5)
+    text = describe_plan(settings)
+    assert "4 queries (0 skipped), 12 gallery images, at most 20 pairs" in text
+    assert not settings.output_dir.exists()

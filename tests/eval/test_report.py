@@ -1,0 +1,137 @@
+"""Tests of chatreid_plugin.eval.report and html: what the files hold, and that the page needs nothing else."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatreid_plugin.config import EvalSettings
+from chatreid_plugin.eval.html import encode_thumbnail
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.report import RANKING_SCHEMA, render_table
+from chatreid_plugin.shards import read_json, read_shard
+
+
+MakeWorld = Callable[..., Path]
+MakeSettings = Callable[..., EvalSettings]
+
+
+def test_results_json_says_how_it_came_about(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    settings = make_settings(make_world(), filter="colour", top_k=3)
+    results = run_evaluation(settings)
+    content = read_json(settings.output_dir / "results.json")
+    assert content["metrics"]["mAP"] == results.ranking.mean_ap
+    assert set(content["metrics"]) >= {"mAP", "mAP_interval", "Rank-1", "Rank-20", "mINP", "tie_rate", "valid_queries"}
+    assert content["strict"]["mAP"] == results.strict.mean_ap
+    assert content["filter"]["recall"] == results.filter_recall
+    assert content["filter"]["mean_candidates"] == 3
+    assert content["protocol"]["pairs_scored"] == 12
+    assert content["settings"]["top_k"] == 3
+    assert content["versions"]["numpy"]
+    assert content["provenance"]["manifest_provenance"]["source"] == "test"
+    assert len(content["provenance"]["manifest_sha256"]) == 64
+    assert Path(content["provenance"]["scores"]).is_file()
+
+
+def test_skipped_queries_are_in_the_results(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    items = [("query", "1", "1"), ("query", "2", "1"), ("gallery", "1", "2"), ("gallery", "2", "1")]
+    settings = make_settings(make_world(items))
+    assert "1 valid queries (1 skipped)" in render_table(run_evaluation(settings))
+    (skipped,) = read_json(settings.output_dir / "results.json")["protocol"]["skipped_queries"]
+    assert "only seen by the query's own camera 1" in skipped["reason"]
+
+
+def test_rankings_list_candidates_first_and_then_the_tail(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    settings = make_settings(make_world(), filter="colour", top_k=3, floor=0)
+    run_evaluation(settings)
+    rows = read_shard(settings.output_dir / "rankings.parquet", RANKING_SCHEMA).to_pylist()
+    assert len(rows) == 4
+    for row in rows:
+        assert len(row["gallery_ids"]) == len(row["scores"]) == len(row["matches"]) == 11
+        assert row["scores"][:3] == sorted(row["scores"][:3], reverse=True)
+        assert row["scores"][3:] == [None] * 8
+        assert sum(row["matches"]) == 2
+        assert all(item.startswith("tiny/gallery/") for item in row["gallery_ids"])
+
+
+def test_table_is_in_percent_with_its_definitions(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    table = render_table(run_evaluation(make_settings(make_world(), filter="colour")))
+    assert re.search(r"^mAP +100\.00 +100\.00 +100\.00 +\d+\.\d\d$", table, re.MULTILINE)
+    for word in ("Rank-20", "mINP", "strict: ", "ceiling: ", "baseline: ", "tie rate", "recall 100.00"):
+        assert word in table
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes, and checks that tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def find(self, tag: str, kind: str = "") -> list[dict[str, Any]]:
+        return [values for name, values in self.tags if name == tag and kind in (values.get("class") or "")]
+
+
+def test_page_needs_nothing_from_elsewhere(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    settings = make_settings(make_world(), backend="random", report_queries=3)
+    results = run_evaluation(settings)
+    text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert "http" not in text.replace("data:image", "")
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.find("img"))
+    assert all(image["alt"] for image in page.find("img"))
+    assert not page.find("link")
+    assert len(page.find("section")) == 3
+    shown = [float(value) for value in re.findall(r"<h2>AP ([\d.]+)", text)]
+    assert shown == sorted(shown)
+    assert shown == [round(100 * value, 2) for value in sorted(results.ranking.average_precisions)[:3]]
+    assert text.count("✓</span>") + text.count("✗</span>") == len(page.find("figure", "same")) + len(
+        page.find("figure", "other")
+    )
+
+
+def test_page_shows_missed_matches_below_the_first_ten(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    items = [("query", "1", "1"), ("gallery", "1", "2")] + [("gallery", "2", str(camera)) for camera in range(14)]
+    settings = make_settings(make_world(items), backend="random", filter="none", seed=1)
+    results = run_evaluation(settings)
+    text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    assert results.ranking.cmc[10] == 0.0
+    assert "Missed: 1 match below" in text
+    assert len(Page(text).find("figure", "same")) == 1
+
+
+def test_page_escapes_text_from_outside(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    items = [("query", "1", "<script>x</script>".replace("/", "")), ("gallery", "1", "2"), ("gallery", "3", "<b>")]
+    settings = make_settings(make_world(items))
+    run_evaluation(settings)
+    text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    assert "cam &lt;script&gt;" in text
+    assert "cam <" not in text
+
+
+def test_page_is_written_when_no_query_is_to_be_shown(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    settings = make_settings(make_world(), report_queries=0)
+    run_evaluation(settings)
+    assert "report_queries: 0" in (settings.output_dir / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_thumbnail_is_empty_when_the_image_is_unreadable(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    assert encode_thumbnail(path) == ""

@@ -1,0 +1,109 @@
+"""Tests of chatreid_plugin.eval.store: exact scores, resume after a cut, another fingerprint, damage."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatreid_plugin.errors import DataError
+from chatreid_plugin.eval.store import ScoreStore
+from chatreid_plugin.records import ImageRecord
+from chatreid_plugin.shards import read_manifest
+
+
+FINGERPRINT: dict[str, Any] = {"model": "one", "pixels": 784}
+SCORES = np.array([0.1, -3e38, 1e-38, 16777216.0], dtype=np.float32)
+
+
+@pytest.fixture
+def records(make_world: Callable[..., Path]) -> list[ImageRecord]:
+    return read_manifest(make_world(images=False))[0]
+
+
+def fill(folder: Path, records: list[ImageRecord], count: int = 3) -> Path:
+    with ScoreStore(folder, FINGERPRINT) as store:
+        for number, query in enumerate(records[:count]):
+            store.add(query, records[4:8], SCORES + np.float32(number))
+        return store.path
+
+
+def read(folder: Path, records: list[ImageRecord], fingerprint: dict[str, Any] = FINGERPRINT) -> list[Any]:
+    with ScoreStore(folder, fingerprint) as store:
+        return [store.get(query, records[4:8]) for query in records[:3]]
+
+
+def test_gives_back_the_same_bits(tmp_path: Path, records: list[ImageRecord]) -> None:
+    fill(tmp_path, records)
+    for number, scores in enumerate(read(tmp_path, records)):
+        assert scores.dtype == np.float32
+        assert scores.tobytes() == (SCORES + np.float32(number)).tobytes()
+
+
+@pytest.mark.parametrize("cut", [1, 10, 60])
+def test_drops_a_torn_last_line_and_goes_on(
+    tmp_path: Path, records: list[ImageRecord], cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = fill(tmp_path, records)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    with ScoreStore(tmp_path, FINGERPRINT) as store:
+        assert store.get(records[1], records[4:8]) is not None
+        assert store.get(records[2], records[4:8]) is None
+        store.add(records[2], records[4:8], SCORES + np.float32(2))
+    assert path.read_bytes() == whole
+    assert "torn line" in caplog.text
+
+
+@pytest.mark.parametrize("left", [0, 5])
+def test_starts_over_when_the_header_is_torn(tmp_path: Path, records: list[ImageRecord], left: int) -> None:
+    path = fill(tmp_path, records)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left])
+    assert read(tmp_path, records) == [None] * 3
+    fill(tmp_path, records)
+    assert path.read_bytes() == whole
+
+
+def test_starts_a_new_file_and_says_so_when_the_fingerprint_changed(
+    tmp_path: Path, records: list[ImageRecord], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = fill(tmp_path, records)
+    with caplog.at_level(logging.WARNING):
+        assert read(tmp_path, records, FINGERPRINT | {"model": "two"}) == [None] * 3
+    assert path.name in caplog.text
+    assert "another model, prompt or setting" in caplog.text
+    assert len(list(tmp_path.glob("scores-*.jsonl"))) == 2
+    assert all(scores is not None for scores in read(tmp_path, records))
+
+
+def test_scores_again_when_the_candidates_changed(tmp_path: Path, records: list[ImageRecord]) -> None:
+    fill(tmp_path, records)
+    with ScoreStore(tmp_path, FINGERPRINT) as store:
+        assert store.get(records[0], records[4:9]) is None
+        assert store.get(records[0], records[7:3:-1]) is None
+
+
+def test_overwrite_forgets_everything(tmp_path: Path, records: list[ImageRecord]) -> None:
+    fill(tmp_path, records)
+    with ScoreStore(tmp_path, FINGERPRINT, overwrite=True) as store:
+        assert store.get(records[0], records[4:8]) is None
+    assert read(tmp_path, records) == [None] * 3
+
+
+@pytest.mark.parametrize("line", [b"not json\n", b"{}\n", b"[1]\n", b'{"query":"a","candidates":"b","scores":"!"}\n'])
+def test_names_the_line_when_the_middle_is_damaged(tmp_path: Path, records: list[ImageRecord], line: bytes) -> None:
+    path = fill(tmp_path, records)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
+    with pytest.raises(DataError, match=rf"{path.name}, line 3: damaged"):
+        ScoreStore(tmp_path, FINGERPRINT)
+
+
+def test_refuses_a_file_with_another_header(tmp_path: Path, records: list[ImageRecord]) -> None:
+    path = fill(tmp_path, records)
+    path.write_bytes(path.read_bytes().replace(b'"one"', b'"two"'))
+    with pytest.raises(DataError, match="line 1: not the header"):
+        ScoreStore(tmp_path, FINGERPRINT)
