@@ -11,7 +11,7 @@ from typing import Any
 
 from llamafactory.hparams.data_args import DataArguments
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UpstreamError
 from ..images import ImagePolicy
 from .checkpoint import compose_checkpoint, find_local_checkpoint
 from .compat import ARGUMENT_LISTS, get_function, get_upstream
@@ -69,14 +69,21 @@ class ChatReIDDataArguments(DataArguments):
 def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> None:
     """Act on the parsed keys: hand the stage to the model loader, compose the swapped checkpoint.
 
-    Every node's first process composes; the others wait and then load the same folder.
+    Every node's first process composes (with ``data_shared_file_system: true``, only the first node's); the others
+    wait and then load the same folder.
+
+    Raises:
+        ConfigError: the swap is impossible.
+        UpstreamError: a hook that the run needs has failed.
     """
+    _refuse_failed_hooks(data_args)
     finetuning_args.chatreid_stage = data_args.chatreid_stage
     finetuning_args.chatreid_projector = data_args.chatreid_projector
     if data_args.chatreid_encoder is None or not training_args.do_train:
         return
     output = Path(training_args.output_dir) / COMPOSED_FOLDER
-    with training_args.main_process_first(local=True, desc="compose the Stage 2 checkpoint"):
+    local = not data_args.data_shared_file_system
+    with training_args.main_process_first(local=local, desc="compose the Stage 2 checkpoint"):
         compose_checkpoint(
             find_local_checkpoint(data_args.chatreid_encoder, model_args, "chatreid_encoder"),
             find_local_checkpoint(model_args.model_name_or_path, model_args, "model_name_or_path"),
@@ -86,13 +93,21 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
     model_args.model_name_or_path = str(output)
 
 
+def _refuse_failed_hooks(data_args: Any) -> None:
+    """Stop a run that uses the plugin while a part of it is not at work; stock runs go on."""
+    from .hooks import list_hooks  # late: hooks.py imports this module
+
+    used = data_args.chatreid_stage is not None or data_args.chatreid_encoder is not None or data_args.chatreid_lazy
+    failed = [hook for hook in list_hooks() if hook.state == "failed"]
+    if failed and (used or str(data_args.template).startswith("chatreid")):
+        raise UpstreamError("; ".join(f"{h.name} is not at work: {h.reason}" for h in failed))
+
+
 def extend_parser(module: ModuleType) -> None:
     """Replace DataArguments inside ``llamafactory.hparams.parser`` and act after arguments are parsed."""
+    # All checks come first: keys that are known but not acted on would be worse than none.
     stock = get_upstream(module, "DataArguments")
-    for name in ARGUMENT_LISTS:
-        classes = get_upstream(module, name)
-        classes[:] = [ChatReIDDataArguments if item is stock else item for item in classes]
-    module.DataArguments = ChatReIDDataArguments  # type: ignore[attr-defined]
+    lists = [get_upstream(module, name) for name in ARGUMENT_LISTS]
     get_train_args = get_function(module, "get_train_args")
     get_infer_args = get_function(module, "get_infer_args")
 
@@ -109,5 +124,11 @@ def extend_parser(module: ModuleType) -> None:
         finetuning_args.chatreid_stage = data_args.chatreid_stage
         return parsed
 
+    for classes in lists:
+        classes[:] = [ChatReIDDataArguments if item is stock else item for item in classes]
+    module.DataArguments = ChatReIDDataArguments  # type: ignore[attr-defined]
+    # Pickled under the name that it now has there: a spawned worker that unpickled it from this module would import
+    # LLaMA-Factory while this module is half-loaded, and the hook, which needs this module, would fail.
+    ChatReIDDataArguments.__module__, ChatReIDDataArguments.__qualname__ = module.__name__, "DataArguments"
     module.get_train_args = get_chatreid_train_args  # type: ignore[attr-defined]
     module.get_infer_args = get_chatreid_infer_args  # type: ignore[attr-defined]

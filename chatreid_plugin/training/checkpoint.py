@@ -4,13 +4,14 @@ A folder (not a change to a loaded model) works unchanged under DDP, ZeRO-3, FSD
 """
 
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import ConfigError, UpstreamError
@@ -42,16 +43,25 @@ def find_local_checkpoint(name: str, model_args: Any, key: str) -> Path:
         raise ConfigError(f"{key}: {name} is neither a folder nor a hub model that can be fetched: {error}") from None
 
 
+def _open_weights(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} is not a readable safetensors file (missing or cut short?): {error}") from None
+
+
 def find_weight_files(folder: Path) -> dict[str, Path]:
     """Return tensor name -> safetensors file of a checkpoint folder.
 
     Raises:
-        ConfigError: the folder is missing or has no safetensors weights.
+        ConfigError: the folder is missing, has no safetensors weights or one that cannot be read.
     """
     if not folder.is_dir():
         raise ConfigError(f"Checkpoint folder {folder} does not exist.")
     if (folder / INDEX).is_file():
-        names: dict[str, str] = read_json(folder / INDEX)["weight_map"]
+        names: dict[str, str] | None = read_json(folder / INDEX).get("weight_map")
+        if not names:
+            raise ConfigError(f"{folder / INDEX} has no weight_map: it is no index of safetensors files.")
         return {tensor: folder / file for tensor, file in names.items()}
     if not (folder / WEIGHTS).is_file():
         found = ", ".join(sorted(item.name for item in folder.iterdir())) or "nothing"
@@ -59,7 +69,7 @@ def find_weight_files(folder: Path) -> dict[str, Path]:
             f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); found: {found}. If it holds DeepSpeed "
             "shards, consolidate them first: python zero_to_fp32.py . OUTPUT --safe_serialization."
         )
-    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+    with _open_weights(folder / WEIGHTS) as tensors:
         return dict.fromkeys(tensors.keys(), folder / WEIGHTS)
 
 
@@ -75,7 +85,7 @@ def find_vision_suffix(tensor: str) -> str | None:
 def _read_shapes(files: dict[str, Path], tensors: dict[str, str]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(set(files.values())):
-        with safe_open(path, framework="pt") as opened:
+        with _open_weights(path) as opened:
             names = {name for name, file in files.items() if file == path}
             shapes |= {s: tuple(opened.get_slice(n).get_shape()) for s, n in tensors.items() if n in names}
     return shapes
@@ -87,13 +97,13 @@ def _match_vision_tensors(encoder: Path, decoder: Path, projector: str) -> dict[
     Raises:
         ConfigError: another architecture, other tensors or other shapes.
     """
+    weights = [find_weight_files(folder) for folder in (encoder, decoder)]
     kinds = [read_json(folder / "config.json").get("model_type") for folder in (encoder, decoder)]
     if kinds[0] != kinds[1]:
         raise ConfigError(f"The encoder {encoder} is a {kinds[0]}, the decoder {decoder} a {kinds[1]}: cannot swap.")
     found: list[dict[str, str]] = []
     shapes: list[dict[str, tuple[int, ...]]] = []
-    for folder in (encoder, decoder):
-        files = find_weight_files(folder)
+    for folder, files in zip((encoder, decoder), weights, strict=True):
         tensors = {suffix: name for name in files if (suffix := find_vision_suffix(name)) is not None}
         if not tensors:
             raise ConfigError(f"{folder} has no vision tensors (visual.*): it is not a vision-language checkpoint.")
@@ -128,9 +138,9 @@ def compute_fingerprint(encoder: Path, decoder: Path, projector: str) -> str:
 def _write_weights(encoder: Path, decoder: Path, replaced: dict[str, str], output: Path) -> None:
     encoder_files = find_weight_files(encoder)
     decoder_files = find_weight_files(decoder)
-    sources = {path: safe_open(path, framework="pt") for path in sorted(set(encoder_files.values()))}
+    sources = {path: _open_weights(path) for path in sorted(set(encoder_files.values()))}
     for path in sorted(set(decoder_files.values())):
-        with safe_open(path, framework="pt") as opened:
+        with _open_weights(path) as opened:
             tensors = {
                 name: sources[encoder_files[replaced[name]]].get_tensor(replaced[name])
                 if name in replaced
@@ -163,7 +173,9 @@ def compose_checkpoint(encoder: Path, decoder: Path, output: Path, projector: st
             raise UpstreamError(f"{output} exists and is no composed checkpoint; choose another folder or remove it.")
         if read_json(output / MARKER)["fingerprint"] == fingerprint:
             return output
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    # The host's name: on a shared file system, two nodes may have the same process id.
+    temporary = output.with_name(f".{output.name}.{platform.node()}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run; containers give the same ids again
     temporary.mkdir(parents=True)
     try:
         for path in sorted(decoder.iterdir()):

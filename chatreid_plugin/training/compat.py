@@ -31,6 +31,11 @@ WRAPPED_FUNCTIONS = (
     UpstreamFunction("llamafactory.data.parser", "DatasetAttr.join", ("self", "attr")),
     UpstreamFunction("llamafactory.data.template", "get_template_and_fix_tokenizer", ("tokenizer", "data_args")),
     UpstreamFunction(
+        "llamafactory.data.loader",
+        "_load_single_dataset",
+        ("dataset_attr", "model_args", "data_args", "training_args"),
+    ),
+    UpstreamFunction(
         "llamafactory.data.loader", "align_dataset", ("dataset", "dataset_attr", "data_args", "training_args")
     ),
     UpstreamFunction(
@@ -59,6 +64,15 @@ WRAPPED_FUNCTIONS = (
 
 # Lists of argument classes inside llamafactory.hparams.parser, in which DataArguments is replaced in place.
 ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS")
+
+# Names that are used as they are: module -> what `get_upstream` is asked for.
+USED_NAMES: dict[str, tuple[str, ...]] = {
+    "llamafactory.hparams.parser": ("DataArguments", *ARGUMENT_LISTS),
+    "llamafactory.data.converter": ("register_dataset_converter",),
+    "llamafactory.data.parser": ("DatasetAttr",),
+    "llamafactory.data.mm_plugin": ("register_mm_plugin", "Qwen2VLPlugin"),
+    "llamafactory.data.template": ("TEMPLATES", "get_mm_plugin"),
+}
 
 
 def find_version() -> str:

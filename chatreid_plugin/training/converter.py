@@ -6,8 +6,6 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from llamafactory.data.converter import DatasetConverter
-
 from ..records import Instruction, convert_row_to_instruction
 from ..tasks import TASKS, render_answer, render_prompt
 from .compat import get_function, get_upstream
@@ -53,8 +51,16 @@ def convert_record(record: Instruction, image_root: str) -> dict[str, Any]:
 
 
 @dataclass
-class ChatReIDConverter(DatasetConverter):
-    """The converter of the eager mode; the lazy mode calls ``convert_record`` itself."""
+class ChatReIDConverter:
+    """The converter of the eager mode; the lazy mode calls ``convert_record`` itself.
+
+    It is called like LLaMA-Factory's ``DatasetConverter`` but does not inherit from it: a spawned worker imports this
+    module first, to unpickle a ``LazyTokenizer``, and importing LLaMA-Factory from here would call the hook that needs
+    this module while it is half-loaded.
+    """
+
+    dataset_attr: Any
+    data_args: Any
 
     def __post_init__(self) -> None:
         self.image_root = find_image_root(self.dataset_attr, self.data_args)

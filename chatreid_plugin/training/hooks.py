@@ -75,6 +75,13 @@ def apply(module_name: str, module: ModuleType) -> None:
     _show_user_errors_briefly()
 
 
+def _close_progress_bars() -> None:
+    # An open bar would share the message's line, and be drawn once more below it as the process ends.
+    bars = getattr(getattr(sys.modules.get("tqdm.std"), "tqdm", None), "_instances", ())
+    for bar in list(bars):
+        bar.close()
+
+
 def _show_user_errors_briefly() -> None:
     """Print our own errors as one message: a user who mistyped a key needs no traceback through LLaMA-Factory."""
     previous = sys.excepthook
@@ -83,7 +90,10 @@ def _show_user_errors_briefly() -> None:
 
     def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if isinstance(error, ChatReIDError):
-            print(f"chatreid: {kind.__name__}: {error}", file=sys.stderr)
+            # An error from a data loader worker arrives as the worker's whole traceback; the message is its end.
+            message = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()
+            _close_progress_bars()
+            print(f"chatreid: {kind.__name__}: {message}", file=sys.stderr)
         else:
             previous(kind, error, traceback)
 

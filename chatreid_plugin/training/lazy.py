@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..records import convert_row_to_instruction
 from .compat import get_function
 from .converter import FORMATTING, convert_record, find_image_root
+from .shard_check import extend_shard_loading
 
 
 ROOT_COLUMN = "chatreid_root"
@@ -49,7 +50,8 @@ def extend_loader(module: ModuleType) -> None:
 
     @wraps(align_dataset)
     def align_lazily(dataset: Any, dataset_attr: Any, data_args: Any, training_args: Any) -> Any:
-        if not data_args.chatreid_lazy:
+        # getattr: if the hook of the arguments failed, stock data sets must still load.
+        if not getattr(data_args, "chatreid_lazy", False):
             return align_dataset(dataset, dataset_attr, data_args, training_args)
         _check_lazy(dataset_attr, data_args)
         root = find_image_root(dataset_attr, data_args)
@@ -78,6 +80,7 @@ def extend_loader(module: ModuleType) -> None:
             dataset_processor.print_data_example(lazy[0])
         return lazy
 
+    extend_shard_loading(module)
     module.align_dataset = align_lazily  # type: ignore[attr-defined]
     module._get_preprocessed_dataset = preprocess_lazily  # type: ignore[attr-defined]
 

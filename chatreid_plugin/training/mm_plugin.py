@@ -1,13 +1,15 @@
 """LLaMA-Factory's Qwen2-VL plugin with the stage's image policy, and token counts from sizes instead of pixels."""
 
+import struct
 from dataclasses import dataclass, field
 from io import BytesIO
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from llamafactory.data.mm_plugin import Qwen2VLPlugin
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import DataError
 from ..images import (
@@ -22,6 +24,9 @@ from .compat import get_function, get_upstream
 
 
 PLUGIN_NAME = "chatreid_qwen2_vl"
+
+# What Pillow raises for damaged files of one format or another.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def _describe(image: Any) -> str:
@@ -48,7 +53,7 @@ def open_image(image: Any) -> Image.Image:
         return Image.open(source)
     except FileNotFoundError:
         raise DataError(f"Image {_describe(image)} does not exist.") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except DAMAGE as error:
         raise DataError(f"Image {_describe(image)} cannot be opened: {error}") from None
 
 
@@ -63,6 +68,26 @@ def read_size(image: Any) -> tuple[int, int]:
     return size
 
 
+def _check_size(image: Any, size: tuple[int, int]) -> None:
+    # The tokens were counted from the record's size: another image would stop the model with a shape mismatch.
+    if isinstance(image, dict) and image.get("width") and image.get("height"):
+        stated = image["width"], image["height"]
+        if stated != size:
+            raise DataError(
+                f"Image {_describe(image)} is {size[0]}x{size[1]} pixels, but the record says "
+                f"{stated[0]}x{stated[1]}: the file has been replaced. Build the records again."
+            )
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Return the image in RGB; Pillow alone would turn nearly every 16-bit (infrared) pixel white."""
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 @dataclass
 class ChatReIDPlugin(Qwen2VLPlugin):
     """Qwen2-VL's plugin; ``policy`` is set from the YAML when the template is fetched."""
@@ -70,20 +95,23 @@ class ChatReIDPlugin(Qwen2VLPlugin):
     policy: ImagePolicy = field(default_factory=ImagePolicy)
 
     def _preprocess_image(self, image: Image.Image, **kwargs: Any) -> Image.Image:
+        # Converted first: palette images cannot be resized smoothly.
+        image = convert_to_rgb(image)
         size = apply_stage_policy(*image.size, self.policy.stage, self.policy.aspect)
         if size != image.size:
-            # Converted first: palette images cannot be resized smoothly. Same filter as LLaMA-Factory's resize.
-            image = (image if image.mode == "RGB" else image.convert("RGB")).resize(size)
+            image = image.resize(size)  # the same filter as LLaMA-Factory's resize
         return super()._preprocess_image(image, **kwargs)
 
     def _regularize_images(self, images: list[Any], **kwargs: Any) -> Any:
         results: list[Image.Image] = []
         for image in images:
             opened = open_image(image)
+            _check_size(image, opened.size)
             try:
-                results.append(self._preprocess_image(opened, **kwargs))
-            except (OSError, SyntaxError) as error:
+                opened.load()  # here, where the file's name is known, and not inside the image processor
+            except DAMAGE as error:
                 raise DataError(f"Image {_describe(image)} is damaged: {error}") from None
+            results.append(self._preprocess_image(opened, **kwargs))
         return {"images": results}
 
     def _get_mm_token_metadata(

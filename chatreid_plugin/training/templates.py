@@ -18,19 +18,22 @@ def register_templates(module: ModuleType) -> None:
     """Register the templates inside ``llamafactory.data.template``; the YAML sets the policy when one is fetched."""
     registered = get_upstream(module, "TEMPLATES")
     get_mm_plugin = get_upstream(module, "get_mm_plugin")
+    get_template = get_function(module, "get_template_and_fix_tokenizer")
     for name, base in TEMPLATES.items():
         stock = registered[base]
         plugin = get_mm_plugin(
             PLUGIN_NAME, image_token=stock.mm_plugin.image_token, video_token=stock.mm_plugin.video_token
         )
         registered[name] = dataclasses.replace(stock, mm_plugin=plugin)
-    get_template = get_function(module, "get_template_and_fix_tokenizer")
 
     @wraps(get_template)
     def get_chatreid_template(tokenizer: Any, data_args: Any) -> Any:
         template = get_template(tokenizer, data_args)
         if isinstance(template.mm_plugin, ChatReIDPlugin):
-            template.mm_plugin.policy = ImagePolicy(data_args.chatreid_stage, data_args.chatreid_aspect)
+            # getattr: LLaMA-Factory's own DataArguments, made in Python, know no stage.
+            template.mm_plugin.policy = ImagePolicy(
+                getattr(data_args, "chatreid_stage", None), getattr(data_args, "chatreid_aspect", "stretch")
+            )
         return template
 
     module.get_template_and_fix_tokenizer = get_chatreid_template  # type: ignore[attr-defined]

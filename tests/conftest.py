@@ -1,0 +1,114 @@
+"""A tiny world, its records and tiny models, made once per test process for the tests of training."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+REPOSITORY = Path(__file__).parents[1]
+# What turns a recipe for 8 GPUs into one for a CPU and a model of a hundred thousand parameters.
+CPU_OVERRIDES: dict[str, object] = {
+    "deepspeed": None,
+    "bf16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 2,
+    "max_steps": 2,
+    "logging_steps": 1,
+    "save_steps": 1000,
+    "plot_loss": False,
+    "dataloader_num_workers": 0,
+    "learning_rate": 1.0e-3,
+    "warmup_ratio": 0.0,
+    "image_max_pixels": 8192,
+    "ddp_timeout": 120,
+}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Folders that the tests of training share; nothing in them may be changed."""
+
+    root: Path
+    dataset_dir: Path
+    images: Path
+    model: Path
+    other_model: Path
+
+    def list_overrides(self, stage: int, output: Path, **changes: object) -> dict[str, object]:
+        """Return the overrides that run a stage's recipe on a CPU with the tiny data and model."""
+        inputs: dict[str, object] = {"model_name_or_path": str(self.model), "dataset_dir": str(self.dataset_dir)}
+        if stage == 2:
+            inputs["chatreid_encoder"] = str(self.other_model)
+        return CPU_OVERRIDES | inputs | {"output_dir": str(output)} | changes
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Write a world of twelve people, records of all stages, and two tiny models with different weights."""
+    from chatreid_plugin.config import BuildSettings
+    from chatreid_plugin.demo.people import sample_people
+    from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
+    from chatreid_plugin.demo.world import write_world
+    from chatreid_plugin.engine.runner import build_datasets
+
+    root = tmp_path_factory.mktemp("workshop")
+    write_world(root / "world", train_people=10, test_people=2, cameras=2, images_per_camera=2)
+    settings = BuildSettings.model_validate(
+        {
+            "sources": [
+                {
+                    "name": "world",
+                    "parser": "market1501",
+                    "root": root / "world",
+                    "captions": root / "world" / "captions.jsonl",
+                    "allow_count_mismatch": True,
+                }
+            ],
+            "manifest_dir": root / "manifests",
+            "output_dir": root / "dataset_info",
+            "records": {"stage1": 16, "stage2": 70, "stage3": 16},
+            "gallery": {"min_size": 2, "max_size": 4},
+        }
+    )
+    build_datasets(settings)
+    sizes = TinySizes(hidden=32, layers=2, heads=2, vision_hidden=32, vision_layers=2, patch_size=14, vocabulary=600)
+    people = sample_people(20, 7)
+    write_tiny_model(root / "model", people, sizes=sizes, seed=1)
+    write_tiny_model(root / "other_model", people, sizes=sizes, seed=2)
+    return Workshop(root, root / "dataset_info", root / "world", root / "model", root / "other_model")
+
+
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def run_llamafactory(tmp_path_factory: pytest.TempPathFactory) -> RunCommand:
+    """Return a function that runs ``llamafactory-cli`` of this environment in the repository's root."""
+    hidden = ("CHATREID_PLUGIN", "FORCE_TORCHRUN", "ALLOW_EXTRA_ARGS", "NPROC_PER_NODE", "PYTHONPATH")
+    clean = {name: value for name, value in os.environ.items() if name not in hidden}
+    scripts = Path(sys.executable).parent
+    cache = tmp_path_factory.mktemp("datasets_cache")
+    clean |= {
+        "PATH": os.pathsep.join([str(scripts), clean.get("PATH", "")]),
+        "OMP_NUM_THREADS": "1",
+        "HF_DATASETS_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+    def run(
+        *arguments: str | Path, overrides: dict[str, object] | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        values = [f"{key}={'null' if value is None else value}" for key, value in (overrides or {}).items()]
+        command = [str(scripts / "llamafactory-cli"), *map(str, arguments), *values]
+        return subprocess.run(
+            command, cwd=REPOSITORY, env=clean | environment, capture_output=True, text=True, timeout=250, check=False
+        )
+
+    return run

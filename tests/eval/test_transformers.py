@@ -1,0 +1,121 @@
+"""The model backend: cached, batched scoring must equal one plain forward pass per pair."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chatreid_plugin.config import EvalSettings
+from chatreid_plugin.demo.people import sample_people
+from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
+from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.eval.backends.transformers import TransformersScorer
+from chatreid_plugin.images import resize_by_policy
+from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction
+from chatreid_plugin.tasks import format_chat_prompt, render_prompt
+from PIL import Image
+
+
+SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (33, 190), (128, 256)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny_model(folder, sample_people(20, 0), sizes=TinySizes(hidden=64, layers=2, vision_layers=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ImageRecord]]:
+    root = tmp_path_factory.mktemp("crops")
+    rng = np.random.default_rng(3)
+    records: list[ImageRecord] = []
+    for index, (width, height) in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / f"{index}.png")
+        records.append(
+            ImageRecord(f"t/{index}", "t", "gallery", f"{index}.png", f"t:{index}", str(index), width, height)
+        )
+    return root, records
+
+
+def make_settings(checkpoint: Path, tmp_path: Path, **changes: Any) -> EvalSettings:
+    values = {"protocol": "folder", "manifest": "m.parquet", "model_name_or_path": str(checkpoint)}
+    return EvalSettings.model_validate(values | {"output_dir": tmp_path, "device": "cpu"} | changes)
+
+
+def score_plainly(scorer: TransformersScorer, root: Path, first: ImageRecord, second: ImageRecord) -> float:
+    """One forward pass through transformers' own processor and model, nothing shared, nothing cached."""
+    pair = Instruction("pair", scorer.settings.task, (ImageReference("a"), ImageReference("b")), 2, Answer(match=True))
+    text = format_chat_prompt(render_prompt(pair)).replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    images = [Image.open(root / record.path).convert("RGB") for record in (first, second)]
+    images = [image.resize(resize_by_policy(*image.size, scorer.settings.policy)) for image in images]
+    inputs = scorer.processor(text=[text], images=images, return_tensors="pt")
+    with torch.inference_mode():
+        logits = scorer.model(**inputs).logits[0, -1].float()
+    tokenizer = scorer.processor.tokenizer
+    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No"))
+    return float(logits[yes] - logits[no])
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_scorer_equals_one_forward_pass_per_pair(
+    stage: int, checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
+) -> None:
+    root, records = crops
+    scorer = TransformersScorer(make_settings(checkpoint, tmp_path, chatreid_stage=stage, batch_size=2), root)
+    query, candidates = records[0], records[1:]
+    margins = scorer(query, candidates)
+    expected = [score_plainly(scorer, root, query, candidate) for candidate in candidates]
+    np.testing.assert_allclose(margins, expected, atol=1e-4)
+    assert np.argsort(margins).tolist() == np.argsort(expected).tolist()
+    assert margins.dtype == np.float32
+    assert len(set(np.round(margins, 6))) > 1
+
+
+def test_scorer_encodes_every_image_once(
+    checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, records = crops
+    scorer = TransformersScorer(make_settings(checkpoint, tmp_path), root)
+    encoded: list[int] = []
+    get_image_features = scorer.model.get_image_features
+
+    def count(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
+        encoded.append(len(grids))
+        return get_image_features(pixels, grids)
+
+    monkeypatch.setattr(scorer.model, "get_image_features", count)
+    scorer.prepare(records)
+    scorer(records[0], records[1:])
+    scorer(records[1], records[:1])
+    assert sum(encoded) == len(records)
+
+
+def test_fingerprint_changes_when_a_weight_changes(
+    checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
+) -> None:
+    from chatreid_plugin.eval.backends.transformers import compute_weights_fingerprint
+
+    scorer = TransformersScorer(make_settings(checkpoint, tmp_path), crops[0])
+    again = TransformersScorer(make_settings(checkpoint, tmp_path), crops[0])
+    assert scorer.fingerprint == again.fingerprint
+    with torch.no_grad():
+        next(iter(again.model.parameters())).view(-1)[0] += 1
+    assert compute_weights_fingerprint(again.model) != scorer.fingerprint
+
+
+def test_missing_checkpoint_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        TransformersScorer(make_settings(tmp_path / "nowhere", tmp_path), tmp_path)
+
+
+def test_damaged_image_is_named(
+    checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
+) -> None:
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    scorer = TransformersScorer(make_settings(checkpoint, tmp_path), tmp_path)
+    with pytest.raises(DataError, match=r"cut\.jpg"):
+        scorer.prepare([replace(crops[1][0], path="cut.jpg")])

@@ -1,0 +1,126 @@
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from chatreid_plugin.errors import DataError
+from chatreid_plugin.records import Answer, ImageReference, Instruction, convert_instruction_to_row
+from chatreid_plugin.training.converter import ChatReIDConverter, convert_record, find_image_root
+
+
+RECORD = Instruction(
+    "stage3-5",
+    "standard_reid",
+    (ImageReference("a/q.jpg", 64, 128), ImageReference("a/g.jpg", 32, 64), ImageReference("a/h.jpg")),
+    1,
+    Answer(indices=(1,)),
+    dataset="tiny",
+)
+
+
+def test_record_becomes_llamafactorys_aligned_form() -> None:
+    aligned = convert_record(RECORD, "/data")
+    assert list(aligned) == ["_prompt", "_response", "_system", "_tools", "_images", "_videos", "_audios"]
+    (prompt,), (answer,) = aligned["_prompt"], aligned["_response"]
+    assert prompt["role"] == "user" and prompt["content"].count("<image>") == 3
+    assert answer == {"role": "assistant", "content": "B"}
+    assert aligned["_images"][1] == {"path": "/data/a/g.jpg", "width": 32, "height": 64, "record": "stage3-5"}
+    assert aligned["_images"][2]["width"] == 0
+
+
+@pytest.mark.parametrize(
+    ("media_dir", "block", "expected"),
+    [
+        ("info", {"image_root": "../data"}, "data"),
+        ("info", {"image_root": "/absolute"}, "/absolute"),
+        ("info", None, "info"),
+        ("moved", {"image_root": "../data"}, "moved"),
+    ],
+)
+def test_image_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, media_dir: str, block: dict[str, str] | None, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = SimpleNamespace(media_dir=media_dir, dataset_dir="info")
+    assert find_image_root(SimpleNamespace(chatreid=block), arguments) == str(tmp_path / expected)
+    if block is None:
+        assert find_image_root(SimpleNamespace(), arguments) == str(tmp_path / expected)
+
+
+def test_llamafactory_hands_out_our_converter_and_keeps_the_image_root(workshop: Any) -> None:
+    from llamafactory.data.converter import get_dataset_converter
+    from llamafactory.data.parser import get_dataset_list
+    from llamafactory.hparams.parser import DataArguments
+
+    arguments: Any = DataArguments(template="chatreid", dataset_dir=str(workshop.dataset_dir))
+    (attributes,) = get_dataset_list(["chatreid_stage3_standard_reid"], arguments.dataset_dir)
+    converter: Any = get_dataset_converter("chatreid", attributes, arguments)
+    assert isinstance(converter, ChatReIDConverter)
+    assert converter.image_root == str(workshop.images)
+    assert converter(convert_instruction_to_row(RECORD)) == convert_record(RECORD, str(workshop.images))
+    assert pickle.loads(pickle.dumps(converter)).image_root == str(workshop.images)
+
+
+def test_other_entries_of_dataset_info_are_read_as_before(tmp_path: Path) -> None:
+    from llamafactory.data.parser import get_dataset_list
+
+    entry = {"file_name": "a.json", "formatting": "sharegpt", "columns": {"messages": "m"}, "num_samples": 3}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"other": entry}))
+    (attributes,) = get_dataset_list(["other"], str(tmp_path))
+    assert (attributes.formatting, attributes.messages, attributes.num_samples) == ("sharegpt", "m", 3)
+    assert attributes.chatreid is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "teleport"}, "Record stage3-5: unknown task 'teleport'"),
+        ({"answer": {"indices": [2], "match": None, "text": None}}, "Record stage3-5: answer index 2 is outside"),
+        ({"answer": {"indices": [-1], "match": None, "text": None}}, "Record stage3-5: answer index -1 is outside"),
+        ({"answer": None}, r"Record stage3-5: answer index \(none\)"),
+        ({"images": []}, "Record stage3-5: .*"),
+    ],
+)
+def test_wrong_record_is_named(changes: dict[str, Any], message: str) -> None:
+    row = convert_instruction_to_row(RECORD) | changes
+    converter = ChatReIDConverter(SimpleNamespace(), SimpleNamespace(media_dir="/m", dataset_dir="/d"))
+    with pytest.raises(DataError, match=message):
+        converter(row)
+
+
+def test_rows_of_another_kind_are_refused() -> None:
+    converter = ChatReIDConverter(SimpleNamespace(), SimpleNamespace(media_dir="/m", dataset_dir="/d"))
+    with pytest.raises(DataError, match="This is not a ChatReID record"):
+        converter({"instruction": "a", "output": "b"})
+
+
+def test_edited_prompt_is_not_served_from_the_cache(
+    load_rows: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    from chatreid_plugin import tasks
+    from chatreid_plugin.training import converter
+
+    first = load_rows(3, chatreid_lazy=False, dataset="chatreid_stage3_standard_reid")[0]["input_ids"]
+    again = load_rows(3, chatreid_lazy=False, dataset="chatreid_stage3_standard_reid")[0]["input_ids"]
+    task = tasks.TASKS["standard_reid"]
+    edited = dataclasses.replace(task, prompts=("Which of {gallery} shows the person of {image}?",))
+    monkeypatch.setitem(tasks.TASKS, "standard_reid", edited)
+    assert converter.TASKS is tasks.TASKS
+    other = load_rows(3, chatreid_lazy=False, dataset="chatreid_stage3_standard_reid")[0]["input_ids"]
+    assert first == again
+    assert first != other
+
+
+def test_spawned_worker_can_import_the_tokenizer_first() -> None:
+    """Importing LLaMA-Factory from there would call hooks that need the modules while they are half-loaded."""
+    code = "import sys, chatreid_plugin.training.lazy; sys.exit('llamafactory' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
