@@ -70,7 +70,7 @@ def doctor(
 def parse(config: Config, overrides: Overrides = None) -> None:
     """Read the raw data sets named in CONFIG and write their manifests."""
     from .config import BuildSettings, load_settings
-    from .engine.runner import parse_sources
+    from .engine.sources import parse_sources
 
     for manifest in parse_sources(load_settings(config, overrides or [], BuildSettings)):
         print(manifest)
@@ -81,14 +81,16 @@ def build(
     config: Config,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built; write nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Build again what is already there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings built.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Build the three stages' instruction data sets from the manifests."""
     from .config import BuildSettings, load_settings
     from .engine.runner import build_datasets
 
     settings = load_settings(config, overrides or [], BuildSettings)
-    print(build_datasets(settings, dry_run=dry_run, overwrite=overwrite).render())
+    report = build_datasets(settings, dry_run=dry_run, overwrite=overwrite)
+    print(report.to_json() if as_json else report.render())
 
 
 @app.command()
@@ -110,6 +112,20 @@ def eval(context: typer.Context) -> None:
     from .eval.__main__ import main as run_evaluation
 
     raise typer.Exit(run_evaluation(context.args))
+
+
+@app.command(name="tiny-model")
+def write_model(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the checkpoint.")],
+    people: Annotated[int, typer.Option(help="Synthetic people whose words it learns.")] = 600,
+    warm_up_steps: Annotated[int, typer.Option(help="Steps of language training; 0 keeps random weights.")] = 250,
+) -> None:
+    """Write a tiny Qwen2-VL that stock LLaMA-Factory can load, for trying things without any download."""
+    from .demo.people import sample_people
+    from .demo.tiny_model import write_tiny_model
+
+    write_tiny_model(directory, sample_people(people, 0), warm_up_steps=warm_up_steps)
+    print(directory)
 
 
 @app.command()

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from yaml import YAMLError
 
 from .errors import ConfigError
 from .images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, ImagePolicy
@@ -21,6 +21,12 @@ class Settings(BaseModel):
     """Base of every YAML model: unknown keys are errors, values cannot change afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _raise_faults(faults: list[str]) -> None:
+    """Raise one ValueError for all faults, as pydantic wants them from a validator."""
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 class SourceSettings(Settings):
@@ -66,28 +72,36 @@ class GallerySettings(Settings):
 class BuildSettings(Settings):
     """The data engine's recipe: sources, how many records, in which shares."""
 
-    sources: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
+    sources: tuple[SourceSettings, ...]
     manifest_dir: Path = Path("manifests")
     output_dir: Path = Path("dataset_info")
-    records: dict[Literal["stage1", "stage2", "stage3"], Annotated[int, Field(ge=1)]]
-    # Paper section 3.2: the two image-to-image tasks 25 to 30 % each, the other five about 10 % each.
-    stage2_ratios: dict[str, Annotated[float, Field(ge=0)]] = {
+    records: Annotated[dict[Literal["stage1", "stage2", "stage3"], Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    # Paper section 3.2: the two image-to-image tasks 25 to 30 % each, the other five about 10 % each. A task that
+    # is not named here gets no records.
+    stage2_ratios: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {
         task.name: 0.25 if task.name.startswith("image_to_image") else 0.10 for task in list_stage_tasks(2)
     }
     gallery: GallerySettings = GallerySettings()
     prompt_variants: Annotated[int, Field(ge=1)] = 3
     cutoff_len: Annotated[int, Field(ge=64)] = 2048
     records_per_shard: Annotated[int, Field(ge=1)] = 20000
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _check_ratios(self) -> "BuildSettings":
+    def _check_sources_and_ratios(self) -> "BuildSettings":
+        # Not a minimum length of the field: pydantic counts valid sources only and would call a wrong one missing.
+        faults = [] if self.sources else ["sources is empty; name at least one data set"]
+        names = [source.name for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            faults.append(f"sources named twice: {', '.join(twice)}; each needs a name of its own")
         unknown = [name for name in self.stage2_ratios if name not in TASKS or TASKS[name].stage != 2]
         if unknown:
             known = ", ".join(task.name for task in list_stage_tasks(2))
-            raise ValueError(f"stage2_ratios names unknown task(s) {', '.join(unknown)}; Stage 2 has {known}")
+            faults.append(f"stage2_ratios names unknown task(s) {', '.join(unknown)}; Stage 2 has {known}")
         if not sum(self.stage2_ratios.values()) > 0:
-            raise ValueError("stage2_ratios are all zero")
+            faults.append("stage2_ratios are all zero")
+        _raise_faults(faults)
         return self
 
 
@@ -128,14 +142,16 @@ class EvalSettings(Settings):
 
     @model_validator(mode="after")
     def _check_needs(self) -> "EvalSettings":
+        faults: list[str] = []
         if self.backend == "transformers" and not self.model_name_or_path:
-            raise ValueError("backend: transformers needs model_name_or_path (a checkpoint folder or hub name)")
+            faults.append("backend: transformers needs model_name_or_path (a checkpoint folder or hub name)")
         if self.filter == "npz" and self.filter_features is None:
-            raise ValueError("filter: npz needs filter_features (an .npz file with `paths` and `features`)")
+            faults.append("filter: npz needs filter_features (an .npz file with `paths` and `features`)")
         if self.filter == "torchvision" and self.filter_weights is None:
-            raise ValueError("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
+            faults.append("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
         if self.backend == "features" and self.filter == "none":
-            raise ValueError("backend: features ranks by the filter's features, so filter must not be none")
+            faults.append("backend: features ranks by the filter's features, so filter must not be none")
+        _raise_faults(faults)
         return self
 
     @property
@@ -155,20 +171,23 @@ def load_settings(path: Path, overrides: Sequence[str], model: type[SettingsType
     """
     if not path.is_file():
         raise ConfigError(f"Configuration file {path} does not exist.")
-    wrong = [override for override in overrides if "=" not in override]
+    wrong = [override for override in overrides if not override.partition("=")[0] or "=" not in override]
     if wrong:
         raise ConfigError(f"Overrides are written key=value; found {', '.join(wrong)}.")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.load(path)
+        for override in overrides:
+            key, _, text = override.partition("=")
+            OmegaConf.update(merged, key, yaml.safe_load(text))  # unlike a merge, it reaches into lists
         values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} and the overrides cannot be read as YAML: {error}") from None
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        faults = [
-            f"  {'.'.join(str(part) for part in fault['loc']) or '(file)'}: {fault['msg']}" for fault in error.errors()
-        ]
+        places = [".".join(str(part) for part in fault["loc"]) or "(file)" for fault in error.errors()]
+        messages = [fault["msg"].removeprefix("Value error, ") for fault in error.errors()]
+        faults = [f"  {place}: {message}" for place, message in zip(places, messages, strict=True)]
         known = ", ".join(model.model_fields)
         raise ConfigError(
             f"{path} has {len(faults)} fault(s):\n" + "\n".join(faults) + f"\nKnown keys: {known}."

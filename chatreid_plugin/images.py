@@ -5,6 +5,7 @@ The order of operations is the one of training: stage policy (paper section 3.3)
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,27 +80,45 @@ def apply_stage_policy(width: int, height: int, stage: int | None, aspect: Aspec
     return target if aspect == "stretch" else _scale_to_area(width, height, target[0] * target[1])
 
 
-def apply_pixel_limits(width: int, height: int, max_pixels: int, min_pixels: int) -> tuple[int, int]:
-    """Return the size after LLaMA-Factory's pixel limits and Qwen2-VL edge rules (data/mm_plugin.py, 0.9.5)."""
+def _list_limited_sizes(width: int, height: int, max_pixels: int, min_pixels: int) -> Iterator[tuple[int, int]]:
     if width * height > max_pixels:
         factor = math.sqrt(max_pixels / (width * height))
         width, height = int(width * factor), int(height * factor)
+        yield width, height
     if width * height < min_pixels:
         factor = math.sqrt(min_pixels / (width * height))
         width, height = int(width * factor), int(height * factor)
+        yield width, height
     if min(width, height) < SMALLEST_EDGE:
         width, height = max(width, SMALLEST_EDGE), max(height, SMALLEST_EDGE)
+        yield width, height
     if width / height > LARGEST_ASPECT_RATIO:
         width = height * CLIPPED_ASPECT_RATIO
+        yield width, height
     if height / width > LARGEST_ASPECT_RATIO:
         height = width * CLIPPED_ASPECT_RATIO
-    return width, height
+        yield width, height
+
+
+def apply_pixel_limits(width: int, height: int, max_pixels: int, min_pixels: int) -> tuple[int, int]:
+    """Return the size after LLaMA-Factory's pixel limits and Qwen2-VL edge rules (data/mm_plugin.py, 0.9.5)."""
+    return [(width, height), *_list_limited_sizes(width, height, max_pixels, min_pixels)][-1]
+
+
+def list_resizes(width: int, height: int, policy: ImagePolicy) -> list[tuple[int, int]]:
+    """Return every size an image of this native size is resized to, one after another, as in training.
+
+    Pixels depend on the steps, not on the last size alone: with Stage 1 and a small ``image_max_pixels`` a crop is
+    first enlarged and then reduced.
+    """
+    staged = apply_stage_policy(width, height, policy.stage, policy.aspect)
+    first = [staged] if staged != (width, height) else []
+    return [*first, *_list_limited_sizes(*staged, policy.image_max_pixels, policy.image_min_pixels)]
 
 
 def resize_by_policy(width: int, height: int, policy: ImagePolicy) -> tuple[int, int]:
     """Return the size in pixels that the image processor receives."""
-    width, height = apply_stage_policy(width, height, policy.stage, policy.aspect)
-    return apply_pixel_limits(width, height, policy.image_max_pixels, policy.image_min_pixels)
+    return [(width, height), *list_resizes(width, height, policy)][-1]
 
 
 def round_to_patches(width: int, height: int, geometry: PatchGeometry) -> tuple[int, int]:

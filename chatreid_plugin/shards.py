@@ -51,6 +51,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON: {error}.") from None
 
@@ -63,13 +65,14 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
+                # Editors on Windows put a byte order mark first.
+                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise DataError(f"{path}, line {number}: not valid JSON ({error}).") from None
             if not isinstance(value, dict):
                 raise DataError(f"{path}, line {number}: expected a JSON object, found {type(value).__name__}.")
@@ -82,9 +85,18 @@ def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
     The temporary file lies beside the folder: LLaMA-Factory reads every file of a data set folder, and a killed run
     may leave one behind.
     """
-    table = pa.Table.from_pylist(list(rows), schema=schema)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_atomically(path, path.parent.parent) as temporary:
+    _write_table(path, rows, schema, path.parent.parent)
+
+
+def _write_table(
+    path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, temporary_folder: Path | None = None
+) -> None:
+    try:
+        table = pa.Table.from_pylist(list(rows), schema=schema)
+    except pa.ArrowException as error:
+        raise DataError(f"{path} cannot be written: a value does not fit its column ({error}).") from None
+    with open_atomically(path, temporary_folder) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
@@ -92,18 +104,23 @@ def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
     """Read one shard and check its columns.
 
     Raises:
-        DataError: the file is missing, is cut short, or has other columns.
+        DataError: the file is missing, is cut short, or has other columns or columns of another type.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
     try:
-        table = pq.read_table(path)
+        # Not read_table: that takes a folder named `a=b` for a column.
+        with pq.ParquetFile(path) as file:
+            table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. Build it again.") from None
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise DataError(f"{path} lacks column(s) {', '.join(missing)}; found {', '.join(table.column_names)}.")
-    return table.select(schema.names)
+    try:
+        return table.select(schema.names).cast(schema)
+    except pa.ArrowException as error:
+        raise DataError(f"{path} has a column of another type: {error}.") from None
 
 
 def check_shard(path: Path) -> int:
@@ -125,9 +142,22 @@ def write_manifest(path: Path, records: Iterable[ImageRecord], image_root: Path,
     """
     rows = [convert_image_record_to_row(record) for record in records]
     root = os.path.relpath(image_root.resolve(), path.parent.resolve())
-    write_shard(path, rows, IMAGE_RECORD_SCHEMA)
+    _write_table(path, rows, IMAGE_RECORD_SCHEMA)
     write_json(path.with_name(path.name + ".json"), {"image_root": Path(root).as_posix(), **provenance})
     return len(rows)
+
+
+def read_manifest_provenance(path: Path) -> dict[str, Any]:
+    """Return the provenance of a manifest.
+
+    Raises:
+        DataError: it is missing, unreadable, or does not name the image root.
+    """
+    provenance_path = path.with_name(path.name + ".json")
+    provenance = read_json(provenance_path)
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("image_root"), str):
+        raise DataError(f"{provenance_path} does not name an image_root. Make it again with `chatreid parse`.")
+    return provenance
 
 
 def read_manifest(path: Path) -> tuple[list[ImageRecord], Path]:
@@ -139,6 +169,6 @@ def read_manifest(path: Path) -> tuple[list[ImageRecord], Path]:
     if not path.is_file():
         raise DataError(f"Manifest {path} does not exist. Make it with `chatreid parse CONFIG.yaml`.")
     table = read_shard(path, IMAGE_RECORD_SCHEMA)
-    provenance = read_json(path.with_name(path.name + ".json"))
+    provenance = read_manifest_provenance(path)
     root = (path.parent / provenance["image_root"]).resolve()
     return [convert_row_to_image_record(row) for row in table.to_pylist()], root

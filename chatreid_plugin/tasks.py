@@ -135,6 +135,8 @@ _TASKS = (
     ),
 )
 
+_FIELD = re.compile(r"\{(?:image|gallery|captions?)\}")
+
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 
 
@@ -160,9 +162,16 @@ def format_chat_prompt(content: str) -> str:
     return CHAT_PROMPT.format(system=SYSTEM_PROMPT, content=content)
 
 
-def _clean(caption: str) -> str:
-    """Remove image marks and the chat's own tokens: in a caption they would be taken for real ones."""
-    return re.sub(r"<\|?(image|video|audio|im_start|im_end)\|?>", "", caption).strip()
+# What LLaMA-Factory replaces by an image, and what the tokenizer takes for a token of its own.
+_MARK = re.compile(r"<(?:image|video|audio)>|<\|\w+\|>")
+
+
+def _clean(text: str) -> str:
+    """Remove image marks and special tokens: in a caption they would be taken for real ones."""
+    # Again and again, since taking the inner mark out of "<ima<image>ge>" leaves another one.
+    while _MARK.search(text):
+        text = _MARK.sub("", text)
+    return text.strip()
 
 
 def render_prompt(record: Instruction) -> str:
@@ -176,17 +185,19 @@ def render_prompt(record: Instruction) -> str:
     if record.gallery_size > len(LETTERS):
         raise DataError(f"Record {record.id}: {record.gallery_size} gallery images, but there are 26 letters.")
     captions = [_clean(caption) for caption in record.captions]
-    if "{caption}" in prompt:
-        if not captions:
-            raise DataError(f"Record {record.id}: task {task.name} needs a caption.")
-        prompt = prompt.replace("{caption}", captions[0])
-    if "{captions}" in prompt:
-        if not 2 <= len(captions) <= len(ORDINALS):
-            raise DataError(f"Record {record.id}: task {task.name} needs 2 to {len(ORDINALS)} captions.")
-        quoted = [f'The {name} caption: "{text}".' for name, text in zip(ORDINALS, captions, strict=False)]
-        prompt = prompt.replace("{captions}", " ".join(quoted))
-    gallery = " ".join(f"{letter}: {IMAGE_MARK}" for letter in LETTERS[: record.gallery_size])
-    prompt = prompt.replace("{gallery}", gallery).replace("{image}", IMAGE_MARK)
+    if "{caption}" in prompt and not (len(captions) == 1 and captions[0]):
+        raise DataError(f"Record {record.id}: task {task.name} needs one caption that is not empty.")
+    if "{captions}" in prompt and not (2 <= len(captions) <= len(ORDINALS) and all(captions)):
+        raise DataError(f"Record {record.id}: task {task.name} needs 2 to {len(ORDINALS)} captions, none empty.")
+    quoted = [f'The {name} caption: "{text}".' for name, text in zip(ORDINALS, captions, strict=False)]
+    parts = {
+        "{image}": IMAGE_MARK,
+        "{gallery}": " ".join(f"{letter}: {IMAGE_MARK}" for letter in LETTERS[: record.gallery_size]),
+        "{caption}": captions[0] if captions else "",
+        "{captions}": " ".join(quoted),
+    }
+    # In one pass: a caption may itself hold the text "{image}".
+    prompt = _FIELD.sub(lambda field: parts[field.group()], prompt)
     if prompt.count(IMAGE_MARK) != len(record.images):
         raise DataError(
             f"Record {record.id}: task {task.name} asks for {prompt.count(IMAGE_MARK)} image(s), "
@@ -221,7 +232,7 @@ def _render_choice(record: Instruction, options: Sequence[str]) -> str:
             f"Record {record.id}: answer index {outside[0] if outside else '(none)'} is outside the "
             f"{len(options)} options of the record (0 to {len(options) - 1})."
         )
-    return ", ".join(options[index] for index in sorted(indices))
+    return ", ".join(options[index] for index in sorted(set(indices)))
 
 
 def render_answer(record: Instruction) -> str:
@@ -238,13 +249,16 @@ def render_answer(record: Instruction) -> str:
     elif task.answer_kind == "letters":
         answer = _render_choice(record, LETTERS[: record.gallery_size])
     elif task.answer_kind == "ordinal":
+        if len(set(record.answer.indices)) > 1:
+            raise DataError(f"Record {record.id}: task {task.name} has one right caption, not several.")
         answer = _render_choice(record, ORDINALS[: len(record.captions)])
     elif task.answer_kind == "comparison":
         answer = _compare_attributes(record.attributes)
     elif task.answer_kind == "attributes":
         answer = _format_attributes(record.attributes)
     else:
-        answer = _clean(record.answer.text or "")
+        answer = record.answer.text or ""
+    answer = _clean(answer)
     if not answer:
         raise DataError(f"Record {record.id}: task {task.name} has no answer text.")
     return task.answer_form.replace("{answer}", answer)
@@ -260,8 +274,8 @@ def read_answer(task_name: str, text: str, options: int = 0) -> Answer:
     """
     kind = get_task(task_name).answer_kind
     if kind == "match":
-        found = re.search(r"\b(yes|no)\b", text, re.IGNORECASE)
-        return Answer(match=found.group(1).lower() == "yes" if found else None)
+        found = re.search(r"\b(yes|no)\b", text.lower())
+        return Answer(match=found.group() == "yes" if found else None)
     if kind == "letters":
         letters = re.findall(r"\b([A-Z])\b", text)
         return Answer(tuple(sorted({LETTERS.index(letter) for letter in letters} & set(range(options)))))

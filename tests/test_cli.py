@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -5,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from chatreid_plugin import __main__, __version__, cli
 from chatreid_plugin.errors import ChatReIDError, ConfigError, DataError, UpstreamError
@@ -60,7 +62,7 @@ def test_parse_hands_the_settings_over_and_prints_the_manifests(
 ) -> None:
     replace_module(
         monkeypatch,
-        "chatreid_plugin.engine.runner",
+        "chatreid_plugin.engine.sources",
         parse_sources=lambda settings: [settings.manifest_dir / f"seed{settings.seed}"],
     )
     assert run(monkeypatch, "parse", config, "seed=7", "manifest_dir=made") == 0
@@ -77,6 +79,37 @@ def test_build_hands_its_flags_over(
     replace_module(monkeypatch, "chatreid_plugin.engine.runner", build_datasets=build_datasets)
     assert run(monkeypatch, "build", config, *flags) == 0
     assert capsys.readouterr().out == f"{{'stage1': 10}} {expected}\n"
+
+
+def test_build_prints_json_and_nothing_else_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "crops").mkdir()
+    for name in ("1_a.png", "1_b.png", "2_a.png", "2_b.png"):
+        Image.new("RGB", (8, 16)).save(tmp_path / "crops" / name)
+    config = tmp_path / "build.yaml"
+    config.write_text(
+        f"sources:\n- {{name: own, parser: pattern, root: {tmp_path}/crops, "
+        'pattern: "{person}_{camera}.png", train_share: 1}\nrecords: {stage3: 3}\n'
+    )
+    assert run(monkeypatch, "build", str(config), f"output_dir={tmp_path}/out", "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "output_dir": f"{tmp_path}/out",
+        "datasets": {"chatreid_stage3_standard_reid": 3},
+        "skipped": {},
+        "reused": [],
+    }
+
+
+@pytest.mark.parametrize("command", ["parse", "build"])
+def test_source_named_twice_is_a_configuration_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    source = "- {name: market1501, parser: market1501, root: raw}\n"
+    config = tmp_path / "twice.yaml"
+    config.write_text(f"sources:\n{source}{source}records: {{stage1: 10}}\n")
+    assert run(monkeypatch, command, str(config)) == ConfigError.exit_code
+    assert "sources named twice: market1501" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("options", "expected"), [([], "encoder"), (["--projector", "decoder"], "decoder")])
@@ -120,7 +153,7 @@ def test_own_error_is_one_message_and_its_exit_code(
     def fail(settings: Any) -> None:
         raise kind("what, where, what to do")
 
-    replace_module(monkeypatch, "chatreid_plugin.engine.runner", parse_sources=fail)
+    replace_module(monkeypatch, "chatreid_plugin.engine.sources", parse_sources=fail)
     assert run(monkeypatch, "parse", config) == kind.exit_code
     assert capsys.readouterr().err == "chatreid: what, where, what to do\n"
 
@@ -130,7 +163,7 @@ def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, config: st
     def interrupt(settings: Any) -> None:
         raise KeyboardInterrupt
 
-    replace_module(monkeypatch, "chatreid_plugin.engine.runner", parse_sources=interrupt)
+    replace_module(monkeypatch, "chatreid_plugin.engine.sources", parse_sources=interrupt)
     assert run(monkeypatch, "parse", config, main=main) == 130
 
 

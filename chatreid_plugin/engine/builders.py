@@ -6,13 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import BuildSettings
+from ..errors import DataError
 from ..records import Answer, Attribute, ImageReference, Instruction
 from ..tasks import ORDINALS, TASKS
-from .sampler import ImagePool, draw_gallery
+from .sampler import ImagePool, Indices, draw_gallery
 
 
-# Tokens kept free for the words of a record; the longest wording of the table with a 60-word caption needs fewer.
+# Tokens kept free for the chat frame, the wording and the answer; the longest of the table need fewer, captions and
+# attributes not counted.
 TEXT_TOKENS = 256
+# English takes about 4.5 characters a token; fewer here, so that a caption is not underestimated.
+CHARACTERS_PER_TOKEN = 3
+# How often an image is drawn again when nobody else looks different; most data sets never need a second time.
+ATTEMPTS = 100
 # <|vision_start|> and <|vision_end|> around each image, and the letter before it.
 TOKENS_AROUND_IMAGE = 5
 
@@ -42,6 +48,29 @@ def _draw_caption(pool: ImagePool, rng: np.random.Generator, image: int) -> str:
 
 def _list_attributes(pool: ImagePool, image: int, position: int) -> tuple[Attribute, ...]:
     return tuple(Attribute(position, name, value) for name, value in pool.records[image].attributes.items())
+
+
+def _count_text_tokens(captions: Sequence[str]) -> int:
+    return sum(len(caption) // CHARACTERS_PER_TOKEN + 1 for caption in captions)
+
+
+def _draw_with_others(
+    pool: ImagePool, rng: np.random.Generator, count: int, among: Indices, others: Indices
+) -> tuple[int, list[int]]:
+    """Return an image and up to ``count``, but at least one, images of people who look different.
+
+    Raises:
+        DataError: nobody looks different from anybody drawn.
+    """
+    for _ in range(ATTEMPTS):
+        image = _choose(rng, among)
+        unlike = pool.draw_unlike(rng, image, count, others)
+        if unlike:
+            return image, unlike
+    raise DataError(
+        f"Source {pool.records[0].dataset}: {ATTEMPTS} images drawn, and no other person has other attributes or "
+        "captions. Describe the people in more detail, or leave text and attribute tasks out of stage2_ratios."
+    )
 
 
 def _build_captioning(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
@@ -77,39 +106,37 @@ def _build_standard_reid(pool: ImagePool, rng: np.random.Generator, settings: Bu
 
 def _build_text_pair(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
     match = bool(rng.random() < 0.5)
-    image = _choose(rng, pool.captioned)
-    described = image if match else pool.draw_unlike(rng, image, 1, pool.captioned)[0]
+    image, others = _draw_with_others(pool, rng, 1, pool.captioned, pool.captioned)
+    described = image if match else others[0]
     return Draft([image], 1, Answer(match=match), (_draw_caption(pool, rng, described),))
 
 
 def _build_caption_choice(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
-    image = _choose(rng, pool.captioned)
     options = int(rng.integers(2, min(settings.gallery.max_size, len(ORDINALS)) + 1))
-    images = [image, *pool.draw_unlike(rng, image, options - 1, pool.captioned)]
+    image, others = _draw_with_others(pool, rng, options - 1, pool.captioned, pool.captioned)
+    images = [image, *others]
     order = rng.permutation(len(images)).tolist()
     captions = tuple(_draw_caption(pool, rng, images[i]) for i in order)
     return Draft([image], 1, Answer((order.index(0),)), captions)
 
 
 def _build_image_choice(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
-    image = _choose(rng, pool.captioned)
     size = int(rng.integers(settings.gallery.min_size, settings.gallery.max_size + 1))
-    images = [image, *pool.draw_unlike(rng, image, size - 1, np.arange(len(pool.records)))]
-    budget = settings.cutoff_len - TEXT_TOKENS - TOKENS_AROUND_IMAGE * size
+    image, others = _draw_with_others(pool, rng, size - 1, pool.captioned, np.arange(len(pool.records)))
+    images = [image, *others]
+    caption = _draw_caption(pool, rng, image)
+    budget = settings.cutoff_len - TEXT_TOKENS - TOKENS_AROUND_IMAGE * size - _count_text_tokens([caption])
+    # The match is first, so that it stays when images are left out; without room for it ``build_record`` refuses.
     kept = max(1, int(np.searchsorted(np.cumsum(pool.tokens[images]), budget, side="right")))
     order = rng.permutation(kept).tolist()
-    caption = _draw_caption(pool, rng, image)
     return Draft([images[i] for i in order], 0, Answer((order.index(0),)), (caption,))
 
 
 def _build_comparison(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
     # Two of three pairs are different people, else there would be no differences to describe.
-    image = _choose(rng, pool.attributed)
-    same = pool.list_positives(image)
-    if len(same) and rng.random() < 1 / 3:
-        other = _choose(rng, same)
-    else:
-        other = pool.draw_unlike(rng, image, 1, pool.attributed)[0]
+    image, others = _draw_with_others(pool, rng, 1, pool.attributed, pool.attributed)
+    same = [int(i) for i in pool.list_positives(image) if pool.records[i].attributes]
+    other = _choose(rng, same) if same and rng.random() < 1 / 3 else others[0]
     attributes = _list_attributes(pool, image, 0) + _list_attributes(pool, other, 1)
     return Draft([image, other], 2, Answer(), attributes=attributes)
 
@@ -134,20 +161,38 @@ BUILDERS: dict[str, Builder] = {
 
 def explain_missing(task: str, pool: ImagePool) -> str | None:
     """Return why this pool cannot give records of the task, or None if it can."""
-    if task in ("image_captioning",) or task.startswith("text_to_image"):
-        return None if len(pool.captioned) > 1 else "no captions"
-    if task.startswith("attribute"):
-        return None if len(pool.attributed) > 1 else "no attributes"
+    if task == "image_captioning":
+        return None if len(pool.captioned) else "no captions"
+    if task == "attribute_prediction":
+        return None if len(pool.attributed) else "no attributes"
+    if task.startswith(("text_to_image", "attribute")):
+        described, missing = (
+            (pool.attributed, "no attributes") if task.startswith("attribute") else (pool.captioned, "no captions")
+        )
+        if not len(described):
+            return missing
+        return None if pool.has_unlike(described) else "no two people who are described differently"
     if not len(pool.positives) or pool.positives.max() == 0:
         return "no identity seen by two cameras"
-    return None
+    return None if pool.count_people() > 1 else "only one identity"
 
 
 def build_record(
     task: str, pool: ImagePool, rng: np.random.Generator, settings: BuildSettings, record_id: str
 ) -> Instruction:
-    """Draw one record of a task from a pool."""
+    """Draw one record of a task from a pool.
+
+    Raises:
+        DataError: the record would be longer than ``cutoff_len``: cut off image tokens break training.
+    """
     draft = BUILDERS[task](pool, rng, settings)
+    texts = [*draft.captions, draft.answer.text or "", *(a.name + a.value for a in draft.attributes)]
+    visual = int(pool.tokens[list(draft.images)].sum()) + TOKENS_AROUND_IMAGE * len(draft.images)
+    if visual + TEXT_TOKENS + _count_text_tokens(texts) > settings.cutoff_len:
+        raise DataError(
+            f"Record {record_id}: {visual} tokens of {len(draft.images)} image(s) and about "
+            f"{TEXT_TOKENS + _count_text_tokens(texts)} of text do not fit cutoff_len {settings.cutoff_len}. Raise it."
+        )
     images = [pool.records[i] for i in draft.images]
     return Instruction(
         id=record_id,

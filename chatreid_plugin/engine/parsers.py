@@ -5,24 +5,25 @@ Rules and counts: shared notes on protocols; Market-1501 counts were taken from 
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from ..config import SourceSettings
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..records import ImageRecord, Split
-from ..shards import read_json_lines
+from .annotations import attach_annotations
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # Basename grammar of Market-1501, anchored: peers search the whole path, where a parent folder such as
 # `2024_c1run` is taken for a camera.
-MARKET_NAME = re.compile(r"^(?P<person>-1|\d{4})_c(?P<camera>[1-6])s\d_\d{6}_\d{2}\.jpg$", re.IGNORECASE)
+MARKET_NAME = re.compile(r"(?P<person>-1|\d{4})_c(?P<camera>[1-6])s\d_\d{6}_\d{2}\.jpg", re.IGNORECASE | re.ASCII)
 MARKET_FOLDERS: dict[str, Split] = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
 # Images per folder, junk (-1) included; counted from the published train_label, queryID and testID files.
 MARKET_COUNTS = {"bounding_box_train": 12936, "query": 3368, "bounding_box_test": 19732}
@@ -34,12 +35,14 @@ class ParseReport:
     """What was read and what was left out, with reasons.
 
     Attributes:
+        root: the folder that the records' paths are relative to.
         records: the ImageRecords, sorted by path.
         skipped: reason -> number of files left out.
         warnings: things that are allowed but unusual.
     """
 
-    records: list[ImageRecord]
+    root: Path
+    records: list[ImageRecord] = field(default_factory=list[ImageRecord])
     skipped: dict[str, int] = field(default_factory=dict[str, int])
     warnings: list[str] = field(default_factory=list[str])
 
@@ -65,22 +68,28 @@ def read_image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is empty, cut short or no image.
     """
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes). Copy it again or remove it.")
     try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty (0 bytes). Copy it again or remove it.")
         with Image.open(path) as image:
             image.load()
             return image.size
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be decoded: {error}. Copy it again or remove it.") from None
 
 
-def _make_record(
-    source: SourceSettings, path: Path, root: Path, split: Split, person: str, camera: str
-) -> ImageRecord:
-    relative = path.relative_to(root).as_posix()
+def _add_record(
+    report: ParseReport,
+    source: SourceSettings,
+    path: Path,
+    split: Split,
+    person: str,
+    camera: str,
+    clothes: str | None,
+) -> None:
+    relative = path.relative_to(report.root).as_posix()
     width, height = read_image_size(path)
-    return ImageRecord(
+    record = ImageRecord(
         image_id=f"{source.name}/{relative}",
         dataset=source.name,
         split=split,
@@ -89,7 +98,9 @@ def _make_record(
         camera_id=camera,
         width=width,
         height=height,
+        clothes_id=clothes,
     )
+    report.records.append(record)
 
 
 def parse_market1501(source: SourceSettings) -> ParseReport:
@@ -103,11 +114,11 @@ def parse_market1501(source: SourceSettings) -> ParseReport:
             published ones only warn if ``allow_count_mismatch``.
     """
     root = find_market_root(source.root)
-    report = ParseReport([])
+    report = ParseReport(root)
     for folder, split in MARKET_FOLDERS.items():
         count = 0
         for path in tqdm(list(find_images(root / folder, report)), desc=f"{source.name} {folder}", unit="image"):
-            match = MARKET_NAME.match(path.name)
+            match = MARKET_NAME.fullmatch(path.name)
             if not match:
                 report.skip("name is not of the form 0002_c1s1_000451_03.jpg")
                 continue
@@ -115,7 +126,7 @@ def parse_market1501(source: SourceSettings) -> ParseReport:
             if match["person"] == MARKET_JUNK:
                 report.skip("junk (identity -1)")
                 continue
-            report.records.append(_make_record(source, path, root, split, match["person"], match["camera"]))
+            _add_record(report, source, path, split, match["person"], match["camera"], None)
         if count == 0:
             raise DataError(f"{root / folder} holds no file named like 0002_c1s1_000451_03.jpg.")
         if count != MARKET_COUNTS[folder]:
@@ -123,6 +134,7 @@ def parse_market1501(source: SourceSettings) -> ParseReport:
             if not source.allow_count_mismatch:
                 raise DataError(f"{message} Get the missing files, or set allow_count_mismatch: true.")
             report.warnings.append(message)
+    report.records.sort(key=attrgetter("path"))
     return report
 
 
@@ -148,14 +160,16 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     field takes the shortest text without a slash; everything else is literal.
 
     Raises:
-        DataError: no ``{person}``, or a field twice.
+        ConfigError: no ``{person}``, a field twice, or a brace that belongs to no field.
     """
     parts = re.split(r"\{([a-z_]+)\}", pattern)
     names = parts[1::2]
     if "person" not in names or len(set(names)) != len(names):
-        raise DataError(f"Pattern {pattern!r} must name {{person}}, and each field once.")
+        raise ConfigError(f"Pattern {pattern!r} must name {{person}}, and each field once.")
+    if any(brace in part for part in parts[::2] for brace in "{}"):
+        raise ConfigError(f"Pattern {pattern!r}: field names are lower-case letters and _ in braces, e.g. {{camera}}.")
     pieces = [re.escape(part) if i % 2 == 0 else f"(?P<{part}>[^/]+?)" for i, part in enumerate(parts)]
-    return re.compile("^" + "".join(pieces) + "$")
+    return re.compile("".join(pieces))
 
 
 def assign_splits(records: list[ImageRecord], train_share: float, query_cameras: tuple[str, ...]) -> list[ImageRecord]:
@@ -180,74 +194,56 @@ def parse_pattern(source: SourceSettings) -> ParseReport:
     Without ``{camera}`` every image counts as a camera of its own, so that nothing is ignored in evaluation.
 
     Raises:
-        DataError: missing folder, no file that matches, or no query or gallery although identities are tested.
+        ConfigError: the pattern is wrong.
+        DataError: missing folder, or no file that matches.
     """
     if not source.root.is_dir():
         raise DataError(f"Data set folder {source.root} does not exist.")
     expression = compile_pattern(source.pattern or "")
-    report = ParseReport([])
+    report = ParseReport(source.root)
     example = ""
     for path in tqdm(list(find_images(source.root, report)), desc=source.name, unit="image"):
         relative = path.relative_to(source.root).as_posix()
-        match = expression.match(relative)
+        match = expression.fullmatch(relative)
         if not match:
             example = example or relative
             report.skip("path does not match the pattern")
             continue
         fields = match.groupdict()
         camera = fields.get("camera", relative)
-        record = _make_record(source, path, source.root, "train", fields["person"], camera)
-        report.records.append(replace(record, clothes_id=fields.get("clothes")))
+        _add_record(report, source, path, "train", fields["person"], camera, fields.get("clothes"))
     if not report.records:
         hint = f" For example {example!r} does not match." if example else " It holds no image files."
         raise DataError(f"No file below {source.root} matches the pattern {source.pattern!r}.{hint}")
     report.records = assign_splits(report.records, source.train_share, source.query_cameras)
-    splits = {record.split for record in report.records}
-    if splits - {"train"} and not {"query", "gallery"} <= splits:
-        cameras = ", ".join(sorted({record.camera_id for record in report.records})[:10])
-        missing = "query" if "query" not in splits else "gallery"
-        report.warnings.append(f"no {missing} images: set query_cameras (cameras found: {cameras}) to evaluate")
+    report.records.sort(key=attrgetter("path"))
+    report.warnings += _find_split_warnings(report.records, source.query_cameras)
     return report
 
 
-def attach_captions(records: list[ImageRecord], path: Path) -> list[ImageRecord]:
-    """Return the records with captions and attributes from a JSON Lines file.
-
-    A line is ``{"path": ..., "captions": [...], "attributes": {...}}``, where ``path`` is an image's path below the
-    data set folder, or ``{"person": ...}`` with the identity as published, for all of a person's images.
-
-    Raises:
-        DataError: a line is wrong, or names an image or person that the data set does not have.
-    """
-    known = {record.path for record in records}, {record.person_id.partition(":")[2] for record in records}
-    found: dict[tuple[str, str], Mapping[str, object]] = {}
-    for number, line in read_json_lines(path):
-        key = "path" if "path" in line else "person"
-        value = line.get(key)
-        if value not in known[key == "person"]:
-            raise DataError(f"{path}, line {number}: the data set has no {key} {value!r}.")
-        if not isinstance(line.get("captions", []), list) or not isinstance(line.get("attributes", {}), dict):
-            raise DataError(f"{path}, line {number}: captions must be a list, attributes an object.")
-        found[key, value] = line
-
-    def describe(record: ImageRecord) -> ImageRecord:
-        person = ("person", record.person_id.partition(":")[2])
-        line = found.get(("path", record.path)) or found.get(person) or {}
-        captions: list[str] = line.get("captions", [])  # type: ignore[assignment]
-        attributes: dict[str, str] = line.get("attributes", {})  # type: ignore[assignment]
-        return replace(record, captions=tuple(captions), attributes=attributes)
-
-    return [describe(record) for record in records]
+def _find_split_warnings(records: list[ImageRecord], query_cameras: tuple[str, ...]) -> list[str]:
+    splits = {record.split for record in records}
+    cameras = {record.camera_id for record in records}
+    found = ", ".join(sorted(cameras)[:10])
+    warnings: list[str] = []
+    unknown = [camera for camera in query_cameras if camera not in cameras]
+    if unknown:
+        warnings.append(f"query_cameras names {', '.join(unknown)}, which no image has (cameras found: {found})")
+    if splits - {"train"} and not {"query", "gallery"} <= splits:
+        missing = "query" if "query" not in splits else "gallery"
+        warnings.append(f"no {missing} images: set query_cameras (cameras found: {found}) to evaluate")
+    return warnings
 
 
 def parse_source(source: SourceSettings) -> ParseReport:
-    """Parse one source with its parser and attach its captions.
+    """Parse one source with its parser and attach its captions and attributes.
 
     Raises:
-        DataError: see the parsers.
+        ConfigError: the pattern is wrong.
+        DataError: see the parsers and ``attach_annotations``.
     """
     parse = parse_market1501 if source.parser == "market1501" else parse_pattern
     report = parse(source)
     if source.captions is not None:
-        report.records = attach_captions(report.records, source.captions)
+        report.records = attach_annotations(report.records, source.captions)
     return report

@@ -1,9 +1,9 @@
 """Run the data engine: sources -> manifests -> shards of every stage -> dataset_info.json."""
 
+import json
 import os
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from ..config import BuildSettings
 from ..errors import DataError
 from ..images import ImagePolicy
 from ..records import INSTRUCTION_SCHEMA, ImageRecord, convert_instruction_to_row
-from ..shards import check_shard, read_json, read_manifest, write_json, write_manifest, write_shard
+from ..shards import check_shard, read_json, write_json, write_shard
 from ..tasks import TASKS, list_stage_tasks
 from .builders import build_record, explain_missing
-from .parsers import ParseReport, parse_source
 from .sampler import ImagePool
+from .sources import read_training_records
 
 
 DATASET_INFO = "dataset_info.json"
@@ -32,7 +32,7 @@ class BuildReport:
 
     Attributes:
         datasets: data set name -> number of records.
-        skipped: task name -> why there are no records of it.
+        skipped: data set name -> why there are no records of it.
         output_dir: the folder for LLaMA-Factory's ``dataset_dir``.
         reused: data sets that were already there, from the same settings.
     """
@@ -48,80 +48,30 @@ class BuildReport:
         lines += [f"{name:<48}{'left out':>12}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join([*lines, f"dataset_dir: {self.output_dir}"])
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return {
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        values = {
             "output_dir": str(self.output_dir),
             "datasets": self.datasets,
             "skipped": self.skipped,
             "reused": self.reused,
         }
+        return json.dumps(values, indent=2, ensure_ascii=False)
 
 
-def describe_parse(name: str, report: ParseReport) -> str:
-    """Return one line per split and reason for the user."""
-    lines: list[str] = []
-    for split in ("train", "query", "gallery"):
-        records = [record for record in report.records if record.split == split]
-        people = len({record.person_id for record in records})
-        cameras = len({record.camera_id for record in records})
-        lines.append(f"{name} {split}: {len(records)} images, {people} identities, {cameras} cameras")
-    lines += [f"{name} left out: {count} ({reason})" for reason, count in sorted(report.skipped.items())]
-    lines += [f"{name} warning: {warning}" for warning in report.warnings]
-    return "\n".join(lines)
-
-
-def find_manifest(settings: BuildSettings, name: str) -> Path:
-    """Return where the manifest of a source is kept."""
-    return settings.manifest_dir / f"{name}.parquet"
-
-
-def parse_sources(settings: BuildSettings) -> list[Path]:
-    """Parse every source into a manifest (Parquet of ImageRecords, provenance beside it) and say what was found.
-
-    Raises:
-        DataError: a folder, file or caption line is missing or wrong.
-    """
-    paths: list[Path] = []
-    for source in settings.sources:
-        report = parse_source(source)
-        print(describe_parse(source.name, report), file=sys.stderr)
-        root = source.root
-        if report.records and not (root / report.records[0].path).is_file():
-            root = root / "Market-1501-v15.09.15"
-        path = find_manifest(settings, source.name)
-        provenance = {
-            "source": source.model_dump(mode="json"),
-            "version": __version__,
-            "skipped": report.skipped,
-            "warnings": report.warnings,
-        }
-        write_manifest(path, report.records, root, provenance)
-        paths.append(path)
-    return paths
-
-
-def _read_training_records(settings: BuildSettings) -> tuple[list[list[ImageRecord]], Path]:
-    """Return the training images of each source, with paths relative to the folder that all sources share."""
-    found: list[tuple[list[ImageRecord], Path]] = []
-    for source in settings.sources:
-        path = find_manifest(settings, source.name)
-        if not path.is_file():
-            parse_sources(settings.model_copy(update={"sources": (source,)}))
-        records, root = read_manifest(path)
-        training = [record for record in records if record.split == "train"]
-        if not training:
-            raise DataError(f"{path} has no training images; raise train_share of source {source.name}.")
-        found.append((training, root))
-    common = Path(os.path.commonpath([root for _, root in found]))
-    moved = [
-        [replace(r, path=(root.relative_to(common) / r.path).as_posix()) for r in records] for records, root in found
-    ]
-    return moved, common
+def share_out(total: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Return ``total`` shared out by weight, so that the parts add up to it (largest remainders round up)."""
+    exact = {name: total * weight / sum(weights.values()) for name, weight in weights.items()}
+    parts = {name: int(value) for name, value in exact.items()}
+    # Ties go to the first, since the sort is stable.
+    by_remainder = sorted(exact, key=lambda name: parts[name] - exact[name])
+    for name in by_remainder[: total - sum(parts.values())]:
+        parts[name] += 1
+    return parts
 
 
 def plan_datasets(settings: BuildSettings, pools: dict[int, list[ImagePool]], report: BuildReport) -> dict[str, int]:
-    """Return task name -> number of records; tasks that no source can give are noted in the report.
+    """Return task name -> number of records; tasks without records are noted in the report.
 
     Stage 2's ratios are rescaled over the tasks that remain.
     """
@@ -132,13 +82,23 @@ def plan_datasets(settings: BuildSettings, pools: dict[int, list[ImagePool]], re
         for task in list_stage_tasks(stage):
             reasons = {explain_missing(task.name, pool) for pool in pools[stage]}
             weight = settings.stage2_ratios.get(task.name, 0.0) if stage == 2 else 1.0
-            if None in reasons and weight > 0:
+            if weight == 0:
+                reasons = {"no share in stage2_ratios"}
+            if None in reasons:
                 weights[task.name] = weight
-            elif weight > 0:
-                report.skipped[f"chatreid_stage{stage}_{task.name}"] = ", ".join(sorted(str(r) for r in reasons))
-        for name, weight in weights.items():
-            plan[name] = round(total * weight / sum(weights.values()))
-    return {name: count for name, count in plan.items() if count > 0}
+            else:
+                report.skipped[name_dataset(task.name)] = ", ".join(sorted(str(r) for r in reasons))
+        for name, count in share_out(total, weights).items():
+            if count:
+                plan[name] = count
+            else:
+                report.skipped[name_dataset(name)] = f"its share of {total} records is less than one"
+    return plan
+
+
+def name_dataset(task: str) -> str:
+    """Return the name of a task's data set."""
+    return f"chatreid_stage{TASKS[task].stage}_{task}"
 
 
 def iterate_shard(
@@ -155,23 +115,33 @@ def iterate_shard(
         yield convert_instruction_to_row(build_record(task, pool, rng, settings, f"{name}-{number:010d}"))
 
 
-def _write_dataset(task: str, pools: list[ImagePool], settings: BuildSettings, name: str, count: int) -> None:
-    folder = settings.output_dir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = -(-count // settings.records_per_shard)
+def _is_complete(path: Path, size: int) -> bool:
+    """Return whether a shard is there and whole; one that is cut short is built again."""
+    try:
+        return path.is_file() and check_shard(path) == size
+    except DataError:
+        return False
+
+
+def _write_dataset(task: str, pools: list[ImagePool], settings: BuildSettings, name: str, count: int) -> int:
+    """Write the shards that are missing; return how many there were."""
+    written = 0
     with tqdm(total=count, desc=name, unit="record") as progress:
-        for shard in range(shards):
-            size = min(settings.records_per_shard, count - shard * settings.records_per_shard)
-            path = folder / f"{shard:05d}.parquet"
-            if not (path.is_file() and check_shard(path) == size):
+        for shard, first in enumerate(range(0, count, settings.records_per_shard)):
+            size = min(settings.records_per_shard, count - first)
+            path = settings.output_dir / name / f"{shard:05d}.parquet"
+            if not _is_complete(path, size):
                 rows = list(iterate_shard(task, pools, settings, name, shard, size))
                 write_shard(path, rows, INSTRUCTION_SCHEMA)
+                written += 1
             progress.update(size)
+    return written
 
 
 def compute_fingerprint(settings: BuildSettings, task: str, count: int, records: list[list[ImageRecord]]) -> str:
     """Return a hash over everything a data set's bytes depend on, the image records included."""
-    digest = xxhash.xxh3_128(f"{__version__} {TASKS[task]} {count}".encode())
+    # The number of wordings, not their text: records hold the variant's number, so prompts may be edited afterwards.
+    digest = xxhash.xxh3_128(repr((__version__, task, len(TASKS[task].prompts), count)).encode())
     digest.update(repr((settings.gallery, settings.prompt_variants, settings.cutoff_len)).encode())
     digest.update(repr((settings.records_per_shard, settings.seed)).encode())
     for source in records:
@@ -180,25 +150,46 @@ def compute_fingerprint(settings: BuildSettings, task: str, count: int, records:
     return digest.hexdigest()
 
 
-def _prepare_folder(settings: BuildSettings, name: str, fingerprint: str, overwrite: bool) -> bool:
-    """Return whether the data set is already complete; clear or refuse leftovers of other settings."""
+def _prepare_folder(settings: BuildSettings, name: str, fingerprint: str, overwrite: bool) -> None:
+    """Clear or refuse what other settings left in a data set's folder."""
     provenance = settings.output_dir / f"{name}.json"
     folder = settings.output_dir / name
     if not provenance.is_file():
         if folder.exists() and any(folder.iterdir()):
             raise DataError(f"{folder} exists but was not built here (no {provenance.name}). Move it away.")
-        return False
-    found = read_json(provenance)
-    if found.get("fingerprint") != fingerprint:
-        if not overwrite:
-            raise DataError(
-                f"{folder} was built from other settings or images. Use --overwrite to build it again, or another "
-                "output_dir."
-            )
-        for path in folder.glob("*.parquet"):
-            path.unlink()
-        return False
-    return bool(found.get("complete"))
+        return
+    if read_json(provenance).get("fingerprint") == fingerprint:
+        return
+    if not overwrite:
+        raise DataError(
+            f"{folder} was built from other settings or images, or by another version. Use --overwrite to build it "
+            "again, or another output_dir."
+        )
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+    # Last: killed before this, the next run still knows the shards for another recipe's.
+    provenance.unlink()
+
+
+def _build_dataset(
+    task: str, count: int, settings: BuildSettings, pools: list[ImagePool], fingerprint: str, overwrite: bool
+) -> bool:
+    """Write one data set with its provenance; return whether all of it was there before."""
+    name = name_dataset(task)
+    _prepare_folder(settings, name, fingerprint, overwrite)
+    provenance = settings.output_dir / f"{name}.json"
+    values = {
+        "fingerprint": fingerprint,
+        "version": __version__,
+        "settings": settings.model_dump(mode="json"),
+        "records": count,
+    }
+    if not provenance.is_file():
+        write_json(provenance, {**values, "complete": False})
+    written = _write_dataset(task, pools, settings, name, count)
+    if written or not read_json(provenance).get("complete"):
+        write_json(provenance, {**values, "complete": True})
+    return not written
 
 
 def build_datasets(settings: BuildSettings, dry_run: bool = False, overwrite: bool = False) -> BuildReport:
@@ -206,34 +197,28 @@ def build_datasets(settings: BuildSettings, dry_run: bool = False, overwrite: bo
 
     Args:
         settings: the recipe.
-        dry_run: only say what would be built; sources are parsed if their manifest is missing.
+        dry_run: only say what would be built; nothing is written, not even a manifest.
         overwrite: replace data sets that were built from other settings.
 
     Raises:
         DataError: sources are missing or wrong, or a data set of other settings is in the way.
     """
-    records, root = _read_training_records(settings)
+    records, root = read_training_records(settings, write=not dry_run)
     stages = sorted(int(name.removeprefix("stage")) for name in settings.records)
     pools = {stage: [ImagePool(source, ImagePolicy(stage)) for source in records] for stage in stages}
     report = BuildReport(settings.output_dir)
     plan = plan_datasets(settings, pools, report)
     if not plan:
-        raise DataError(f"Nothing can be built: {report.skipped}.")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
+        raise DataError(f"Nothing can be built. {reasons}.")
     for task, count in plan.items():
-        stage = TASKS[task].stage
-        name = f"chatreid_stage{stage}_{task}"
+        name = name_dataset(task)
         report.datasets[name] = count
         if dry_run:
             continue
         fingerprint = compute_fingerprint(settings, task, count, records)
-        provenance = settings.output_dir / f"{name}.json"
-        if _prepare_folder(settings, name, fingerprint, overwrite):
+        if _build_dataset(task, count, settings, pools[TASKS[task].stage], fingerprint, overwrite):
             report.reused.append(name)
-        else:
-            origin = {"fingerprint": fingerprint, "version": __version__, "settings": settings.model_dump(mode="json")}
-            write_json(provenance, origin | {"records": count, "complete": False})
-            _write_dataset(task, pools[stage], settings, name, count)
-            write_json(provenance, origin | {"records": count, "complete": True})
         enter_dataset(settings.output_dir, name, root)
     return report
 
@@ -241,7 +226,9 @@ def build_datasets(settings: BuildSettings, dry_run: bool = False, overwrite: bo
 def enter_dataset(output_dir: Path, name: str, image_root: Path) -> None:
     """Enter a data set in ``dataset_info.json`` (LLaMA-Factory's file), other entries untouched."""
     path = output_dir / DATASET_INFO
-    entries: dict[str, Any] = read_json(path) if path.is_file() else {}
+    entries: Any = read_json(path) if path.is_file() else {}
+    if not isinstance(entries, dict):
+        raise DataError(f"{path} is not a JSON object of data sets. Move it away.")
     relative = Path(os.path.relpath(image_root, output_dir.resolve())).as_posix()
     entries[name] = {"file_name": name, "formatting": "chatreid", "chatreid": {"image_root": relative}}
     write_json(path, entries)

@@ -3,7 +3,7 @@
 Gallery sizes and numbers of matches follow the paper (section 3.2, equation 1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -57,11 +57,13 @@ class ImagePool:
         self._person = _number([record.person_id for record in records])
         self._camera = _number([record.camera_id for record in records])
         self._colour = _number([record.attributes.get(HARD_ATTRIBUTE, "") for record in records])
-        self._attributes = _number([repr(sorted(record.attributes.items())) for record in records])
+        self._looks = _number([repr(sorted(record.attributes.items())) for record in records])
         self._by_person = _group(self._person)
         self._by_camera = _group(self._camera)
         self.positives = np.array([len(self.list_positives(i)) for i in range(len(records))], dtype=np.int64)
+        self._all = np.arange(len(records), dtype=np.int64)
         self._by_positives = np.argsort(-self.positives, kind="stable")
+        self._fewer_positives = -self.positives[self._by_positives]
         self.captioned = np.flatnonzero([bool(record.captions) for record in records])
         self.attributed = np.flatnonzero([bool(record.attributes) for record in records])
 
@@ -73,7 +75,7 @@ class ImagePool:
     def draw_query(self, rng: np.random.Generator, matches: int) -> int:
         """Return an image with at least ``matches`` cross-camera positives (at most what the data set has)."""
         wanted = min(matches, int(self.positives.max()))
-        candidates = int(np.searchsorted(-self.positives[self._by_positives], -wanted, side="right"))
+        candidates = int(np.searchsorted(self._fewer_positives, -wanted, side="right"))
         return int(self._by_positives[rng.integers(candidates)])
 
     def draw_positives(self, rng: np.random.Generator, query: int, count: int) -> list[int]:
@@ -82,38 +84,77 @@ class ImagePool:
         return rng.choice(positives, size=min(count, len(positives)), replace=False).tolist()
 
     def draw_negatives(self, rng: np.random.Generator, query: int, count: int, hard_share: float) -> list[int]:
-        """Return ``count`` different images of other people.
+        """Return up to ``count`` different images of other people, in random order.
 
-        A share of them is hard: taken by the query's camera and, where attributes are known, with the same colour of
-        the upper clothing.
+        A share of them is hard: taken by the query's camera and, as long as there are such, with the same colour of
+        the upper clothing. Fewer are returned only if the data set has no more.
         """
-        chosen: dict[int, None] = {}
-        same_camera = self._by_camera[self._camera[query]]
-        for attempt in range(20 * count + 100):
-            if len(chosen) == count:
-                break
-            hard = rng.random() < hard_share
-            candidates = same_camera if hard else None
-            image = int(rng.choice(candidates) if candidates is not None else rng.integers(len(self.records)))
-            if self._person[image] == self._person[query]:
-                continue
-            # The colour is a preference: after a while any other person of that camera will do.
-            if hard and self._colour[image] != self._colour[query] and attempt < 10 * count:
-                continue
-            chosen[image] = None
-        return list(chosen)
+        chosen = self._draw_hard(rng, query, int(rng.binomial(count, hard_share)))
+        chosen += self._draw_among(
+            rng, self._all, lambda images: self._person[images] != self._person[query], count, chosen
+        )
+        return [chosen[i] for i in rng.permutation(len(chosen))]
+
+    def _draw_hard(self, rng: np.random.Generator, query: int, count: int) -> list[int]:
+        if count == 0:
+            return []
+        others = self._by_camera[self._camera[query]]
+        others = others[self._person[others] != self._person[query]]
+        # Shuffled, then sorted by colour, which keeps the random order among equals.
+        others = rng.permutation(others)
+        return others[np.argsort(self._colour[others] != self._colour[query], kind="stable")][:count].tolist()
 
     def draw_unlike(self, rng: np.random.Generator, image: int, count: int, among: Indices) -> list[int]:
-        """Return up to ``count`` different images of other people whose attributes differ from the image's."""
-        chosen: dict[int, None] = {}
-        for _ in range(20 * count + 100):
-            if len(chosen) == count:
-                break
-            other = int(among[rng.integers(len(among))])
-            same_looks = self.records[image].attributes and self._attributes[other] == self._attributes[image]
-            if self._person[other] != self._person[image] and not same_looks:
-                chosen[other] = None
-        return list(chosen)
+        """Return up to ``count`` different images of other people who look different.
+
+        Different is who has other attributes, where they are known, and no caption in common. Fewer are returned only
+        if there are no more.
+        """
+        captions = set(self.records[image].captions)
+
+        def is_unlike(images: Indices) -> npt.NDArray[np.bool_]:
+            unlike = self._person[images] != self._person[image]
+            if self.records[image].attributes:
+                unlike &= self._looks[images] != self._looks[image]
+            if captions:
+                unlike &= np.array([captions.isdisjoint(self.records[i].captions) for i in images], dtype=np.bool_)
+            return unlike
+
+        return self._draw_among(rng, among, is_unlike, count, [])
+
+    @staticmethod
+    def _draw_among(
+        rng: np.random.Generator,
+        among: Indices,
+        accept: Callable[[Indices], npt.NDArray[np.bool_]],
+        count: int,
+        taken: Sequence[int],
+    ) -> list[int]:
+        """Return different accepted images that fill ``taken`` up to ``count``.
+
+        Guesses first, since nearly every image is accepted and a data set may have a million; then looks at all.
+        """
+        chosen = dict.fromkeys(taken)
+        missing = count - len(taken)
+        if missing > 0 and len(among):
+            for image in among[rng.integers(len(among), size=4 * missing)]:
+                if len(chosen) < count and int(image) not in chosen and accept(np.array([image]))[0]:
+                    chosen[int(image)] = None
+        if len(chosen) < count:
+            left = among[accept(among)]
+            left = left[~np.isin(left, list(chosen))]
+            chosen |= dict.fromkeys(rng.permutation(left)[: count - len(chosen)].tolist())
+        return list(chosen)[len(taken) :]
+
+    def count_people(self) -> int:
+        """Return the number of identities."""
+        return len(self._by_person)
+
+    def has_unlike(self, among: Indices) -> bool:
+        """Return whether ``among`` holds two images of different people who differ in attributes, where known."""
+        if len(np.unique(self._person[among])) < 2:
+            return False
+        return len(np.unique(self._looks[among])) > 1 or not self.records[int(among[0])].attributes
 
 
 def _number(labels: Sequence[str]) -> Indices:

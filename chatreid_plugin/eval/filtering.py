@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..config import EvalSettings
+from ..crops import open_crop
 from ..errors import ConfigError, DataError
 from ..records import ImageRecord
 from .metrics import IgnoreMask
@@ -31,19 +32,6 @@ CROP_SIZE = (128, 256)  # width, height
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 CROPS_PER_BATCH = 64
-
-
-def open_image(path: Path) -> Image.Image:
-    """Return the image in RGB.
-
-    Raises:
-        DataError: the file is no image or is cut short.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}. Replace the file or drop its record.") from None
 
 
 def _normalise(features: npt.NDArray[Any]) -> FloatArray:
@@ -80,7 +68,7 @@ def describe_colours(image: Image.Image) -> FloatArray:
 
 def _extract_colour(records: Sequence[ImageRecord], image_root: Path) -> FloatArray:
     progress = tqdm(records, desc="colour features", unit="image")
-    return np.stack([describe_colours(open_image(image_root / record.path)) for record in progress])
+    return np.stack([describe_colours(open_crop(image_root / record.path)) for record in progress])
 
 
 def _read_npz(records: Sequence[ImageRecord], path: Path) -> FloatArray:
@@ -125,7 +113,7 @@ def _extract_torchvision(
     batches: list[FloatArray] = []
     with tqdm(total=len(records), desc="ResNet-50 features", unit="image") as progress, torch.inference_mode():
         for start in range(0, len(records), CROPS_PER_BATCH):
-            images = [open_image(image_root / record.path) for record in records[start : start + CROPS_PER_BATCH]]
+            images = [open_crop(image_root / record.path) for record in records[start : start + CROPS_PER_BATCH]]
             pixels = np.stack([np.asarray(image.resize(CROP_SIZE, Image.Resampling.BILINEAR)) for image in images])
             inputs = torch.tensor((pixels.astype(np.float32) / 255.0 - mean) / deviation).permute(0, 3, 1, 2)
             batches.append(model(inputs.to(device_name)).float().cpu().numpy())

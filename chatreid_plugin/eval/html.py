@@ -13,10 +13,10 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
+from ..crops import open_crop
 from ..errors import DataError
 from ..records import ImageRecord
 from ..shards import open_atomically
-from .filtering import open_image
 from .protocols import Protocol
 from .report import DEFINITIONS, Results
 from .ties import IntArray
@@ -30,7 +30,7 @@ JPEG_QUALITY = 80
 def encode_thumbnail(path: Path) -> str:
     """Return the image as a small JPEG in a data URI; empty if it cannot be read, as the page is no place to fail."""
     try:
-        image = open_image(path)
+        image = open_crop(path)
     except DataError:
         return ""
     image.thumbnail(THUMBNAIL_SIZE)

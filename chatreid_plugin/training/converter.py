@@ -23,7 +23,7 @@ def find_image_root(dataset_attr: Any, data_args: Any) -> str:
     root = data_args.media_dir
     if root == data_args.dataset_dir:
         root = os.path.join(root, (getattr(dataset_attr, "chatreid", None) or {}).get("image_root", ""))
-    return os.path.abspath(root)
+    return os.path.realpath(root)
 
 
 def convert_record(record: Instruction, image_root: str) -> dict[str, Any]:

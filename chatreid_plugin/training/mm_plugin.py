@@ -1,32 +1,27 @@
 """LLaMA-Factory's Qwen2-VL plugin with the stage's image policy, and token counts from sizes instead of pixels."""
 
-import struct
 from dataclasses import dataclass, field
 from io import BytesIO
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from llamafactory.data.mm_plugin import Qwen2VLPlugin
 from PIL import Image
 
+from ..crops import DAMAGE, prepare_crop
 from ..errors import DataError
 from ..images import (
     DEFAULT_IMAGE_MAX_PIXELS,
     DEFAULT_IMAGE_MIN_PIXELS,
     ImagePolicy,
     PatchGeometry,
-    apply_stage_policy,
     count_grid,
 )
 from .compat import get_function, get_upstream
 
 
 PLUGIN_NAME = "chatreid_qwen2_vl"
-
-# What Pillow raises for damaged files of one format or another.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def _describe(image: Any) -> str:
@@ -79,15 +74,6 @@ def _check_size(image: Any, size: tuple[int, int]) -> None:
             )
 
 
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in RGB; Pillow alone would turn nearly every 16-bit (infrared) pixel white."""
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
-
-
 @dataclass
 class ChatReIDPlugin(Qwen2VLPlugin):
     """Qwen2-VL's plugin; ``policy`` is set from the YAML when the template is fetched."""
@@ -95,12 +81,8 @@ class ChatReIDPlugin(Qwen2VLPlugin):
     policy: ImagePolicy = field(default_factory=ImagePolicy)
 
     def _preprocess_image(self, image: Image.Image, **kwargs: Any) -> Image.Image:
-        # Converted first: palette images cannot be resized smoothly.
-        image = convert_to_rgb(image)
-        size = apply_stage_policy(*image.size, self.policy.stage, self.policy.aspect)
-        if size != image.size:
-            image = image.resize(size)  # the same filter as LLaMA-Factory's resize
-        return super()._preprocess_image(image, **kwargs)
+        limits = kwargs["image_max_pixels"], kwargs["image_min_pixels"]
+        return prepare_crop(image, ImagePolicy(self.policy.stage, self.policy.aspect, *limits))
 
     def _regularize_images(self, images: list[Any], **kwargs: Any) -> Any:
         results: list[Image.Image] = []

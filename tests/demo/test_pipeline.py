@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from chatreid_plugin.demo.pipeline import DemoSteps, run_demo
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.shards import read_json

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chatreid_plugin.demo.people import sample_people
-from chatreid_plugin.demo.tiny_model import SPECIAL_TOKENS, TinySizes, write_tiny_model
-from chatreid_plugin.tasks import format_chat_prompt
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from chatreid_plugin.demo.people import sample_people
+from chatreid_plugin.demo.tiny_model import SPECIAL_TOKENS, TinySizes, write_tiny_model
+from chatreid_plugin.tasks import format_chat_prompt
 
 
 SIZES = TinySizes(hidden=64, layers=2, vision_layers=1)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from chatreid_plugin.config import EvalSettings
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
@@ -15,7 +17,6 @@ from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.images import resize_by_policy
 from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction
 from chatreid_plugin.tasks import format_chat_prompt, render_prompt
-from PIL import Image
 
 
 SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (33, 190), (128, 256)]
@@ -112,9 +113,7 @@ def test_missing_checkpoint_is_a_config_error(tmp_path: Path) -> None:
         TransformersScorer(make_settings(tmp_path / "nowhere", tmp_path), tmp_path)
 
 
-def test_damaged_image_is_named(
-    checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
-) -> None:
+def test_damaged_image_is_named(checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     scorer = TransformersScorer(make_settings(checkpoint, tmp_path), tmp_path)
     with pytest.raises(DataError, match=r"cut\.jpg"):

@@ -282,7 +282,8 @@ def test_every_mode_keeps_its_brightness(tokenizer_module: dict[str, Any], mode:
 
 
 def test_image_is_taken_in_every_form(tokenizer_module: dict[str, Any], noise: Path) -> None:
-    from chatreid_plugin.training.mm_plugin import convert_to_rgb, open_image, read_size
+    from chatreid_plugin.crops import convert_to_rgb
+    from chatreid_plugin.training.mm_plugin import open_image, read_size
 
     path = noise / "64x128.png"
     image = Image.open(path)

@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xxhash
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...config import EvalSettings
-from ...errors import ConfigError, DataError, UpstreamError
-from ...images import resize_by_policy
+from ...crops import open_crop, prepare_crop
+from ...errors import ConfigError, UpstreamError
 from ...records import Answer, ImageRecord, ImageReference, Instruction
 from ...tasks import IMAGE_MARK, NO, YES, format_chat_prompt, render_prompt
 
@@ -48,15 +47,7 @@ class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         Raises:
             DataError: the file cannot be decoded.
         """
-        path = self.paths[index]
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise DataError(f"Image {path} cannot be decoded: {error}.") from None
-        size = resize_by_policy(*image.size, self.policy)
-        if size != image.size:
-            image = image.resize(size)
+        image = prepare_crop(open_crop(self.paths[index]), self.policy)
         inputs = self.image_processor(images=[image], return_tensors="pt")
         return inputs["pixel_values"], inputs["image_grid_thw"][0]
 

@@ -1,0 +1,60 @@
+"""Captions and attributes of a JSON Lines file are attached to the ImageRecords they describe."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from ..errors import DataError
+from ..records import ImageRecord
+from ..shards import read_json_lines
+
+
+def attach_annotations(records: list[ImageRecord], path: Path) -> list[ImageRecord]:
+    """Return the records with captions and attributes from a JSON Lines file.
+
+    A line is ``{"path": ..., "captions": [...], "attributes": {...}}``, where ``path`` is an image's path below the
+    data set folder, or ``{"person": ...}`` with the identity as published, for all of a person's images. What an
+    image's own line says replaces what its person's line says.
+
+    Raises:
+        DataError: a line is wrong, names an image or person that the data set does not have, or one named before.
+    """
+    known = {
+        "path": {record.path for record in records},
+        "person": {_get_person(record) for record in records},
+    }
+    found: dict[str, dict[str, Mapping[str, Any]]] = {"path": {}, "person": {}}
+    for number, line in read_json_lines(path):
+        key = "path" if "path" in line else "person"
+        value = line.get(key)
+        if not isinstance(value, str) or value not in known[key]:
+            raise DataError(f"{path}, line {number}: the data set has no {key} {value!r}.")
+        if value in found[key]:
+            raise DataError(f"{path}, line {number}: {key} {value!r} was described before; write one line for it.")
+        _check_line(line, f"{path}, line {number}")
+        found[key][value] = line
+
+    def describe(record: ImageRecord) -> ImageRecord:
+        line = {**found["person"].get(_get_person(record), {}), **found["path"].get(record.path, {})}
+        return replace(record, captions=tuple(line.get("captions", ())), attributes=line.get("attributes", {}))
+
+    return [describe(record) for record in records]
+
+
+def _get_person(record: ImageRecord) -> str:
+    return record.person_id.partition(":")[2]
+
+
+def _check_line(line: Mapping[str, Any], where: str) -> None:
+    captions, attributes = line.get("captions", []), line.get("attributes", {})
+    if not isinstance(captions, list) or not all(_is_text(caption) for caption in cast(list[Any], captions)):
+        raise DataError(f"{where}: captions must be a list of texts that are not empty.")
+    if not isinstance(attributes, dict) or not all(
+        _is_text(value) for value in cast(dict[str, Any], attributes).values()
+    ):
+        raise DataError(f"{where}: attributes must be an object whose values are texts that are not empty.")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

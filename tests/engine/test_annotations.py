@@ -1,0 +1,92 @@
+"""Tests of chatreid_plugin.engine.annotations: captions by path and by person, and wrong lines named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatreid_plugin.engine.annotations import attach_annotations
+from chatreid_plugin.engine.parsers import parse_source
+from chatreid_plugin.errors import DataError
+from chatreid_plugin.records import ImageRecord
+
+
+RECORDS = [
+    ImageRecord(f"own/{person}/{name}.jpg", "own", "train", f"{person}/{name}.jpg", f"own:{person}", name, 64, 128)
+    for person in ("0001", "0002")
+    for name in ("a", "b")
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "captions.jsonl"
+
+
+def write_lines(path: Path, *lines: dict[str, Any]) -> None:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_captions_of_a_path_go_to_that_image(path: Path) -> None:
+    write_lines(path, {"path": "0001/b.jpg", "captions": ["tall", "thin"], "attributes": {"hat": "cap"}})
+    records = attach_annotations(RECORDS, path)
+    assert [record.captions for record in records] == [(), ("tall", "thin"), (), ()]
+    assert [record.attributes for record in records] == [{}, {"hat": "cap"}, {}, {}]
+    assert [record.path for record in records] == [record.path for record in RECORDS]
+
+
+def test_captions_of_a_person_go_to_all_their_images(path: Path) -> None:
+    write_lines(path, {"person": "0002", "captions": ["tall"], "attributes": {"hat": "cap"}})
+    records = attach_annotations(RECORDS, path)
+    assert [record.captions for record in records] == [(), (), ("tall",), ("tall",)]
+    assert records[3].attributes == {"hat": "cap"}
+
+
+@pytest.mark.parametrize("path_first", [True, False])
+def test_what_an_image_says_replaces_what_its_person_says(path: Path, path_first: bool) -> None:
+    lines: list[dict[str, Any]] = [
+        {"path": "0001/a.jpg", "captions": ["seen from behind"]},
+        {"person": "0001", "captions": ["tall"], "attributes": {"hat": "cap"}},
+    ]
+    write_lines(path, *(lines if path_first else lines[::-1]))
+    first, second, *_ = attach_annotations(RECORDS, path)
+    assert (first.captions, first.attributes) == (("seen from behind",), {"hat": "cap"})
+    assert (second.captions, second.attributes) == (("tall",), {"hat": "cap"})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"path": "0001/c.jpg", "captions": ["x"]}, r"no path '0001/c\.jpg'"),
+        ({"person": "1", "captions": ["x"]}, "no person '1'"),
+        ({"person": 1, "captions": ["x"]}, "no person 1"),
+        ({"person": ["0001"], "captions": ["x"]}, r"no person \['0001'\]"),
+        ({"captions": ["x"]}, "no person None"),
+        ({"path": "0001/a.jpg", "captions": "x"}, "captions must be a list of texts"),
+        ({"path": "0001/a.jpg", "captions": ["x", 3]}, "captions must be a list of texts"),
+        ({"path": "0001/a.jpg", "captions": [" "]}, "captions must be a list of texts"),
+        ({"path": "0001/a.jpg", "attributes": ["x"]}, "attributes must be an object"),
+        ({"path": "0001/a.jpg", "attributes": {"age": 30}}, "attributes must be an object"),
+        ({"path": "0001/b.jpg"}, "was described before"),
+    ],
+)
+def test_wrong_line_is_named_with_the_file(path: Path, line: dict[str, Any], message: str) -> None:
+    write_lines(path, {"path": "0001/b.jpg", "captions": ["x"]}, line)
+    with pytest.raises(DataError, match=rf"captions\.jsonl, line 2: .*{message}"):
+        attach_annotations(RECORDS, path)
+
+
+def test_missing_file_is_named(path: Path) -> None:
+    with pytest.raises(DataError, match=r"captions\.jsonl does not exist"):
+        attach_annotations(RECORDS, path)
+
+
+def test_world_is_described_as_the_generator_wrote(make_source: Any, world: Path) -> None:
+    lines = [json.loads(line) for line in (world / "captions.jsonl").read_text().splitlines()]
+    expected = {line["path"]: (tuple(line["captions"]), line["attributes"]) for line in lines}
+    records = parse_source(make_source(captions=world / "captions.jsonl")).records
+    found = {record.path: (record.captions, record.attributes) for record in records if record.captions}
+    assert found == expected
+    # Nobody describes a distractor.
+    assert {record.person_id for record in records if not record.captions} == {"market1501:0000"}

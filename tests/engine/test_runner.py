@@ -1,0 +1,224 @@
+"""Tests of chatreid_plugin.engine.runner: shares, the same bytes again, dry runs, and what is entered."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatreid_plugin.config import BuildSettings
+from chatreid_plugin.engine.runner import BuildReport, build_datasets, enter_dataset, share_out
+from chatreid_plugin.errors import DataError
+from chatreid_plugin.records import INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
+from chatreid_plugin.shards import read_shard
+from chatreid_plugin.tasks import TASKS, render_answer, render_prompt
+
+
+MakeRecipe = Callable[..., BuildSettings]
+PAIRS = "chatreid_stage2_image_to_image_one_to_one"
+
+
+def list_files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob(pattern) if path.is_file()}
+
+
+def read_records(output: Path, name: str) -> list[Instruction]:
+    tables = [read_shard(path, INSTRUCTION_SCHEMA) for path in sorted((output / name).iterdir())]
+    return [convert_row_to_instruction(row) for table in tables for row in table.to_pylist()]
+
+
+def read_entries(output: Path) -> dict[str, Any]:
+    return json.loads((output / "dataset_info.json").read_text())
+
+
+def test_stage_2_is_shared_out_as_in_the_paper(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    report = build_datasets(recipe)
+    assert report.datasets == {
+        "chatreid_stage1_image_captioning": 20,
+        "chatreid_stage2_image_to_image_one_to_one": 25,
+        "chatreid_stage2_image_to_image_many_to_many": 25,
+        "chatreid_stage2_text_to_image_one_to_one": 10,
+        "chatreid_stage2_text_to_image_many_to_one": 10,
+        "chatreid_stage2_text_to_image_one_to_many": 10,
+        "chatreid_stage2_attribute_comparison": 10,
+        "chatreid_stage2_attribute_prediction": 10,
+        "chatreid_stage3_standard_reid": 20,
+    }
+    assert (report.skipped, report.reused) == ({}, [])
+    for name, count in report.datasets.items():
+        records = read_records(recipe.output_dir, name)
+        assert [record.id for record in records] == [f"{name}-{number:010d}" for number in range(count)]
+        assert {f"chatreid_stage{TASKS[record.task].stage}_{record.task}" for record in records} == {name}
+        shards = sorted(path.name for path in (recipe.output_dir / name).iterdir())
+        assert shards == [f"{number:05d}.parquet" for number in range(-(-count // 8))]
+
+
+def test_every_record_renders_and_its_images_exist(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    for name in build_datasets(recipe).datasets:
+        entry = read_entries(recipe.output_dir)[name]
+        root = recipe.output_dir / entry["chatreid"]["image_root"]
+        for record in read_records(recipe.output_dir, name):
+            assert render_prompt(record).count("<image>") == len(record.images)
+            assert render_answer(record)
+            assert all((root / image.path).is_file() for image in record.images)
+            assert all("bounding_box_train" in image.path for image in record.images)
+
+
+def test_same_recipe_gives_the_same_bytes_and_another_seed_others(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    contents = [
+        list_files(build_datasets(make_recipe(output_dir=tmp_path / name, seed=seed)).output_dir, "*.parquet")
+        for name, seed in (("one", 0), ("two", 0), ("three", 1))
+    ]
+    assert contents[0] == contents[1]
+    assert contents[0].keys() == contents[2].keys()
+    assert all(contents[0][name] != contents[2][name] for name in contents[0])
+
+
+def test_dry_run_writes_nothing_and_says_the_same(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    planned = build_datasets(recipe, dry_run=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert planned.datasets == build_datasets(recipe).datasets
+
+
+def test_tasks_without_captions_and_attributes_are_reported_and_their_share_goes_to_the_others(
+    make_recipe: MakeRecipe, world: Path
+) -> None:
+    source = make_recipe().sources[0].model_dump() | {"captions": None}
+    report = build_datasets(make_recipe(sources=[source]))
+    assert report.datasets == {
+        "chatreid_stage2_image_to_image_one_to_one": 50,
+        "chatreid_stage2_image_to_image_many_to_many": 50,
+        "chatreid_stage3_standard_reid": 20,
+    }
+    assert report.skipped == {
+        "chatreid_stage1_image_captioning": "no captions",
+        "chatreid_stage2_text_to_image_one_to_one": "no captions",
+        "chatreid_stage2_text_to_image_many_to_one": "no captions",
+        "chatreid_stage2_text_to_image_one_to_many": "no captions",
+        "chatreid_stage2_attribute_comparison": "no attributes",
+        "chatreid_stage2_attribute_prediction": "no attributes",
+    }
+    text = report.render()
+    assert "chatreid_stage2_attribute_prediction" in text and "left out: no attributes" in text
+    assert json.loads(report.to_json())["skipped"] == report.skipped
+
+
+def test_nothing_to_build_is_an_error_with_the_reasons(make_recipe: MakeRecipe) -> None:
+    source = make_recipe().sources[0].model_dump() | {"captions": None}
+    with pytest.raises(DataError, match="Nothing can be built. chatreid_stage1_image_captioning: no captions"):
+        build_datasets(make_recipe(sources=[source], records={"stage1": 5}))
+
+
+def test_tasks_without_a_share_are_reported(make_recipe: MakeRecipe) -> None:
+    ratios = {"attribute_prediction": 1.0, "attribute_comparison": 0.0, "image_to_image_one_to_one": 0.001}
+    report = build_datasets(make_recipe(records={"stage2": 10}, stage2_ratios=ratios), dry_run=True)
+    assert report.datasets == {"chatreid_stage2_attribute_prediction": 10}
+    assert report.skipped["chatreid_stage2_attribute_comparison"] == "no share in stage2_ratios"
+    assert report.skipped["chatreid_stage2_text_to_image_one_to_one"] == "no share in stage2_ratios"
+    assert report.skipped[PAIRS] == "its share of 10 records is less than one"
+
+
+def test_a_source_that_cannot_give_a_task_leaves_it_to_the_other(make_recipe: MakeRecipe, world: Path) -> None:
+    described = make_recipe().sources[0].model_dump()
+    plain = described | {"name": "plain", "captions": None}
+    recipe = make_recipe(sources=[described, plain])
+    report = build_datasets(recipe)
+    assert report.skipped == {}
+    captioned = read_records(recipe.output_dir, "chatreid_stage1_image_captioning")
+    assert {record.dataset for record in captioned} == {"world"}
+    assert {record.dataset for record in read_records(recipe.output_dir, PAIRS)} == {"world", "plain"}
+
+
+def test_image_root_is_relative_and_that_of_all_sources(
+    make_recipe: MakeRecipe, tmp_path: Path, make_image: Callable[..., Path]
+) -> None:
+    recipe = make_recipe(records={"stage3": 8})
+    build_datasets(recipe)
+    entry = {"file_name": "chatreid_stage3_standard_reid", "formatting": "chatreid"}
+    assert read_entries(recipe.output_dir) == {
+        "chatreid_stage3_standard_reid": entry | {"chatreid": {"image_root": "../world"}}
+    }
+    for person in range(4):
+        for camera in range(2):
+            make_image(tmp_path / "more" / "crops" / f"{person}_{camera}.jpg")
+    own = {
+        "name": "own",
+        "parser": "pattern",
+        "root": tmp_path / "more" / "crops",
+        "pattern": "{person}_{camera}.jpg",
+        "train_share": 1,
+    }
+    both = make_recipe(
+        sources=[recipe.sources[0].model_dump(), own], records={"stage3": 60}, output_dir=tmp_path / "a" / "b"
+    )
+    build_datasets(both)
+    assert read_entries(both.output_dir)["chatreid_stage3_standard_reid"]["chatreid"] == {"image_root": "../.."}
+    records = read_records(both.output_dir, "chatreid_stage3_standard_reid")
+    assert {record.dataset for record in records} == {"world", "own"}
+    assert {record.images[0].path.split("/")[0] for record in records} == {"world", "more"}
+    # No record mixes two data sets: their cameras and identities have nothing in common.
+    assert all(len({image.path.split("/")[0] for image in record.images}) == 1 for record in records)
+
+
+def test_entries_of_others_stay(tmp_path: Path) -> None:
+    mine = {"alpaca": {"file_name": "alpaca.json", "formatting": "alpaca"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(mine))
+    enter_dataset(tmp_path, "new", tmp_path / "images")
+    enter_dataset(tmp_path, "new", tmp_path / "moved")
+    assert read_entries(tmp_path) == mine | {
+        "new": {"file_name": "new", "formatting": "chatreid", "chatreid": {"image_root": "moved"}}
+    }
+
+
+def test_strange_dataset_info_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text("[]")
+    with pytest.raises(DataError, match=r"dataset_info\.json is not a JSON object"):
+        enter_dataset(tmp_path, "new", tmp_path)
+
+
+def test_provenance_stands_beside_the_data_set(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    build_datasets(recipe)
+    provenance = json.loads((recipe.output_dir / f"{PAIRS}.json").read_text())
+    assert provenance["records"] == sum(
+        pq.read_metadata(path).num_rows for path in (recipe.output_dir / PAIRS).iterdir()
+    )
+    assert provenance["settings"] == recipe.model_dump(mode="json")
+
+
+def test_report_lists_everything() -> None:
+    report = BuildReport(Path("out"), {"a": 12345}, {"b": "no captions"}, ["a"])
+    assert [line.split() for line in report.render().splitlines()] == [
+        ["a", "12,345", "records"],
+        ["b", "left", "out:", "no", "captions"],
+        ["dataset_dir:", "out"],
+    ]
+    assert json.loads(report.to_json()) == {
+        "output_dir": "out",
+        "datasets": {"a": 12345},
+        "skipped": {"b": "no captions"},
+        "reused": ["a"],
+    }
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**7), st.dictionaries(st.text(max_size=3), st.floats(1e-6, 1e6), min_size=1, max_size=8))
+def test_shares_add_up_and_are_less_than_one_away(total: int, weights: dict[str, float]) -> None:
+    shares = share_out(total, weights)
+    assert list(shares) == list(weights)
+    assert sum(shares.values()) == total
+    for name, count in shares.items():
+        assert abs(count - total * weights[name] / sum(weights.values())) < 1 + 1e-6
+
+
+def test_equal_remainders_go_to_the_first() -> None:
+    assert share_out(5, {"a": 1, "b": 1, "c": 1}) == {"a": 2, "b": 2, "c": 1}
+    assert share_out(5, {}) == {}

@@ -1,0 +1,165 @@
+"""Tests of chatreid_plugin.engine.runner: killed builds go on, and what other settings left is never mixed in."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatreid_plugin import tasks
+from chatreid_plugin.config import BuildSettings
+from chatreid_plugin.engine import runner
+from chatreid_plugin.engine.runner import build_datasets
+from chatreid_plugin.errors import DataError
+from chatreid_plugin.tasks import TASKS
+
+
+MakeRecipe = Callable[..., BuildSettings]
+PAIRS = "chatreid_stage2_image_to_image_one_to_one"
+
+
+def list_files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob(pattern) if path.is_file()}
+
+
+def read_entries(output: Path) -> dict[str, Any]:
+    return json.loads((output / "dataset_info.json").read_text())
+
+
+def test_killed_build_goes_on_to_the_same_bytes(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = list_files(build_datasets(make_recipe(output_dir=tmp_path / "whole")).output_dir, "*.parquet")
+    recipe = make_recipe(output_dir=tmp_path / "killed")
+    written: list[str] = []
+    write_shard = runner.write_shard
+
+    def write_and_die(path: Path, *rest: Any) -> None:
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(path.relative_to(recipe.output_dir).as_posix())
+        write_shard(path, *rest)
+
+    monkeypatch.setattr(runner, "write_shard", write_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        build_datasets(recipe)
+    # Three shards of the first data set, and the second one dies in its second shard.
+    assert written == [f"chatreid_stage1_image_captioning/0000{n}.parquet" for n in range(3)] + [
+        f"{PAIRS}/00000.parquet"
+    ]
+    assert sorted(list_files(recipe.output_dir, "*.parquet")) == written
+    assert json.loads((recipe.output_dir / f"{PAIRS}.json").read_text())["complete"] is False
+    assert list(read_entries(recipe.output_dir)) == ["chatreid_stage1_image_captioning"]
+
+    kept = {name: (recipe.output_dir / name).stat().st_mtime_ns for name in written}
+    monkeypatch.setattr(runner, "write_shard", write_shard)
+    report = build_datasets(recipe)
+    assert report.reused == ["chatreid_stage1_image_captioning"]
+    assert list_files(recipe.output_dir, "*.parquet") == whole
+    assert {name: (recipe.output_dir / name).stat().st_mtime_ns for name in written} == kept
+    assert json.loads((recipe.output_dir / f"{PAIRS}.json").read_text())["complete"] is True
+
+
+def test_finished_build_is_used_again(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe()
+    first = build_datasets(recipe)
+    before = list_files(recipe.output_dir)
+    monkeypatch.setattr(runner, "write_shard", lambda *rest: pytest.fail("a shard was written again"))
+    second = build_datasets(recipe)
+    assert second.datasets == first.datasets
+    assert second.reused == list(first.datasets)
+    assert list_files(recipe.output_dir) == before
+
+
+@pytest.mark.parametrize("damage", ["remove", "cut"])
+def test_shard_that_is_missing_or_cut_short_is_built_again(make_recipe: MakeRecipe, damage: str) -> None:
+    recipe = make_recipe()
+    build_datasets(recipe)
+    before = list_files(recipe.output_dir)
+    path = recipe.output_dir / PAIRS / "00001.parquet"
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100])
+    report = build_datasets(recipe)
+    assert PAIRS not in report.reused
+    assert len(report.reused) == 8
+    assert list_files(recipe.output_dir) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 5},
+        {"records": {"stage1": 20, "stage2": 120, "stage3": 20}},
+        {"gallery": {"max_size": 4}},
+        {"cutoff_len": 1024},
+        {"records_per_shard": 9},
+        {"prompt_variants": 1},
+    ],
+)
+def test_other_settings_are_refused_and_overwritten_when_asked(
+    make_recipe: MakeRecipe, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    build_datasets(make_recipe())
+    before = list_files(make_recipe().output_dir)
+    with pytest.raises(DataError, match=r"was built from other settings .*--overwrite"):
+        build_datasets(make_recipe(**changes))
+    assert list_files(make_recipe().output_dir) == before
+    report = build_datasets(make_recipe(**changes), overwrite=True)
+    clean = build_datasets(make_recipe(**changes, output_dir=tmp_path / "clean"))
+    assert list_files(report.output_dir, "*.parquet") == list_files(clean.output_dir, "*.parquet")
+
+
+def test_other_images_are_refused(make_recipe: MakeRecipe, world: Path) -> None:
+    recipe = make_recipe()
+    build_datasets(recipe)
+    text = (world / "captions.jsonl").read_text()
+    (world / "captions.jsonl").write_text(text.replace("wears", "has on"))
+    with pytest.raises(DataError, match="was built from other settings or images"):
+        build_datasets(recipe)
+
+
+def test_prompts_may_be_edited_without_building_again(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe()
+    build_datasets(recipe)
+    task = TASKS["standard_reid"]
+    edited = tasks.Task(task.name, task.stage, task.answer_kind, ("New words {image} {gallery}", *task.prompts[1:]))
+    monkeypatch.setitem(TASKS, "standard_reid", edited)
+    assert "chatreid_stage3_standard_reid" in build_datasets(recipe).reused
+
+
+def test_shards_of_a_killed_overwriting_never_pass_for_the_old_recipes(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, other = make_recipe(), make_recipe(seed=1)
+    build_datasets(recipe)
+    before = list_files(recipe.output_dir, "*.parquet")
+
+    write_shard = runner.write_shard
+
+    def write_one_and_die(path: Path, *rest: Any) -> None:
+        if path.name != "00000.parquet":
+            raise KeyboardInterrupt
+        write_shard(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_shard", write_one_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            build_datasets(other, overwrite=True)
+    build_datasets(recipe, overwrite=True)
+    assert list_files(recipe.output_dir, "*.parquet") == before
+
+
+def test_folder_of_somebody_else_is_refused_even_when_overwriting(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    mine = recipe.output_dir / PAIRS / "mine.parquet"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match=rf"{PAIRS} exists but was not built here"):
+            build_datasets(recipe, overwrite=overwrite)
+    assert mine.read_bytes() == b"mine"

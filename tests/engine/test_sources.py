@@ -1,0 +1,159 @@
+"""Tests of chatreid_plugin.engine.sources: manifests are made, used again, and made anew when they are stale."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatreid_plugin.config import BuildSettings
+from chatreid_plugin.engine import sources
+from chatreid_plugin.engine.sources import find_manifest, is_current, parse_sources, read_training_records
+from chatreid_plugin.errors import DataError
+from chatreid_plugin.shards import read_manifest
+
+
+MakeRecipe = Callable[..., BuildSettings]
+MakeImage = Callable[..., Path]
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the sources that are parsed from now on, in order."""
+    names: list[str] = []
+    parse = sources.parse_source
+    monkeypatch.setattr(sources, "parse_source", lambda source: (names.append(source.name), parse(source))[1])
+    return names
+
+
+def change_source(settings: BuildSettings, **changes: Any) -> BuildSettings:
+    source = settings.sources[0].model_copy(update=changes)
+    return settings.model_copy(update={"sources": (source,)})
+
+
+def list_files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_parse_writes_a_manifest_and_says_what_was_found(
+    make_recipe: MakeRecipe, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_recipe()
+    assert parse_sources(settings) == [find_manifest(settings, "world")]
+    records, root = read_manifest(find_manifest(settings, "world"))
+    assert root == world
+    assert len(records) == 48 + 17 + 6
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "world train: 48 images, 8 identities, 3 cameras" in output.err
+    assert "world query: 6 images, 3 identities, 3 cameras" in output.err
+    assert "world gallery: 17 images, 4 identities, 3 cameras" in output.err
+    assert "world left out: 4 (junk (identity -1))" in output.err
+    assert "world warning: " in output.err and "Market-1501 has 3368" in output.err
+
+
+def test_manifest_names_the_version_folder_as_root(make_recipe: MakeRecipe, world: Path, tmp_path: Path) -> None:
+    (tmp_path / "outer").mkdir()
+    inner = world.rename(tmp_path / "outer" / "Market-1501-v15.09.15")
+    settings = change_source(make_recipe(), root=tmp_path / "outer", captions=None)
+    parse_sources(settings)
+    records, root = read_manifest(find_manifest(settings, "world"))
+    assert root == inner
+    assert all((root / record.path).is_file() for record in records)
+
+
+def test_manifest_is_used_again(make_recipe: MakeRecipe, parsed: list[str]) -> None:
+    first = read_training_records(make_recipe(), write=True)
+    assert read_training_records(make_recipe(), write=True) == first
+    assert parsed == ["world"]
+
+
+def test_training_records_are_those_of_the_training_split(make_recipe: MakeRecipe, world: Path) -> None:
+    (records,), root = read_training_records(make_recipe(), write=False)
+    assert root == world
+    assert {record.path for record in records} == {
+        f"bounding_box_train/{path.name}" for path in (world / "bounding_box_train").iterdir()
+    }
+
+
+def test_manifest_of_other_settings_is_made_anew(make_recipe: MakeRecipe, tmp_path: Path, world: Path) -> None:
+    settings = make_recipe()
+    read_training_records(settings, write=True)
+    shutil.copytree(world, tmp_path / "other")
+    next((tmp_path / "other" / "bounding_box_train").iterdir()).unlink()
+    (records,), root = read_training_records(
+        change_source(settings, root=tmp_path / "other", captions=None), write=True
+    )
+    assert root == tmp_path / "other"
+    assert len(records) == 47
+    assert not any(record.captions for record in records)
+    assert not is_current(find_manifest(settings, "world"), settings.sources[0])
+
+
+def test_other_train_share_is_noticed(make_recipe: MakeRecipe, tmp_path: Path, make_image: MakeImage) -> None:
+    for person in range(4):
+        make_image(tmp_path / "crops" / f"{person}_a.jpg")
+    recipe = {"name": "own", "parser": "pattern", "root": tmp_path / "crops", "pattern": "{person}_{camera}.jpg"}
+    for share, expected in ((0.5, 2), (1.0, 4), (0.5, 2)):
+        settings = make_recipe(sources=[recipe | {"train_share": share}])
+        assert len(read_training_records(settings, write=True)[0][0]) == expected
+
+
+def test_changed_captions_are_noticed(make_recipe: MakeRecipe, world: Path, parsed: list[str]) -> None:
+    read_training_records(make_recipe(), write=True)
+    lines = [json.loads(line) for line in (world / "captions.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(line | {"captions": ["someone"]}) + "\n" for line in lines)
+    (world / "captions.jsonl").write_text(text)
+    (records,), _ = read_training_records(make_recipe(), write=True)
+    assert {record.captions for record in records} == {("someone",)}
+    assert parsed == ["world", "world"]
+
+
+def test_manifest_without_provenance_is_made_anew(make_recipe: MakeRecipe, parsed: list[str]) -> None:
+    settings = make_recipe()
+    parse_sources(settings)
+    path = find_manifest(settings, "world")
+    path.with_name("world.parquet.json").unlink()
+    read_training_records(settings, write=True)
+    assert parsed == ["world", "world"]
+    assert is_current(path, settings.sources[0])
+
+
+def test_nothing_is_written_unless_asked(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    before = list_files(tmp_path)
+    settings = make_recipe()
+    unwritten = read_training_records(settings, write=False)
+    assert list_files(tmp_path) == before
+    assert not settings.manifest_dir.exists()
+    assert read_training_records(settings, write=True) == unwritten
+
+
+def test_two_sources_share_the_folder_above_both(
+    make_recipe: MakeRecipe, tmp_path: Path, world: Path, make_image: MakeImage
+) -> None:
+    for person in range(4):
+        make_image(tmp_path / "deep" / "crops" / f"{person}_a.jpg")
+    own = {
+        "name": "own",
+        "parser": "pattern",
+        "root": tmp_path / "deep" / "crops",
+        "pattern": "{person}_{camera}.jpg",
+        "train_share": 1,
+    }
+    first = make_recipe().sources[0].model_dump()
+    (market, crops), root = read_training_records(make_recipe(sources=[first, own]), write=True)
+    assert root == tmp_path
+    assert {record.path for record in crops} == {f"deep/crops/{person}_a.jpg" for person in range(4)}
+    assert all(record.path.startswith("world/bounding_box_train/") for record in market)
+    assert all((root / record.path).is_file() for record in [*market, *crops])
+
+
+def test_source_without_training_images_is_named(
+    make_recipe: MakeRecipe, tmp_path: Path, make_image: MakeImage
+) -> None:
+    make_image(tmp_path / "crops" / "1_a.jpg")
+    own = {"name": "own", "parser": "pattern", "root": tmp_path / "crops", "pattern": "{person}_{camera}.jpg"}
+    with pytest.raises(DataError, match="Source own has no training images; raise its train_share"):
+        read_training_records(make_recipe(sources=[own | {"train_share": 0}]), write=False)

@@ -1,0 +1,200 @@
+"""Tests of chatreid_plugin.config: every fault is found, all are shown at once, overrides reach nested keys."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from chatreid_plugin.config import BuildSettings, EvalSettings, GallerySettings, SourceSettings, load_settings
+from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.images import ImagePolicy
+from chatreid_plugin.tasks import list_stage_tasks
+
+
+SOURCES = "sources:\n- {name: market1501, parser: market1501, root: raw}\n"
+BUILD = SOURCES + "records: {stage1: 10}\n"
+SOURCE: dict[str, Any] = {"name": "own", "parser": "market1501", "root": "raw"}
+EVAL: dict[str, Any] = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "out", "backend": "oracle"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "build.yaml"
+    path.write_text(BUILD)
+    return path
+
+
+def build(**changes: Any) -> BuildSettings:
+    return BuildSettings.model_validate({"sources": [SOURCE], "records": {"stage1": 1}} | changes)
+
+
+def test_file_is_read_with_defaults(path: Path) -> None:
+    settings = load_settings(path, [], BuildSettings)
+    assert settings.sources[0].root == Path("raw")
+    assert settings.records == {"stage1": 10}
+    assert (settings.seed, settings.output_dir, settings.gallery.max_size) == (0, Path("dataset_info"), 10)
+
+
+def test_default_ratios_are_the_papers() -> None:
+    ratios = build().stage2_ratios
+    assert list(ratios) == [task.name for task in list_stage_tasks(2)]
+    image_to_image = [share for name, share in ratios.items() if name.startswith("image_to_image")]
+    assert image_to_image == [0.25, 0.25]
+    assert [share for name, share in ratios.items() if not name.startswith("image_to_image")] == [0.1] * 5
+    assert sum(ratios.values()) == pytest.approx(1.0)
+
+
+def test_overrides_replace_plain_nested_and_listed_keys(path: Path) -> None:
+    overrides = ["seed=7", "gallery.max_size=5", "gallery.matches=uniform", "records.stage2=3", "sources.0.root=x=y"]
+    settings = load_settings(path, overrides, BuildSettings)
+    assert settings.seed == 7
+    assert settings.gallery == GallerySettings(max_size=5, matches="uniform")
+    assert settings.records == {"stage1": 10, "stage2": 3}
+    assert settings.sources[0].root == Path("x=y")
+
+
+@pytest.mark.parametrize("wrong", ["seed", "--seed", "=7"])
+def test_override_that_is_not_key_and_value_is_refused(path: Path, wrong: str) -> None:
+    with pytest.raises(ConfigError, match=f"Overrides are written key=value; found {wrong}"):
+        load_settings(path, ["seed=1", wrong], BuildSettings)
+
+
+def test_all_faults_are_listed_at_once(path: Path) -> None:
+    path.write_text(BUILD + "gallery: {min_size: 1, colour: red}\nseeds: 3\ncutoff_len: many\n")
+    with pytest.raises(ConfigError) as error:
+        load_settings(path, ["records.stage4=1", "sources.0.root=null"], BuildSettings)
+    text = str(error.value)
+    assert f"{path} has 6 fault(s):" in text
+    for fault in (
+        "gallery.min_size: Input should be greater than or equal to 2",
+        "gallery.colour: Extra inputs are not permitted",
+        "seeds: Extra inputs are not permitted",
+        "cutoff_len: Input should be a valid integer",
+        "records.stage4",
+        "sources.0.root",
+    ):
+        assert f"\n  {fault}" in text
+    assert "Known keys: sources, manifest_dir, output_dir, records," in text
+
+
+def test_faults_of_one_check_are_listed_together(path: Path) -> None:
+    path.write_text(SOURCES + SOURCES.splitlines()[1] + "\nrecords: {stage2: 1}\nstage2_ratios: {swim: 0}\n")
+    with pytest.raises(ConfigError) as error:
+        load_settings(path, [], BuildSettings)
+    for fault in ("sources named twice: market1501", "unknown task(s) swim; Stage 2 has image_to_", "all zero"):
+        assert fault in str(error.value)
+    assert "Value error" not in str(error.value)
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
+        load_settings(tmp_path / "none.yaml", [], BuildSettings)
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_settings(tmp_path, [], BuildSettings)
+
+
+@pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe\x00", b"output_dir: ${nope}\n", b"? [1, 2]\n: 3\n"])
+def test_file_that_is_no_yaml_is_a_configuration_error(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"build\.yaml .*cannot be read as YAML"):
+        load_settings(path, [], BuildSettings)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "hello", "", "1: 2\n", "null"])
+def test_yaml_that_is_no_recipe_is_a_configuration_error(path: Path, content: str) -> None:
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"fault\(s\)"):
+        load_settings(path, [], BuildSettings)
+
+
+def test_settings_cannot_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        build().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sources": []}, "sources is empty"),
+        ({"sources": [SOURCE, SOURCE]}, "sources named twice: own"),
+        ({"records": {}}, "at least 1 item"),
+        ({"records": {"stage1": 0}}, "greater than or equal to 1"),
+        ({"records": {"stage4": 1}}, "'stage1', 'stage2' or 'stage3'"),
+        ({"stage2_ratios": {"standard_reid": 1.0}}, "unknown task.* standard_reid"),
+        ({"stage2_ratios": {"attribute_prediction": -0.1}}, "greater than or equal to 0"),
+        ({"stage2_ratios": {"attribute_prediction": float("inf")}}, "finite"),
+        ({"stage2_ratios": {"attribute_prediction": float("nan")}}, "finite|greater"),
+        ({"stage2_ratios": {"attribute_prediction": 0}}, "all zero"),
+        ({"stage2_ratios": {}}, "all zero"),
+        ({"gallery": {"min_size": 6, "max_size": 5}}, "min_size 6 is above gallery.max_size 5"),
+        ({"gallery": {"min_size": 1}}, "greater than or equal to 2"),
+        ({"gallery": {"max_size": 27}}, "less than or equal to 26"),
+        ({"gallery": {"hard_negatives": 1.1}}, "less than or equal to 1"),
+        ({"gallery": {"matches": "some"}}, "'inverse' or 'uniform'"),
+        ({"prompt_variants": 0}, "greater than or equal to 1"),
+        ({"cutoff_len": 63}, "greater than or equal to 64"),
+        ({"records_per_shard": 0}, "greater than or equal to 1"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"unknown": 1}, "Extra inputs"),
+    ],
+)
+def test_wrong_build_setting_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        build(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "Market-1501"}, "should match pattern"),
+        ({"name": ""}, "should match pattern"),
+        ({"parser": "dukemtmc"}, "'market1501' or 'pattern'"),
+        ({"parser": "pattern"}, "needs `pattern`"),
+        ({"parser": "pattern", "pattern": ""}, "needs `pattern`"),
+        ({"train_share": 1.5}, "less than or equal to 1"),
+        ({"train_share": -0.5}, "greater than or equal to 0"),
+        ({"query_cameras": "c1"}, "valid tuple"),
+    ],
+)
+def test_wrong_source_setting_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SourceSettings.model_validate(SOURCE | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "msmt17"}, "'market1501' or 'folder'"),
+        ({"backend": "transformers"}, "needs model_name_or_path"),
+        ({"filter": "npz"}, "needs filter_features"),
+        ({"filter": "torchvision"}, "needs filter_weights"),
+        ({"backend": "features", "filter": "none"}, "filter must not be none"),
+        ({"chatreid_stage": 4}, "1, 2 or 3"),
+        ({"chatreid_aspect": "crop"}, "'stretch' or 'keep'"),
+        ({"image_max_pixels": 783}, "greater than or equal to 784"),
+        ({"image_min_pixels": 0}, "greater than or equal to 1"),
+        ({"max_queries": 0}, "greater than or equal to 1"),
+        ({"top_k": 0}, "greater than or equal to 1"),
+        ({"floor": -1}, "greater than or equal to 0"),
+        ({"batch_size": 0}, "greater than or equal to 1"),
+        ({"report_queries": -1}, "greater than or equal to 0"),
+        ({"mode": "turns"}, "'pointwise'"),
+        ({"dtype": "int8"}, "'float32'"),
+        ({"model_nam": "x"}, "Extra inputs"),
+    ],
+)
+def test_wrong_evaluation_setting_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EvalSettings.model_validate(EVAL | changes)
+
+
+def test_missing_partners_of_an_evaluation_are_listed_together() -> None:
+    with pytest.raises(ValidationError, match=r"needs model_name_or_path.*; filter: npz needs filter_features"):
+        EvalSettings.model_validate(EVAL | {"backend": "transformers", "filter": "npz"})
+
+
+def test_evaluation_has_the_policy_of_its_settings() -> None:
+    changes = {"chatreid_stage": 2, "chatreid_aspect": "keep", "image_max_pixels": 1000, "image_min_pixels": 10}
+    assert EvalSettings.model_validate(EVAL | changes).policy == ImagePolicy(2, "keep", 1000, 10)
+    assert EvalSettings.model_validate(EVAL | {"chatreid_stage": None}).policy == ImagePolicy(None)

@@ -1,0 +1,348 @@
+"""Tests of chatreid_plugin.tasks: the paper's words, the answers, and reading them back."""
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatreid_plugin.errors import DataError
+from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction
+from chatreid_plugin.tasks import (
+    LETTERS,
+    ORDINALS,
+    TASKS,
+    Task,
+    format_chat_prompt,
+    get_task,
+    list_stage_tasks,
+    read_answer,
+    render_answer,
+    render_prompt,
+)
+
+
+STAGE_2_TASKS = [
+    "image_to_image_one_to_one",
+    "image_to_image_many_to_many",
+    "text_to_image_one_to_one",
+    "text_to_image_many_to_one",
+    "text_to_image_one_to_many",
+    "attribute_comparison",
+    "attribute_prediction",
+]
+ALL_VARIANTS = [(task, variant) for task in TASKS.values() for variant in range(len(task.prompts))]
+
+# The prompts of sections 3.1.1 and 3.1.3 and of figure 4, as the paper prints them.
+PAPER_PROMPTS = {
+    "image_captioning": (
+        "In the {person image} provided, can you give a detailed description of the pedestrian, including their "
+        "gender, age range, hair, type and color of clothing, footwear type and color, posture or gait, any patterns "
+        "or accessories, and any distinguishing features?"
+    ),
+    "image_to_image_one_to_one": "Do these two images <[ ]> contain the same pedestrian identity?",
+    "image_to_image_many_to_many": (
+        "Given the query image <[ ]> of a pedestrian and a gallery set <[ ]>. Please select all images from gallery "
+        "set, that match the identity of the pedestrian in the query image."
+    ),
+    "text_to_image_one_to_one": 'Does the image <[ ]> of the pedestrian match the following caption: "..."',
+    "text_to_image_many_to_one": (
+        "Given the following image <[ ]>, which of the captions accurately describes it? "
+        'The first caption: "...". The second caption: "...".'
+    ),
+    "text_to_image_one_to_many": (
+        'Select the image that best matches the following description of the pedestrian\'s appearance: "..."'
+    ),
+    "attribute_comparison": (
+        "Given the first images <[ ]> and the second image <[ ]>, please describe the similarities and differences "
+        "between them. Focus on the attributes of the pedestrians in each image."
+    ),
+    "attribute_prediction": (
+        "Examine the image <[ ]> below and select the correct attribute annotations for the pedestrian."
+    ),
+    "standard_reid": (
+        "Given the {person image} provided, identify which of the following images show the same pedestrian as in the "
+        "first image."
+    ),
+}
+
+
+def make_record(task: str, gallery: int = 2, described: int = 2, variant: int = 0, **changes: Any) -> Instruction:
+    """Return a record of a task whose answer is the option at position 1, or yes.
+
+    ``gallery`` and ``described`` (captions) are counts, for the tasks that have a gallery or a choice of captions.
+    """
+    kind = TASKS[task].answer_kind
+    wording = TASKS[task].prompts[0]
+    queries = wording.count("{image}")
+    gallery = gallery if "{gallery}" in wording else 0
+    described = described if "{captions}" in wording else wording.count("{caption}")
+    values: dict[str, Any] = {
+        "id": "record-7",
+        "task": task,
+        "images": tuple(ImageReference(f"{number}.jpg", 64, 128) for number in range(queries + gallery)),
+        "query_images": queries,
+        "captions": tuple(f"person number {number}" for number in range(described)),
+        "answer": Answer(
+            (1,) if kind in ("letters", "ordinal") else (),
+            True if kind == "match" else None,
+            "A person." if kind == "text" else None,
+        ),
+        "variant": variant,
+    }
+    if task.startswith("attribute"):
+        values["attributes"] = (Attribute(0, "hat", "cap"), Attribute(1, "hat", "none"))
+    return Instruction(**(values | changes))
+
+
+def test_stages_hold_the_tasks_of_the_paper() -> None:
+    assert [task.name for task in list_stage_tasks(1)] == ["image_captioning"]
+    assert [task.name for task in list_stage_tasks(2)] == STAGE_2_TASKS
+    assert "standard_reid" in [task.name for task in list_stage_tasks(3)]
+    assert {task.stage for task in TASKS.values()} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("name", PAPER_PROMPTS)
+def test_first_wording_is_the_papers(name: str) -> None:
+    prompt = render_prompt(make_record(name))
+    # The paper's <[ ]> stands for one image, for the pair, or for the gallery.
+    pieces = re.split(r"<\[ \]>|\{person image\}|\.\.\.", PAPER_PROMPTS[name])
+    shown = r"(?:(?:[A-Z]: )?<image>(?:\s(?=[A-Z]: ))?)+|person number \d"
+    ours = re.split(shown, prompt)
+    if name in ("text_to_image_one_to_many", "standard_reid"):
+        assert prompt.startswith(re.sub(r"\{person image\}", "<image>", PAPER_PROMPTS[name].split("...")[0]))
+        assert prompt.endswith(" A: <image> B: <image>")
+    else:
+        assert ours == pieces
+
+
+def test_every_task_has_a_paper_wording_in_this_test() -> None:
+    assert set(PAPER_PROMPTS) == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("image_to_image_one_to_one", "Yes"),
+        ("image_to_image_many_to_many", "B match the identity of the pedestrian in the query image."),
+        ("text_to_image_one_to_one", "Yes"),
+        ("text_to_image_many_to_one", "The second caption"),
+        ("text_to_image_one_to_many", "B matches the following description."),
+        ("attribute_prediction", "The pedestrian attributes of this image are: hat: cap"),
+        ("standard_reid", "B"),
+        ("image_captioning", "A person."),
+    ],
+)
+def test_answers_are_written_as_in_figure_4(task: str, expected: str) -> None:
+    changes = {"attributes": (Attribute(0, "hat", "cap"),)} if task == "attribute_prediction" else {}
+    assert render_answer(make_record(task, **changes)) == expected
+
+
+def test_no_is_written_as_no() -> None:
+    assert render_answer(make_record("image_to_image_one_to_one", answer=Answer(match=False))) == "No"
+
+
+def test_gallery_images_carry_letters_in_their_order() -> None:
+    prompt = render_prompt(make_record("standard_reid", gallery=26))
+    assert re.findall(r"([A-Z]): <image>", prompt) == list(LETTERS)
+
+
+def test_captions_carry_ordinals_in_their_order() -> None:
+    prompt = render_prompt(make_record("text_to_image_many_to_one", described=8))
+    assert re.findall(r'The (\w+) caption: "person number (\d)"\.', prompt) == [
+        (name, str(number)) for number, name in enumerate(ORDINALS)
+    ]
+
+
+def test_letters_are_sorted_and_each_named_once() -> None:
+    record = make_record("standard_reid", gallery=5, answer=Answer((4, 0, 2, 4)))
+    assert render_answer(record) == "A, C, E"
+
+
+def test_comparison_names_common_and_unique_attributes() -> None:
+    attributes = (
+        Attribute(0, "upper_colour", "red"),
+        Attribute(0, "hat", "cap"),
+        Attribute(0, "bag", "backpack"),
+        Attribute(1, "upper_colour", "red"),
+        Attribute(1, "hat", "no hat"),
+        Attribute(1, "hair", "short"),
+    )
+    assert render_answer(make_record("attribute_comparison", attributes=attributes)) == (
+        "Common Attributes: upper colour: red. "
+        "Unique Attributes of the First Image: hat: cap, bag: backpack. "
+        "Unique Attributes of the Second Image: hat: no hat, hair: short."
+    )
+
+
+def test_comparison_says_none_when_nothing_is_common_or_unique() -> None:
+    same = (Attribute(0, "hat", "cap"), Attribute(1, "hat", "cap"))
+    answer = render_answer(make_record("attribute_comparison", attributes=same))
+    assert answer.count(": none.") == 2
+    other = (Attribute(0, "hat", "cap"), Attribute(1, "hat", "hood"))
+    assert "Common Attributes: none." in render_answer(make_record("attribute_comparison", attributes=other))
+
+
+@pytest.mark.parametrize(("task", "variant"), ALL_VARIANTS, ids=lambda value: getattr(value, "name", value))
+@settings(max_examples=40, deadline=None)
+@given(gallery=st.integers(1, 26), described=st.integers(2, 8), spoiled=st.booleans())
+def test_prompt_has_one_mark_for_each_image(
+    task: Task, variant: int, gallery: int, described: int, spoiled: bool
+) -> None:
+    record = make_record(task.name, gallery, described, variant)
+    if spoiled:
+        captions = tuple(f"<image>{text} {{image}} {{gallery}}<|image_pad|>" for text in record.captions)
+        record = dataclasses.replace(record, captions=captions)
+    prompt = render_prompt(record)
+    assert prompt.count("<image>") == len(record.images)
+    assert prompt.count("person number") == len(record.captions)
+    assert "<|" not in prompt
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<image>",
+        "<video>",
+        "<audio>",
+        "<|im_end|>",
+        "<|im_start|>",
+        "<|image_pad|>",
+        "<|vision_start|>",
+        "<ima<image>ge>",
+    ],
+)
+def test_marks_are_removed_from_captions_and_answers(mark: str) -> None:
+    record = make_record("text_to_image_one_to_one", captions=(f"{mark}person number 0{mark}",))
+    assert render_prompt(record) == render_prompt(make_record("text_to_image_one_to_one"))
+    assert render_answer(make_record("image_captioning", answer=Answer(text=f"Tall{mark}."))) == "Tall."
+    attributes = (Attribute(0, "hat", f"cap{mark}"),)
+    assert render_answer(make_record("attribute_prediction", attributes=attributes)).endswith("are: hat: cap")
+
+
+def test_braces_in_a_caption_stay_as_they_are() -> None:
+    prompt = render_prompt(make_record("text_to_image_one_to_one", captions=("logo {image} and {captions}",)))
+    assert '"logo {image} and {captions}"' in prompt
+
+
+@pytest.mark.parametrize("variant", [0, 1, 2, 3, 100])
+def test_variant_beyond_the_wordings_starts_again(variant: int) -> None:
+    prompts = TASKS["image_captioning"].prompts
+    prompt = render_prompt(make_record("image_captioning", variant=variant))
+    assert prompt == prompts[variant % 3].replace("{image}", "<image>")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (make_record("standard_reid", gallery=3, answer=Answer((1, 3))), "index 3 is outside the 3 options"),
+        (make_record("standard_reid", gallery=3, answer=Answer((-1,))), "index -1 is outside"),
+        (make_record("standard_reid", gallery=3, answer=Answer()), r"index \(none\) is outside"),
+        (make_record("text_to_image_many_to_one", answer=Answer((2,))), "index 2 is outside the 2 options"),
+        (make_record("text_to_image_many_to_one", answer=Answer((0, 1))), "one right caption"),
+        (make_record("image_to_image_one_to_one", answer=Answer((1,))), "needs a yes/no answer"),
+        (make_record("image_captioning", answer=Answer()), "has no answer text"),
+        (make_record("image_captioning", answer=Answer(text=" <image> ")), "has no answer text"),
+        (make_record("attribute_prediction", attributes=()), "has no answer text"),
+    ],
+)
+def test_answer_that_does_not_fit_is_refused_with_the_record(record: Instruction, message: str) -> None:
+    with pytest.raises(DataError, match=f"Record record-7.*{message}"):
+        render_answer(record)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (make_record("image_to_image_one_to_one", images=(ImageReference("a"),)), r"asks for 2 image\(s\).* has 1"),
+        (make_record("standard_reid", gallery=27), "27 gallery images, but there are 26 letters"),
+        (make_record("text_to_image_one_to_one", captions=()), "needs one caption"),
+        (make_record("text_to_image_one_to_one", captions=("a", "b")), "needs one caption"),
+        (make_record("text_to_image_one_to_one", captions=("<image> ",)), "not empty"),
+        (make_record("text_to_image_many_to_one", captions=("a",)), "needs 2 to 8 captions"),
+        (make_record("text_to_image_many_to_one", described=9), "needs 2 to 8 captions"),
+        (make_record("text_to_image_many_to_one", captions=("a", "")), "none empty"),
+    ],
+)
+def test_prompt_that_does_not_fit_is_refused_with_the_record(record: Instruction, message: str) -> None:
+    with pytest.raises(DataError, match=f"Record record-7.*{message}"):
+        render_prompt(record)
+
+
+def test_unknown_task_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(DataError, match="Record r1: unknown task 'swim'; known tasks: image_captioning, "):
+        get_task("swim", "r1")
+    with pytest.raises(DataError, match="^unknown task 'swim'"):
+        read_answer("swim", "Yes")
+
+
+def test_chat_prompt_ends_where_the_answer_starts() -> None:
+    assert format_chat_prompt("Hello <image>{x}") == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nHello <image>{x}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("name", TASKS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_answer_is_read_back_as_it_was(name: str, data: st.DataObject) -> None:
+    kind = TASKS[name].answer_kind
+    options = 0
+    answer = Answer()
+    if kind == "letters":
+        options = data.draw(st.integers(1, 26))
+        answer = Answer(tuple(sorted(data.draw(st.sets(st.integers(0, options - 1), min_size=1)))))
+    elif kind == "ordinal":
+        options = data.draw(st.integers(2, 8))
+        answer = Answer((data.draw(st.integers(0, options - 1)),))
+    elif kind == "match":
+        answer = Answer(match=data.draw(st.booleans()))
+    elif kind == "text":
+        answer = Answer(text=data.draw(st.from_regex(r"[A-Za-z][a-z ]{0,20}[a-z]", fullmatch=True)))
+    record = make_record(name, options, options, answer=answer)
+    rendered = render_answer(record)
+    expected = Answer(text=rendered) if kind in ("comparison", "attributes") else answer
+    assert read_answer(name, rendered, options) == expected
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(TASKS)), st.text(), st.integers(0, 40))
+def test_reading_never_raises_and_stays_inside_the_options(name: str, text: str, options: int) -> None:
+    answer = read_answer(name, text, options)
+    assert all(0 <= index < options for index in answer.indices)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Yes", True),
+        ("yes, they are.", True),
+        ("NO.", False),
+        ("I think no", False),
+        ("They know", None),
+        ("", None),
+        ("ye\u017f", None),  # a long s, which equals s when case is ignored
+    ],
+)
+def test_yes_and_no_are_found_in_a_reply(text: str, expected: bool | None) -> None:
+    assert read_answer("image_to_image_one_to_one", text) == Answer(match=expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "options", "expected"),
+    [
+        ("standard_reid", "C and A", 3, (0, 2)),
+        ("standard_reid", "Images: B, B, D", 3, (1,)),
+        ("standard_reid", "None of them", 3, ()),
+        ("standard_reid", "BC", 3, ()),
+        ("text_to_image_many_to_one", "the THIRD caption", 3, (2,)),
+        ("text_to_image_many_to_one", "the third caption", 2, ()),
+        ("text_to_image_many_to_one", "secondly", 3, ()),
+        ("text_to_image_many_to_one", "the first caption", 0, ()),
+    ],
+)
+def test_choices_are_found_in_a_reply(task: str, text: str, options: int, expected: tuple[int, ...]) -> None:
+    assert read_answer(task, text, options) == Answer(expected)
