@@ -118,7 +118,7 @@ def eval(context: typer.Context) -> None:
 def write_model(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the checkpoint.")],
     people: Annotated[int, typer.Option(help="Synthetic people whose words it learns.")] = 600,
-    warm_up_steps: Annotated[int, typer.Option(help="Steps of language training; 0 keeps random weights.")] = 250,
+    warm_up_steps: Annotated[int, typer.Option(help="Steps of language training; 0 keeps random weights.")] = 500,
 ) -> None:
     """Write a tiny Qwen2-VL that stock LLaMA-Factory can load, for trying things without any download."""
     from .demo.people import sample_people

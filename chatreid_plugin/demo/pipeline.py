@@ -25,9 +25,9 @@ class DemoSizes:
 
     train_people: int = 600
     test_people: int = 40
-    warm_up_steps: int = 250
-    steps: tuple[int, int, int] = (300, 500, 150)
-    records: tuple[int, int, int] = (10000, 20000, 5000)
+    warm_up_steps: int = 500
+    steps: tuple[int, int, int] = (500, 400, 150)
+    records: tuple[int, int, int] = (16000, 20000, 4000)
     batch_size: int = 32
     queries: int = 80
 
@@ -42,18 +42,20 @@ sources:
 records: {{stage1: {0}, stage2: {1}, stage3: {2}}}
 prompt_variants: 1
 gallery: {{min_size: 2, max_size: 5}}
-# More one-to-one matching than the paper's ratios: it is what the demo measures.
+# Far more one-to-one matching than the paper's ratios: the loss is a mean over answer tokens, and next to comparisons
+# of 140 tokens a "Yes" would weigh next to nothing in the few steps there are.
 stage2_ratios:
-  image_to_image_one_to_one: 0.60
-  image_to_image_many_to_many: 0.10
-  text_to_image_one_to_one: 0.06
-  text_to_image_many_to_one: 0.06
-  text_to_image_one_to_many: 0.06
-  attribute_comparison: 0.06
-  attribute_prediction: 0.06
+  image_to_image_one_to_one: 0.90
+  image_to_image_many_to_many: 0.03
+  text_to_image_one_to_one: 0.04
+  text_to_image_many_to_one: 0.012
+  text_to_image_one_to_many: 0.012
+  attribute_comparison: 0.003
+  attribute_prediction: 0.003
 """
-# Learning rates for a model of a million parameters; the recipes' own are for 2 billion.
-LEARNING_RATES = ("2.0e-3", "2.0e-3", "1.0e-3")
+# Learning rates for a model of a million parameters; the recipes' own are for 2 billion. Above 1e-3 the first steps of
+# Stage 2 wipe out what the decoder knows about comparing, and it does not come back within the demo.
+LEARNING_RATES = ("2.0e-3", "4.0e-4", "2.0e-4")
 
 
 def list_training_overrides(stage: int, sizes: DemoSizes) -> list[str]:

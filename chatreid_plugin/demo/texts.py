@@ -26,6 +26,31 @@ CELLS = (
     ("shoes", "lower_colour"),
     ("shoes", "lower_type"),
 )
+# The warm-up's two phases: share of the steps, and of each task in them. Reading an image's cells comes first; a
+# decoder that cannot read does not learn to compare.
+PHASES = (
+    (0.4, {"image_captioning": 0.7, "attribute_prediction": 0.3}),
+    (
+        0.6,
+        {
+            "image_to_image_one_to_one": 0.83,
+            "image_captioning": 0.13,
+            "standard_reid": 0.02,
+            "attribute_comparison": 0.02,
+        },
+    ),
+)
+# Which attributes each cell of a 2 x 4 grid of visual tokens shows, row by row.
+CELLS = (
+    ("gender", "hair", "hat"),
+    ("age", "hair", "hat"),
+    ("upper_colour", "upper_type"),
+    ("upper_colour", "upper_pattern", "bag"),
+    ("lower_colour", "lower_type"),
+    ("lower_colour", "bag"),
+    ("shoes", "lower_colour"),
+    ("shoes", "lower_type"),
+)
 # Share of each task in the warm-up; matching is the hardest to learn, so it comes most often.
 TASK_WEIGHTS = {
     "image_captioning": 0.20,
@@ -36,9 +61,9 @@ TASK_WEIGHTS = {
 }
 
 
-def write_cells(person: Person, rng: np.random.Generator, shown: float = 0.9) -> list[str]:
-    """Return the words of each cell of a crop of the person; some are left out, as an image does not show all."""
-    return [" ".join(person.attributes[name] for name in cell if rng.random() < shown) for cell in CELLS]
+def write_cells(person: Person) -> list[str]:
+    """Return the words of each cell of a crop of the person."""
+    return [" ".join(person.attributes[name] for name in cell) for cell in CELLS]
 
 
 def _draw_others(people: Sequence[Person], person: Person, count: int, rng: np.random.Generator) -> list[Person]:
@@ -54,10 +79,10 @@ def _list_attributes(people: Sequence[Person]) -> tuple[Attribute, ...]:
     )
 
 
-def draw_task(rng: np.random.Generator) -> str:
-    """Return a task's name by its weight in the warm-up."""
-    names = list(TASK_WEIGHTS)
-    return names[int(rng.choice(len(names), p=np.array(list(TASK_WEIGHTS.values()))))]
+def draw_task(rng: np.random.Generator, progress: float) -> str:
+    """Return a task's name by its weight in the phase that is on at this share of the warm-up, from 0 to 1."""
+    weights = PHASES[0][1] if progress < PHASES[0][0] else PHASES[1][1]
+    return list(weights)[int(rng.choice(len(weights), p=list(weights.values())))]
 
 
 def draw_instruction(
@@ -101,5 +126,5 @@ def list_vocabulary_texts(people: Sequence[Person], seed: int = 0) -> list[str]:
     rng = np.random.default_rng(seed)
     texts = [prompt for task in TASKS.values() for prompt in (*task.prompts, task.answer_form)]
     texts += [describe_person(person, variant, POSTURES[variant % 2]) for person in people for variant in range(4)]
-    texts += [" ".join(write_cells(person, rng)) for person in people]
-    return texts + [" ".join(draw_text(draw_task(rng), people, rng)[:2]) for _ in range(500)]
+    texts += [" ".join(write_cells(person)) for person in people]
+    return texts + [" ".join(draw_text(draw_task(rng, rng.random()), people, rng)[:2]) for _ in range(500)]

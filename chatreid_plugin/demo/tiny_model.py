@@ -59,11 +59,11 @@ CHAT_TEMPLATE = (
 class TinySizes:
     """Sizes of the tiny model; a visual token covers ``2 * patch_size`` pixels squared."""
 
-    hidden: int = 96
-    layers: int = 3
+    hidden: int = 64
+    layers: int = 2
     heads: int = 4
-    vision_hidden: int = 96
-    vision_layers: int = 3
+    vision_hidden: int = 128
+    vision_layers: int = 2
     patch_size: int = 16
     vocabulary: int = 1000
 

@@ -39,10 +39,9 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 
 
 def make_batch(
-    people: Sequence[Person], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: int
+    task: str, people: Sequence[Person], tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, size: int
 ) -> TextBatch:
     """Return a batch of random records of one task (one length, little padding); only answers carry labels."""
-    task = draw_task(rng)
     ids: list[list[int]] = []
     labels: list[list[int]] = []
     words: list[list[int]] = []
@@ -53,7 +52,7 @@ def make_batch(
         ids.append(prompt_ids + answer_ids)
         labels.append([-100] * len(prompt_ids) + answer_ids)
         for person in shown:
-            words += [tokenizer.encode(" " + cell, add_special_tokens=False) for cell in write_cells(person, rng)]
+            words += [tokenizer.encode(" " + cell, add_special_tokens=False) for cell in write_cells(person)]
     return TextBatch(
         _pad(ids, 0),
         _pad([[1] * len(row) for row in ids], 0),
@@ -87,7 +86,7 @@ def warm_up(
     people: Sequence[Person],
     steps: int,
     batch_size: int = 64,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> list[float]:
     """Train the language part; the vision part gets no gradient. Return the loss of each step."""
@@ -98,8 +97,9 @@ def warm_up(
     losses: list[float] = []
     model.train()
     with tqdm(range(steps), desc="warm up the tiny decoder", unit="step", file=sys.stderr, mininterval=2) as progress:
-        for _ in progress:
-            loss = compute_loss(model, make_batch(people, tokenizer, rng, batch_size))
+        for step in progress:
+            task = draw_task(rng, step / steps)
+            loss = compute_loss(model, make_batch(task, people, tokenizer, rng, batch_size))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
