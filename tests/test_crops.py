@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from chatreid_plugin.crops import convert_to_rgb, open_crop, prepare_crop
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.images import ImagePolicy
-from PIL import Image
 
 
 def make_noise(width: int, height: int) -> Image.Image:

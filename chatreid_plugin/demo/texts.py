@@ -40,25 +40,6 @@ PHASES = (
         },
     ),
 )
-# Which attributes each cell of a 2 x 4 grid of visual tokens shows, row by row.
-CELLS = (
-    ("gender", "hair", "hat"),
-    ("age", "hair", "hat"),
-    ("upper_colour", "upper_type"),
-    ("upper_colour", "upper_pattern", "bag"),
-    ("lower_colour", "lower_type"),
-    ("lower_colour", "bag"),
-    ("shoes", "lower_colour"),
-    ("shoes", "lower_type"),
-)
-# Share of each task in the warm-up; matching is the hardest to learn, so it comes most often.
-TASK_WEIGHTS = {
-    "image_captioning": 0.20,
-    "image_to_image_one_to_one": 0.65,
-    "attribute_comparison": 0.03,
-    "attribute_prediction": 0.05,
-    "standard_reid": 0.07,
-}
 
 
 def write_cells(person: Person) -> list[str]:

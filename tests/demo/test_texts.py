@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from chatreid_plugin.demo.people import VOCABULARY, sample_people
 from chatreid_plugin.demo.texts import CELLS, PHASES, draw_task, draw_text, list_vocabulary_texts, write_cells
 from chatreid_plugin.tasks import IMAGE_MARK
