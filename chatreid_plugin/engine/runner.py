@@ -138,15 +138,21 @@ def _write_dataset(task: str, pools: list[ImagePool], settings: BuildSettings, n
     return written
 
 
-def compute_fingerprint(settings: BuildSettings, task: str, count: int, records: list[list[ImageRecord]]) -> str:
+def digest_records(records: list[list[ImageRecord]]) -> str:
+    """Return a hash over the image records of all sources; it serves every data set built from them."""
+    digest = xxhash.xxh3_128()
+    for source in records:
+        for record in source:
+            digest.update(repr(record).encode())
+    return digest.hexdigest()
+
+
+def compute_fingerprint(settings: BuildSettings, task: str, count: int, records_digest: str) -> str:
     """Return a hash over everything a data set's bytes depend on, the image records included."""
     # The number of wordings, not their text: records hold the variant's number, so prompts may be edited afterwards.
     digest = xxhash.xxh3_128(repr((__version__, task, len(TASKS[task].prompts), count)).encode())
     digest.update(repr((settings.gallery, settings.prompt_variants, settings.cutoff_len)).encode())
-    digest.update(repr((settings.records_per_shard, settings.seed)).encode())
-    for source in records:
-        for record in source:
-            digest.update(repr(record).encode())
+    digest.update(repr((settings.records_per_shard, settings.seed, records_digest)).encode())
     return digest.hexdigest()
 
 
@@ -205,18 +211,20 @@ def build_datasets(settings: BuildSettings, dry_run: bool = False, overwrite: bo
     """
     records, root = read_training_records(settings, write=not dry_run)
     stages = sorted(int(name.removeprefix("stage")) for name in settings.records)
-    pools = {stage: [ImagePool(source, ImagePolicy(stage)) for source in records] for stage in stages}
+    indexed = [ImagePool(source, ImagePolicy(stages[0])) for source in records]
+    pools = {stage: [pool.count_under(ImagePolicy(stage)) for pool in indexed] for stage in stages}
     report = BuildReport(settings.output_dir)
     plan = plan_datasets(settings, pools, report)
     if not plan:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
         raise DataError(f"Nothing can be built. {reasons}.")
+    records_digest = digest_records(records)
     for task, count in plan.items():
         name = name_dataset(task)
         report.datasets[name] = count
         if dry_run:
             continue
-        fingerprint = compute_fingerprint(settings, task, count, records)
+        fingerprint = compute_fingerprint(settings, task, count, records_digest)
         if _build_dataset(task, count, settings, pools[TASKS[task].stage], fingerprint, overwrite):
             report.reused.append(name)
         enter_dataset(settings.output_dir, name, root)

@@ -3,6 +3,7 @@
 Gallery sizes and numbers of matches follow the paper (section 3.2, equation 1).
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
@@ -53,7 +54,7 @@ class ImagePool:
             policy: the image policy of the stage they are drawn for.
         """
         self.records = list(records)
-        self.tokens = np.array([count_visual_tokens(r.width, r.height, policy) for r in records], dtype=np.int64)
+        self.tokens = self._count_tokens(policy)
         self._person = _number([record.person_id for record in records])
         self._camera = _number([record.camera_id for record in records])
         self._colour = _number([record.attributes.get(HARD_ATTRIBUTE, "") for record in records])
@@ -66,6 +67,15 @@ class ImagePool:
         self._fewer_positives = -self.positives[self._by_positives]
         self.captioned = np.flatnonzero([bool(record.captions) for record in records])
         self.attributed = np.flatnonzero([bool(record.attributes) for record in records])
+
+    def _count_tokens(self, policy: ImagePolicy) -> Indices:
+        return np.array([count_visual_tokens(r.width, r.height, policy) for r in self.records], dtype=np.int64)
+
+    def count_under(self, policy: ImagePolicy) -> "ImagePool":
+        """Return this pool for another stage: the same index, tokens counted under the stage's policy."""
+        pool = copy.copy(self)
+        pool.tokens = self._count_tokens(policy)
+        return pool
 
     def list_positives(self, image: int) -> Indices:
         """Return the images of the same person taken by other cameras."""
