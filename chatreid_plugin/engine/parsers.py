@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from ..config import SourceSettings
+from ..crops import DAMAGE
 from ..errors import ConfigError, DataError
 from ..records import ImageRecord, Split
 from .annotations import attach_annotations
@@ -74,7 +75,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             image.load()
             return image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path} cannot be decoded: {error}. Copy it again or remove it.") from None
 
 

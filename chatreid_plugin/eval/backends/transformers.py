@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xxhash
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...config import EvalSettings
@@ -26,30 +25,6 @@ from ...tasks import IMAGE_MARK, NO, YES, format_chat_prompt, render_prompt
 IMAGE_TOKENS = "<|vision_start|><|image_pad|><|vision_end|>"
 ENCODE_BATCH = 32
 HASHED_BYTES = 1 << 20
-
-
-class CropDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Crops as the processor gives them, resized by the stage's policy; read by data loader workers."""
-
-    def __init__(self, paths: Sequence[Path], settings: EvalSettings, image_processor: Any) -> None:
-        """Keep what a worker needs."""
-        self.paths = paths
-        self.policy = settings.policy
-        self.image_processor = image_processor
-
-    def __len__(self) -> int:
-        """Return the number of crops."""
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (patches, grid) of one crop.
-
-        Raises:
-            DataError: the file cannot be decoded.
-        """
-        image = prepare_crop(open_crop(self.paths[index]), self.policy)
-        inputs = self.image_processor(images=[image], return_tensors="pt")
-        return inputs["pixel_values"], inputs["image_grid_thw"][0]
 
 
 def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
@@ -65,8 +40,7 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(name)
         if config.model_type != "qwen2_vl":
             raise ConfigError(f"model_name_or_path: {name} is a {config.model_type}; this backend scores qwen2_vl.")
-        dtype = settings.dtype if settings.dtype != "auto" else "auto"
-        model: Any = Qwen2VLForConditionalGeneration.from_pretrained(name, dtype=dtype)
+        model: Any = Qwen2VLForConditionalGeneration.from_pretrained(name, dtype=settings.dtype)
         processor: Any = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model_name_or_path: {name} cannot be loaded: {error}") from None
@@ -102,6 +76,7 @@ class TransformersScorer:
         self.fingerprint = compute_weights_fingerprint(self.model)
         self._features: dict[str, torch.Tensor] = {}
         self._grids: dict[str, tuple[int, ...]] = {}
+        self._prompts: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[torch.Tensor, ...]] = {}
         answers = [self.processor.tokenizer.encode(word, add_special_tokens=False) for word in (YES, NO)]
         if any(len(ids) != 1 for ids in answers):
             raise UpstreamError(f"The tokenizer splits {YES!r} or {NO!r} into several tokens: {answers}.")
@@ -116,23 +91,21 @@ class TransformersScorer:
         Raises:
             DataError: a file cannot be decoded.
         """
-        paths = {r.image_id: self.image_root / r.path for r in records if r.image_id not in self._features}
-        if not paths:
+        pending = list({r.image_id: r for r in records if r.image_id not in self._features}.values())
+        if not pending:
             return
-        names = list(paths)
-        crops = CropDataset([paths[name] for name in names], self.settings, self.processor.image_processor)
-        loader = DataLoader(crops, batch_size=ENCODE_BATCH, collate_fn=list, num_workers=0)
-        position = 0
-        with tqdm(total=len(names), desc="encoding images", unit="image") as progress:
-            for batch in loader:
-                pixels = torch.cat([patches for patches, _ in batch]).to(self.model.device)
-                grids = torch.stack([grid for _, grid in batch])
-                features = self.model.get_image_features(pixels, grids.to(self.model.device)).pooler_output
-                for vector, grid in zip(features, grids, strict=True):
-                    self._features[names[position]] = vector
-                    self._grids[names[position]] = tuple(grid.tolist())
-                    position += 1
-                progress.update(len(batch))
+        with tqdm(total=len(pending), desc="encoding images", unit="image") as progress:
+            for start in range(0, len(pending), ENCODE_BATCH):
+                self._encode(pending[start : start + ENCODE_BATCH])
+                progress.update(len(pending[start : start + ENCODE_BATCH]))
+
+    def _encode(self, records: Sequence[ImageRecord]) -> None:
+        crops = [prepare_crop(open_crop(self.image_root / r.path), self.settings.policy) for r in records]
+        inputs = self.processor.image_processor(images=crops, return_tensors="pt").to(self.model.device)
+        features = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        for record, vector, grid in zip(records, features, inputs["image_grid_thw"].tolist(), strict=True):
+            self._features[record.image_id] = vector
+            self._grids[record.image_id] = tuple(grid)
 
     def __call__(self, query: ImageRecord, candidates: Sequence[ImageRecord]) -> npt.NDArray[np.float32]:
         """Return the margins (K,), fp32, higher for "the same person", in the order of the candidates."""
@@ -151,29 +124,37 @@ class TransformersScorer:
             buckets[self._grids[record.image_id]].append(position)
         yield from buckets.items()
 
-    def _tokenize(self, grids: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Return the token ids (1, L) of the pair prompt for two images of these grids."""
+    def _make_prompt(self, first: tuple[int, ...], second: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+        """Return token ids (1, L), which of them are image tokens (1, L), and position ids (3, 1, L) of a pair.
+
+        They depend on the two images' grids alone, so the few that occur are kept.
+        """
+        if (first, second) in self._prompts:
+            return self._prompts[first, second]
         pair = Instruction(
             "evaluation", self.settings.task, (ImageReference(""), ImageReference("")), 2, Answer(match=True)
         )
         text = format_chat_prompt(render_prompt(pair))
         merge = self.model.config.vision_config.spatial_merge_size**2
-        for grid in grids:
+        for grid in (first, second):
             tokens = IMAGE_TOKENS.replace("<|image_pad|>", "<|image_pad|>" * (int(np.prod(grid)) // merge))
             text = text.replace(IMAGE_MARK, tokens, 1)
         ids = self.processor.tokenizer.encode(text, add_special_tokens=False)
-        return torch.tensor([ids], device=self.model.device)
+        input_ids = torch.tensor([ids], device=self.model.device)
+        is_image = input_ids == self.model.config.image_token_id
+        position_ids, _ = self.model.model.get_rope_index(
+            input_ids,
+            mm_token_type_ids=is_image.int(),
+            image_grid_thw=torch.tensor([first, second], device=input_ids.device),
+        )
+        self._prompts[first, second] = input_ids, is_image, position_ids
+        return self._prompts[first, second]
 
     @torch.inference_mode()
     def _score_batch(
         self, query: ImageRecord, candidates: Sequence[ImageRecord], grid: tuple[int, ...]
     ) -> npt.NDArray[np.float32]:
-        grids = [self._grids[query.image_id], grid]
-        input_ids = self._tokenize(grids)
-        is_image = input_ids == self.model.config.image_token_id
-        position_ids, _ = self.model.model.get_rope_index(
-            input_ids, mm_token_type_ids=is_image.int(), image_grid_thw=torch.tensor(grids, device=input_ids.device)
-        )
+        input_ids, is_image, position_ids = self._make_prompt(self._grids[query.image_id], grid)
         count = len(candidates)
         first = self._features[query.image_id].expand(count, -1, -1)
         second = torch.stack([self._features[record.image_id] for record in candidates])
