@@ -30,6 +30,10 @@ class ImageRecord:
         modality: ``visible`` or ``infrared``.
         captions: sentences that describe the person.
         attributes: attribute name to value, e.g. ``{"upper_colour": "red"}``.
+        content_hash: of the file's bytes, hexadecimal; empty if nobody looked at the file.
+        perceptual_hash: pHash, 256 bits, hexadecimal; empty if nobody looked.
+        sharpness: variance of the Laplacian (``engine/inspection.py``); None if nobody looked.
+        brightness: mean grey level, 0 to 255; None if nobody looked.
     """
 
     image_id: str
@@ -44,6 +48,10 @@ class ImageRecord:
     modality: Modality = "visible"
     captions: tuple[str, ...] = ()
     attributes: Mapping[str, str] = field(default_factory=dict[str, str])
+    content_hash: str = ""
+    perceptual_hash: str = ""
+    sharpness: float | None = None
+    brightness: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,7 @@ class ImageReference:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """One attribute of the image at position ``image`` of an instruction."""
+    """One attribute of the image at position ``image`` of an instruction; -1 if the query asks for it."""
 
     image: int
     name: str
@@ -92,7 +100,7 @@ class Instruction:
         attributes: attribute values of the images, for the attribute tasks.
         answer: the right answer.
         dataset: where the query comes from.
-        variant: which wording of the task's prompt; 0 is the paper's.
+        variant: which wording of the task's prompt; 0 is the paper's, from 100 on they are the user's own.
     """
 
     id: str
@@ -126,6 +134,10 @@ IMAGE_RECORD_SCHEMA = pa.schema(
         ("modality", pa.string()),
         ("captions", pa.list_(pa.string())),
         ("attributes", pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))),
+        ("content_hash", pa.string()),
+        ("perceptual_hash", pa.string()),
+        ("sharpness", pa.float64()),
+        ("brightness", pa.float64()),
     ]
 )
 

@@ -25,12 +25,19 @@ def open_atomically(path: Path, temporary_folder: Path | None = None) -> Generat
     Args:
         path: the file to write; its folder is made.
         temporary_folder: where the temporary file lies, on the same file system; the file's own folder if None.
+
+    Raises:
+        DataError: the disk is full or cannot be written; nothing is left of the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = (temporary_folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error}. Make room or check the permissions, then run again."
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -86,16 +93,22 @@ def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
     may leave one behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_table(path, rows, schema, path.parent.parent)
+    write_table(path, _make_table(path, rows, schema), path.parent.parent)
 
 
-def _write_table(
-    path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, temporary_folder: Path | None = None
-) -> None:
+def _make_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     try:
-        table = pa.Table.from_pylist(list(rows), schema=schema)
+        return pa.Table.from_pylist(list(rows), schema=schema)
     except pa.ArrowException as error:
         raise DataError(f"{path} cannot be written: a value does not fit its column ({error}).") from None
+
+
+def write_table(path: Path, table: pa.Table, temporary_folder: Path | None = None) -> None:
+    """Write a table as one zstd-compressed Parquet file, atomically; the bytes depend on the table alone.
+
+    Raises:
+        DataError: the disk is full or cannot be written; nothing is left of the file.
+    """
     with open_atomically(path, temporary_folder) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
@@ -140,11 +153,16 @@ def write_manifest(path: Path, records: Iterable[ImageRecord], image_root: Path,
 
     The provenance names the folder that the records' paths are relative to, itself relative to the manifest.
     """
-    rows = [convert_image_record_to_row(record) for record in records]
+    table = make_manifest_table(records)
     root = os.path.relpath(image_root.resolve(), path.parent.resolve())
-    _write_table(path, rows, IMAGE_RECORD_SCHEMA)
+    write_table(path, table)
     write_json(path.with_name(path.name + ".json"), {"image_root": Path(root).as_posix(), **provenance})
-    return len(rows)
+    return table.num_rows
+
+
+def make_manifest_table(records: Iterable[ImageRecord]) -> pa.Table:
+    """Return ImageRecords as a table of ``IMAGE_RECORD_SCHEMA``."""
+    return pa.Table.from_pylist([convert_image_record_to_row(record) for record in records], IMAGE_RECORD_SCHEMA)
 
 
 def read_manifest_provenance(path: Path) -> dict[str, Any]:
@@ -160,8 +178,8 @@ def read_manifest_provenance(path: Path) -> dict[str, Any]:
     return provenance
 
 
-def read_manifest(path: Path) -> tuple[list[ImageRecord], Path]:
-    """Return the ImageRecords of a manifest and the folder that their paths are relative to.
+def read_manifest_table(path: Path) -> tuple[pa.Table, Path]:
+    """Return a manifest as a table of ``IMAGE_RECORD_SCHEMA``, and the folder that its paths are relative to.
 
     Raises:
         DataError: the manifest or its provenance is missing or unreadable.
@@ -170,5 +188,14 @@ def read_manifest(path: Path) -> tuple[list[ImageRecord], Path]:
         raise DataError(f"Manifest {path} does not exist. Make it with `chatreid parse CONFIG.yaml`.")
     table = read_shard(path, IMAGE_RECORD_SCHEMA)
     provenance = read_manifest_provenance(path)
-    root = (path.parent / provenance["image_root"]).resolve()
+    return table, (path.parent / provenance["image_root"]).resolve()
+
+
+def read_manifest(path: Path) -> tuple[list[ImageRecord], Path]:
+    """Return the ImageRecords of a manifest and the folder that their paths are relative to.
+
+    Raises:
+        DataError: the manifest or its provenance is missing or unreadable.
+    """
+    table, root = read_manifest_table(path)
     return [convert_row_to_image_record(row) for row in table.to_pylist()], root

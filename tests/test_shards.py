@@ -1,6 +1,8 @@
 """Tests of chatreid_plugin.shards: nothing half-written, damage is named, the same rows give the same bytes."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,15 +14,18 @@ from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import IMAGE_RECORD_SCHEMA, ImageRecord
 from chatreid_plugin.shards import (
     check_shard,
+    make_manifest_table,
     open_atomically,
     read_json,
     read_json_lines,
     read_manifest,
     read_manifest_provenance,
+    read_manifest_table,
     read_shard,
     write_json,
     write_manifest,
     write_shard,
+    write_table,
 )
 
 
@@ -82,6 +87,20 @@ def test_unfinished_manifest_lies_in_its_own_folder(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shards.pq, "write_table", lambda table, where, **options: (seen.append(where), where.touch()))
     write_manifest(tmp_path / "manifests" / "own.parquet", [make_record("a.jpg")], tmp_path, {})
     assert [path.parent for path in seen] == [tmp_path / "manifests"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EACCES])
+def test_disk_that_takes_no_more_is_one_error_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def write_half(table: pa.Table, where: Path, **options: str) -> None:
+        where.write_bytes(b"PAR1")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shards.pq, "write_table", write_half)
+    with pytest.raises(DataError, match=r"x\.parquet cannot be written: .*\. Make room or check"):
+        write_table(tmp_path / "x.parquet", pa.table({"a": [1]}))
+    assert list_files(tmp_path) == []
 
 
 def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
@@ -201,6 +220,16 @@ def test_manifest_is_read_back_with_its_root(tmp_path: Path) -> None:
         "version": "1",
     }
     assert list_files(tmp_path) == ["manifests/own.parquet", "manifests/own.parquet.json"]
+
+
+def test_manifest_is_the_table_of_its_records(tmp_path: Path) -> None:
+    records = [make_record("a.jpg"), make_record("b.jpg")]
+    write_manifest(tmp_path / "own.parquet", records, tmp_path / "raw", {})
+    table, root = read_manifest_table(tmp_path / "own.parquet")
+    assert root == tmp_path / "raw"
+    assert table.equals(make_manifest_table(records))
+    assert table.schema.equals(IMAGE_RECORD_SCHEMA)
+    assert make_manifest_table([]).schema.equals(IMAGE_RECORD_SCHEMA)
 
 
 def test_manifest_works_after_its_folder_has_moved(tmp_path: Path) -> None:

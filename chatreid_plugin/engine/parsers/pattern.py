@@ -1,0 +1,93 @@
+"""Any folder of crops, described by a pattern such as ``{person}/{camera}_{index}.png``."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...config import SourceSettings
+from ...errors import ConfigError, DataError
+from ...records import Split
+from ..listing import Crop, Listing, find_images
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a pattern such as ``{person}/{camera}_{index}.png``.
+
+    ``{person}`` is required; ``{camera}`` and ``{clothes}`` are optional; any other name matches and is ignored. A
+    field takes the shortest text without a slash; everything else is literal.
+
+    Raises:
+        ConfigError: no ``{person}``, a field twice, or a brace that belongs to no field.
+    """
+    parts = re.split(r"\{([a-z_]+)\}", pattern)
+    names = parts[1::2]
+    if "person" not in names or len(set(names)) != len(names):
+        raise ConfigError(f"Pattern {pattern!r} must name {{person}}, and each field once.")
+    if any(brace in part for part in parts[::2] for brace in "{}"):
+        raise ConfigError(f"Pattern {pattern!r}: field names are lower-case letters and _ in braces, e.g. {{camera}}.")
+    pieces = [re.escape(part) if i % 2 == 0 else f"(?P<{part}>[^/]+?)" for i, part in enumerate(parts)]
+    return re.compile("".join(pieces))
+
+
+def assign_splits(crops: Sequence[Crop], train_share: float, query_cameras: tuple[str, ...]) -> list[Crop]:
+    """Return the crops with splits: the first ``train_share`` of the sorted identities trains, the rest is tested.
+
+    Of the tested identities, images of ``query_cameras`` are queries and the others the gallery.
+    """
+    people = sorted({crop.person for crop in crops})
+    training = set(people[: round(len(people) * train_share)])
+
+    def find_split(crop: Crop) -> Split:
+        if crop.person in training:
+            return "train"
+        return "query" if crop.camera in query_cameras else "gallery"
+
+    return [replace(crop, split=find_split(crop)) for crop in crops]
+
+
+def list_pattern(source: SourceSettings) -> Listing:
+    """List any folder of crops by ``source.pattern``; identities are split by ``train_share``, so never shared.
+
+    Without ``{camera}`` every image counts as a camera of its own, so that nothing is ignored in evaluation.
+
+    Raises:
+        ConfigError: the pattern is missing or wrong.
+        DataError: missing folder, or no file that matches.
+    """
+    if not source.pattern:
+        raise ConfigError(f'Source {source.name} needs `pattern`, e.g. "{{person}}/{{camera}}_{{index}}.jpg".')
+    if not source.root.is_dir():
+        raise DataError(f"Data set folder {source.root} does not exist.")
+    expression = compile_pattern(source.pattern)
+    listing = Listing(source.root)
+    example = ""
+    for path in find_images(source.root, listing):
+        relative = path.relative_to(source.root).as_posix()
+        match = expression.fullmatch(relative)
+        if not match:
+            example = example or relative
+            listing.skip("path does not match the pattern")
+            continue
+        fields = match.groupdict()
+        camera = fields.get("camera", relative)
+        listing.crops.append(Crop(relative, "train", fields["person"], camera, fields.get("clothes")))
+    if not listing.crops:
+        hint = f" For example {example!r} does not match." if example else " It holds no image files."
+        raise DataError(f"No file below {source.root} matches the pattern {source.pattern!r}.{hint}")
+    listing.crops = assign_splits(listing.crops, source.train_share, source.query_cameras)
+    listing.warnings += _find_split_warnings(listing.crops, source.query_cameras)
+    return listing
+
+
+def _find_split_warnings(crops: Sequence[Crop], query_cameras: tuple[str, ...]) -> list[str]:
+    splits = {crop.split for crop in crops}
+    cameras = {crop.camera for crop in crops}
+    found = ", ".join(sorted(cameras)[:10])
+    warnings: list[str] = []
+    unknown = [camera for camera in query_cameras if camera not in cameras]
+    if unknown:
+        warnings.append(f"query_cameras names {', '.join(unknown)}, which no image has (cameras found: {found})")
+    if splits - {"train"} and not {"query", "gallery"} <= splits:
+        missing = "query" if "query" not in splits else "gallery"
+        warnings.append(f"no {missing} images: set query_cameras (cameras found: {found}) to evaluate")
+    return warnings
