@@ -1,9 +1,12 @@
 """Every task in one table: its wordings and its kind of answer; training and evaluation both read it here.
 
+``answers.py`` writes the answers and reads replies.
+
 Prompts are verbatim from the paper (section 3.1.1, figure 4, section 3.1.3) where the wording is the first of a
-task; the others are ours. ``{image}`` stands for one image, ``{gallery}`` for the lettered gallery, ``{caption}`` and
-``{captions}`` for quoted descriptions. Gallery images carry letters, since Qwen's tokenizer splits "10" into two
-tokens and a letter is one.
+task; the others are ours, and so are all of attribute and multi-modal retrieval, whose prompts the paper does not give
+(section 3.3). ``{image}`` stands for one image, ``{gallery}`` for the lettered gallery, ``{caption}`` and
+``{captions}`` for quoted descriptions, ``{attributes}`` for what is asked for. Gallery images carry letters, since
+Qwen's tokenizer splits "10" into two tokens and a letter is one.
 """
 
 import re
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import DataError
-from .records import Answer, Attribute, Instruction
+from .records import Attribute, Instruction
 
 
 AnswerKind = Literal["text", "match", "letters", "ordinal", "comparison", "attributes"]
@@ -133,9 +136,65 @@ _TASKS = (
             "The first image {image} shows a pedestrian. Which of these images show the same pedestrian? {gallery}",
         ),
     ),
+    Task(
+        "cloth_changing_reid",
+        3,
+        "letters",
+        (
+            "Given the {image} provided, select which of the {gallery} shows the same person, who may be wearing "
+            "different clothing.",
+            "Query: {image} Gallery: {gallery} Which gallery images show the person of the query image, possibly in "
+            "other clothes?",
+        ),
+    ),
+    Task(
+        "visible_infrared_reid",
+        3,
+        "letters",
+        (
+            "Using the given {image}, choose the corresponding {gallery} that matches the same pedestrian, "
+            "considering both infrared and visible light images for re-identification.",
+            "Query: {image} Gallery: {gallery} One side was taken in infrared, the other in visible light. Which "
+            "gallery images show the person of the query image?",
+        ),
+    ),
+    Task(
+        "text_to_image_reid",
+        3,
+        "letters",
+        (
+            "Select the {gallery} that best matches the following description of the pedestrian's appearance: "
+            '"{caption}"',
+            'Which of these images show the person described as "{caption}"? {gallery}',
+        ),
+    ),
+    Task(
+        "attribute_retrieval",
+        3,
+        "letters",
+        (
+            "Which of the following images show a pedestrian with these attributes: {attributes}? {gallery}",
+            "{gallery} Select the images of people who have all of these attributes: {attributes}.",
+        ),
+    ),
+    Task(
+        "multimodal_retrieval",
+        3,
+        "letters",
+        (
+            'The query image {image} shows a pedestrian, described as: "{caption}" Which of the following images show '
+            "the same pedestrian? {gallery}",
+            'Query image: {image} What is known besides: "{caption}" Gallery: {gallery} Select the images of the '
+            "person asked for.",
+        ),
+    ),
 )
 
-_FIELD = re.compile(r"\{(?:image|gallery|captions?)\}")
+_FIELD = re.compile(r"\{(?:image|gallery|captions?|attributes)\}")
+# A user's wordings are numbered from here, so that new wordings of the table do not move them.
+OWN_VARIANT = 100
+# Position of an attribute that no image of the record is said to have: the query asks for it.
+ASKED = -1
 
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 
@@ -166,7 +225,7 @@ def format_chat_prompt(content: str) -> str:
 _MARK = re.compile(r"<(?:image|video|audio)>|<\|\w+\|>")
 
 
-def _clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Remove image marks and special tokens: in a caption they would be taken for real ones."""
     # Again and again, since taking the inner mark out of "<ima<image>ge>" leaves another one.
     while _MARK.search(text):
@@ -174,27 +233,46 @@ def _clean(text: str) -> str:
     return text.strip()
 
 
-def render_prompt(record: Instruction) -> str:
+def check_wording(task: Task, wording: str) -> str | None:
+    """Return what is wrong with a user's wording of a task, or None: it has to name the same fields as the first."""
+    wanted, found = (sorted(_FIELD.findall(text)) for text in (task.prompts[0], wording))
+    if wanted == found and not _MARK.search(wording):
+        return None
+    return f"a wording of {task.name} has to hold {' '.join(wanted)} and no other field or mark: {wording!r}"
+
+
+def render_prompt(record: Instruction, own_prompts: Sequence[str] = ()) -> str:
     """Return the user's message, one ``<image>`` mark for each of the record's images, in their order.
+
+    Args:
+        record: its ``variant`` names the wording.
+        own_prompts: the user's wordings of the task, which variants from ``OWN_VARIANT`` name.
 
     Raises:
         DataError: unknown task, or more or fewer images or captions than the wording needs.
     """
     task = get_task(record.task, record.id)
-    prompt = task.prompts[record.variant % len(task.prompts)]
+    prompts = task.prompts
+    if record.variant >= OWN_VARIANT and own_prompts:
+        prompts = own_prompts
+    prompt = prompts[record.variant % OWN_VARIANT % len(prompts)]
     if record.gallery_size > len(LETTERS):
         raise DataError(f"Record {record.id}: {record.gallery_size} gallery images, but there are 26 letters.")
-    captions = [_clean(caption) for caption in record.captions]
+    captions = [clean_text(caption) for caption in record.captions]
     if "{caption}" in prompt and not (len(captions) == 1 and captions[0]):
         raise DataError(f"Record {record.id}: task {task.name} needs one caption that is not empty.")
     if "{captions}" in prompt and not (2 <= len(captions) <= len(ORDINALS) and all(captions)):
         raise DataError(f"Record {record.id}: task {task.name} needs 2 to {len(ORDINALS)} captions, none empty.")
+    asked = clean_text(format_attributes([a for a in record.attributes if a.image == ASKED]))
+    if "{attributes}" in prompt and not asked:
+        raise DataError(f"Record {record.id}: task {task.name} asks for attributes, but the record has none.")
     quoted = [f'The {name} caption: "{text}".' for name, text in zip(ORDINALS, captions, strict=False)]
     parts = {
         "{image}": IMAGE_MARK,
         "{gallery}": " ".join(f"{letter}: {IMAGE_MARK}" for letter in LETTERS[: record.gallery_size]),
         "{caption}": captions[0] if captions else "",
         "{captions}": " ".join(quoted),
+        "{attributes}": asked,
     }
     # In one pass: a caption may itself hold the text "{image}".
     prompt = _FIELD.sub(lambda field: parts[field.group()], prompt)
@@ -206,80 +284,6 @@ def render_prompt(record: Instruction) -> str:
     return prompt
 
 
-def _format_attributes(attributes: Sequence[Attribute]) -> str:
+def format_attributes(attributes: Sequence[Attribute]) -> str:
+    """Return attributes as text: ``upper colour: red, hat: none``."""
     return ", ".join(f"{a.name.replace('_', ' ')}: {a.value}" for a in attributes)
-
-
-def _compare_attributes(attributes: Sequence[Attribute]) -> str:
-    first = {a.name: a for a in attributes if a.image == 0}
-    second = {a.name: a for a in attributes if a.image == 1}
-    common = [a for name, a in first.items() if name in second and second[name].value == a.value]
-    shared = {a.name for a in common}
-    unique_first = [a for name, a in first.items() if name not in shared]
-    unique_second = [a for name, a in second.items() if name not in shared]
-    return (
-        f"Common Attributes: {_format_attributes(common) or 'none'}. "
-        f"Unique Attributes of the First Image: {_format_attributes(unique_first) or 'none'}. "
-        f"Unique Attributes of the Second Image: {_format_attributes(unique_second) or 'none'}."
-    )
-
-
-def _render_choice(record: Instruction, options: Sequence[str]) -> str:
-    indices = record.answer.indices
-    outside = [index for index in indices if not 0 <= index < len(options)]
-    if outside or not indices:
-        raise DataError(
-            f"Record {record.id}: answer index {outside[0] if outside else '(none)'} is outside the "
-            f"{len(options)} options of the record (0 to {len(options) - 1})."
-        )
-    return ", ".join(options[index] for index in sorted(set(indices)))
-
-
-def render_answer(record: Instruction) -> str:
-    """Return the assistant's message.
-
-    Raises:
-        DataError: the record's answer does not fit its task (an index outside the gallery, a missing text, ...).
-    """
-    task = get_task(record.task, record.id)
-    if task.answer_kind == "match":
-        if record.answer.match is None:
-            raise DataError(f"Record {record.id}: task {task.name} needs a yes/no answer.")
-        answer = YES if record.answer.match else NO
-    elif task.answer_kind == "letters":
-        answer = _render_choice(record, LETTERS[: record.gallery_size])
-    elif task.answer_kind == "ordinal":
-        if len(set(record.answer.indices)) > 1:
-            raise DataError(f"Record {record.id}: task {task.name} has one right caption, not several.")
-        answer = _render_choice(record, ORDINALS[: len(record.captions)])
-    elif task.answer_kind == "comparison":
-        answer = _compare_attributes(record.attributes)
-    elif task.answer_kind == "attributes":
-        answer = _format_attributes(record.attributes)
-    else:
-        answer = record.answer.text or ""
-    answer = _clean(answer)
-    if not answer:
-        raise DataError(f"Record {record.id}: task {task.name} has no answer text.")
-    return task.answer_form.replace("{answer}", answer)
-
-
-def read_answer(task_name: str, text: str, options: int = 0) -> Answer:
-    """Read a model's reply; never raises on the text, an unreadable reply gives an empty answer.
-
-    Args:
-        task_name: a name of ``TASKS``.
-        text: the reply.
-        options: number of gallery images (letters) or captions (ordinals); names beyond it are ignored.
-    """
-    kind = get_task(task_name).answer_kind
-    if kind == "match":
-        found = re.search(r"\b(yes|no)\b", text.lower())
-        return Answer(match=found.group() == "yes" if found else None)
-    if kind == "letters":
-        letters = re.findall(r"\b([A-Z])\b", text)
-        return Answer(tuple(sorted({LETTERS.index(letter) for letter in letters} & set(range(options)))))
-    if kind == "ordinal":
-        names = re.findall(r"\b(" + "|".join(ORDINALS[:options]) + r")\b", text.lower()) if options else []
-        return Answer((ORDINALS.index(names[0]),) if names else ())
-    return Answer(text=text.strip())

@@ -1,61 +1,41 @@
-"""One builder a task: a draw from the image pool becomes an instruction record."""
+"""One builder a task: a draw from the image pool becomes the draft of an instruction record."""
 
+import random
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from functools import partial
+from itertools import accumulate
 
 from ..config import BuildSettings
 from ..errors import DataError
-from ..records import Answer, Attribute, ImageReference, Instruction
-from ..tasks import ORDINALS, TASKS
-from .sampler import ImagePool, Indices, draw_gallery
+from ..tasks import ORDINALS
+from .attribute_queries import build_attribute_query
+from .drafts import Draft
+from .draws import Numbers, pick
+from .sampler import Change, ImagePool, Queries, draw_gallery, draw_gallery_size, draw_number_of_matches
 
 
 # Tokens kept free for the chat frame, the wording and the answer; the longest of the table need fewer, captions and
 # attributes not counted.
 TEXT_TOKENS = 256
-# English takes about 4.5 characters a token; fewer here, so that a caption is not underestimated.
-CHARACTERS_PER_TOKEN = 3
 # How often an image is drawn again when nobody else looks different; most data sets never need a second time.
 ATTEMPTS = 100
 # <|vision_start|> and <|vision_end|> around each image, and the letter before it.
 TOKENS_AROUND_IMAGE = 5
 
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """What a builder decides; id, data set and wording are added by ``build_record``."""
-
-    images: Sequence[int]
-    query_images: int
-    answer: Answer
-    captions: tuple[str, ...] = ()
-    attributes: tuple[Attribute, ...] = ()
+Builder = Callable[[ImagePool, random.Random, BuildSettings], Draft]
 
 
-Builder = Callable[[ImagePool, np.random.Generator, BuildSettings], Draft]
+def _draw_caption(pool: ImagePool, rng: random.Random, image: int) -> int:
+    return pick(rng, pool.list_captions(image))
 
 
-def _choose(rng: np.random.Generator, options: Sequence[int] | np.ndarray) -> int:
-    return int(options[int(rng.integers(len(options)))])
-
-
-def _draw_caption(pool: ImagePool, rng: np.random.Generator, image: int) -> str:
-    captions = pool.records[image].captions
-    return captions[int(rng.integers(len(captions)))]
-
-
-def _list_attributes(pool: ImagePool, image: int, position: int) -> tuple[Attribute, ...]:
-    return tuple(Attribute(position, name, value) for name, value in pool.records[image].attributes.items())
-
-
-def _count_text_tokens(captions: Sequence[str]) -> int:
-    return sum(len(caption) // CHARACTERS_PER_TOKEN + 1 for caption in captions)
+def _place_attributes(pool: ImagePool, image: int, position: int) -> list[tuple[int, int]]:
+    return [(position, number) for number in pool.list_attributes(image)]
 
 
 def _draw_with_others(
-    pool: ImagePool, rng: np.random.Generator, count: int, among: Indices, others: Indices
+    pool: ImagePool, rng: random.Random, count: int, among: Numbers, others: Numbers
 ) -> tuple[int, list[int]]:
     """Return an image and up to ``count``, but at least one, images of people who look different.
 
@@ -63,145 +43,196 @@ def _draw_with_others(
         DataError: nobody looks different from anybody drawn.
     """
     for _ in range(ATTEMPTS):
-        image = _choose(rng, among)
+        image = pick(rng, among)
         unlike = pool.draw_unlike(rng, image, count, others)
         if unlike:
             return image, unlike
     raise DataError(
-        f"Source {pool.records[0].dataset}: {ATTEMPTS} images drawn, and no other person has other attributes or "
-        "captions. Describe the people in more detail, or leave text and attribute tasks out of stage2_ratios."
+        f"Source {pool.name}: {ATTEMPTS} images drawn, and no other person has other attributes or captions. "
+        "Describe the people in more detail, or leave text and attribute tasks out of the ratios."
     )
 
 
-def _build_captioning(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
-    image = _choose(rng, pool.captioned)
-    return Draft([image], 1, Answer(text=_draw_caption(pool, rng, image)))
+def _fit_gallery(
+    pool: ImagePool,
+    rng: random.Random,
+    settings: BuildSettings,
+    images: Sequence[int],
+    matches: int,
+    taken: int,
+) -> tuple[list[int], list[int]]:
+    """Return as many images as ``cutoff_len`` allows, at least one, shuffled, and where the first ``matches`` are.
+
+    Args:
+        pool: the images.
+        rng: the source of randomness.
+        settings: the recipe.
+        images: the matches first, so that they stay when images are left out.
+        matches: how many of them match.
+        taken: tokens of the query.
+    """
+    budget = settings.cutoff_len - TEXT_TOKENS - taken
+    used = list(accumulate([pool.tokens[image] + TOKENS_AROUND_IMAGE for image in images]))
+    # Without room for one image ``build_draft`` refuses the record.
+    kept = max(1, bisect_right(used, budget))
+    order = rng.sample(range(kept), kept)
+    return [images[i] for i in order], [place for place, i in enumerate(order) if i < matches]
 
 
-def _build_image_pair(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
+def _build_captioning(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    image = pick(rng, pool.captioned)
+    return Draft([image], 1, text=_draw_caption(pool, rng, image))
+
+
+def _build_image_pair(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
     # P(yes) = 0.5 (paper section 3.1.2); the order is random, since the question is symmetric.
-    match = bool(rng.random() < 0.5)
-    query = pool.draw_query(rng, 1)
+    match = rng.random() < 0.5
+    query = pool.queries["camera"].draw(rng, 1)
     if match:
         other = pool.draw_positives(rng, query, 1)
     else:
         other = pool.draw_negatives(rng, query, 1, settings.gallery.hard_negatives)
     pair = [query, other[0]]
-    return Draft(pair if rng.random() < 0.5 else pair[::-1], 2, Answer(match=match))
+    return Draft(pair if rng.random() < 0.5 else pair[::-1], 2, match=match)
 
 
-def _build_gallery(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings, smallest: int) -> Draft:
-    budget = settings.cutoff_len - TEXT_TOKENS - TOKENS_AROUND_IMAGE * (settings.gallery.max_size + 1)
-    query, gallery, matches = draw_gallery(pool, rng, settings.gallery, budget, smallest)
-    return Draft([query, *gallery], 1, Answer(tuple(matches)))
+def _build_gallery(
+    pool: ImagePool, rng: random.Random, settings: BuildSettings, smallest: int, change: Change
+) -> Draft:
+    query, matches, others = draw_gallery(pool, rng, settings.gallery, smallest, pool.queries[change], change)
+    taken = pool.tokens[query] + TOKENS_AROUND_IMAGE
+    gallery, places = _fit_gallery(pool, rng, settings, matches + others, len(matches), taken)
+    return Draft([query, *gallery], 1, places)
 
 
-def _build_many_to_many(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
-    return _build_gallery(pool, rng, settings, 2)
+def _build_multimodal(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    # An image and a sentence about the same person (paper section 3.3, adaptive multi-modal retrieval).
+    query, matches, others = draw_gallery(pool, rng, settings.gallery, 1, pool.multimodal_queries)
+    caption = _draw_caption(pool, rng, query)
+    taken = pool.tokens[query] + TOKENS_AROUND_IMAGE + pool.caption_tokens[caption]
+    gallery, places = _fit_gallery(pool, rng, settings, matches + others, len(matches), taken)
+    return Draft([query, *gallery], 1, places, captions=[caption])
 
 
-def _build_standard_reid(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
-    return _build_gallery(pool, rng, settings, 1)
-
-
-def _build_text_pair(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
-    match = bool(rng.random() < 0.5)
+def _build_text_pair(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    match = rng.random() < 0.5
     image, others = _draw_with_others(pool, rng, 1, pool.captioned, pool.captioned)
     described = image if match else others[0]
-    return Draft([image], 1, Answer(match=match), (_draw_caption(pool, rng, described),))
+    return Draft([image], 1, match=match, captions=[_draw_caption(pool, rng, described)])
 
 
-def _build_caption_choice(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
-    options = int(rng.integers(2, min(settings.gallery.max_size, len(ORDINALS)) + 1))
+def _build_caption_choice(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    options = rng.randint(2, min(settings.gallery.max_size, len(ORDINALS)))
     image, others = _draw_with_others(pool, rng, options - 1, pool.captioned, pool.captioned)
     images = [image, *others]
-    order = rng.permutation(len(images)).tolist()
-    captions = tuple(_draw_caption(pool, rng, images[i]) for i in order)
-    return Draft([image], 1, Answer((order.index(0),)), captions)
+    order = rng.sample(range(len(images)), len(images))
+    return Draft([image], 1, [order.index(0)], captions=[_draw_caption(pool, rng, images[i]) for i in order])
 
 
-def _build_image_choice(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
-    size = int(rng.integers(settings.gallery.min_size, settings.gallery.max_size + 1))
-    image, others = _draw_with_others(pool, rng, size - 1, pool.captioned, np.arange(len(pool.records)))
-    images = [image, *others]
+def _build_image_choice(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    size = draw_gallery_size(rng, settings.gallery)
+    image, others = _draw_with_others(pool, rng, size - 1, pool.captioned, pool.everything)
     caption = _draw_caption(pool, rng, image)
-    budget = settings.cutoff_len - TEXT_TOKENS - TOKENS_AROUND_IMAGE * size - _count_text_tokens([caption])
-    # The match is first, so that it stays when images are left out; without room for it ``build_record`` refuses.
-    kept = max(1, int(np.searchsorted(np.cumsum(pool.tokens[images]), budget, side="right")))
-    order = rng.permutation(kept).tolist()
-    return Draft([images[i] for i in order], 0, Answer((order.index(0),)), (caption,))
+    images, matches = _fit_gallery(pool, rng, settings, [image, *others], 1, pool.caption_tokens[caption])
+    return Draft(images, 0, matches, captions=[caption])
 
 
-def _build_comparison(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
+def _build_text_retrieval(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    # As in the text-to-image benchmarks, every image of the described person is right, not the described one alone.
+    size = draw_gallery_size(rng, settings.gallery)
+    number = draw_number_of_matches(rng, size, 1, settings.gallery.matches)
+    described = pool.described_queries.draw(rng, number)
+    same = [image for image in pool.people.list_alike(described) if image != described]
+    matches = [described, *rng.sample(same, min(number - 1, len(same)))]
+    others = pool.draw_unlike(rng, described, size - len(matches), pool.everything)
+    caption = _draw_caption(pool, rng, described)
+    taken = pool.caption_tokens[caption]
+    images, places = _fit_gallery(pool, rng, settings, matches + others, len(matches), taken)
+    return Draft(images, 0, places, captions=[caption])
+
+
+def _build_attribute_retrieval(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    size = draw_gallery_size(rng, settings.gallery)
+    number = draw_number_of_matches(rng, size, 1, settings.gallery.matches)
+    query = build_attribute_query(pool, rng, number, size - number)
+    taken = sum(pool.attribute_tokens[number] for number in query.asked)
+    images, places = _fit_gallery(pool, rng, settings, query.matches + query.others, len(query.matches), taken)
+    return Draft(images, 0, places, attributes=[(-1, attribute) for attribute in query.asked])
+
+
+def _build_comparison(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
     # Two of three pairs are different people, else there would be no differences to describe.
     image, others = _draw_with_others(pool, rng, 1, pool.attributed, pool.attributed)
-    same = [int(i) for i in pool.list_positives(image) if pool.records[i].attributes]
-    other = _choose(rng, same) if same and rng.random() < 1 / 3 else others[0]
-    attributes = _list_attributes(pool, image, 0) + _list_attributes(pool, other, 1)
-    return Draft([image, other], 2, Answer(), attributes=attributes)
+    same = [i for i in pool.list_positives(image) if pool.list_attributes(i)]
+    other = pick(rng, same) if same and rng.random() < 1 / 3 else others[0]
+    attributes = _place_attributes(pool, image, 0) + _place_attributes(pool, other, 1)
+    return Draft([image, other], 2, attributes=attributes)
 
 
-def _build_prediction(pool: ImagePool, rng: np.random.Generator, settings: BuildSettings) -> Draft:
-    image = _choose(rng, pool.attributed)
-    return Draft([image], 1, Answer(), attributes=_list_attributes(pool, image, 0))
+def _build_prediction(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    image = pick(rng, pool.attributed)
+    return Draft([image], 1, attributes=_place_attributes(pool, image, 0))
 
 
 BUILDERS: dict[str, Builder] = {
     "image_captioning": _build_captioning,
     "image_to_image_one_to_one": _build_image_pair,
-    "image_to_image_many_to_many": _build_many_to_many,
+    "image_to_image_many_to_many": partial(_build_gallery, smallest=2, change="camera"),
     "text_to_image_one_to_one": _build_text_pair,
     "text_to_image_many_to_one": _build_caption_choice,
     "text_to_image_one_to_many": _build_image_choice,
     "attribute_comparison": _build_comparison,
     "attribute_prediction": _build_prediction,
-    "standard_reid": _build_standard_reid,
+    "standard_reid": partial(_build_gallery, smallest=1, change="camera"),
+    "cloth_changing_reid": partial(_build_gallery, smallest=1, change="clothes"),
+    "visible_infrared_reid": partial(_build_gallery, smallest=1, change="modality"),
+    "text_to_image_reid": _build_text_retrieval,
+    "attribute_retrieval": _build_attribute_retrieval,
+    "multimodal_retrieval": _build_multimodal,
+}
+
+# What the queries of a gallery task need, and what is missing without it.
+_NEEDED_QUERIES: dict[str, tuple[Callable[[ImagePool], Queries], str]] = {
+    "cloth_changing_reid": (lambda pool: pool.queries["clothes"], "no identity in two outfits and two cameras"),
+    "visible_infrared_reid": (lambda pool: pool.queries["modality"], "no identity both visible and infrared"),
+    "multimodal_retrieval": (lambda pool: pool.multimodal_queries, "no captions of an identity seen by two cameras"),
 }
 
 
 def explain_missing(task: str, pool: ImagePool) -> str | None:
     """Return why this pool cannot give records of the task, or None if it can."""
     if task == "image_captioning":
-        return None if len(pool.captioned) else "no captions"
+        return None if pool.captioned else "no captions"
     if task == "attribute_prediction":
-        return None if len(pool.attributed) else "no attributes"
+        return None if pool.attributed else "no attributes"
     if task.startswith(("text_to_image", "attribute")):
         described, missing = (
             (pool.attributed, "no attributes") if task.startswith("attribute") else (pool.captioned, "no captions")
         )
-        if not len(described):
+        if not described:
             return missing
         return None if pool.has_unlike(described) else "no two people who are described differently"
-    if not len(pool.positives) or pool.positives.max() == 0:
-        return "no identity seen by two cameras"
-    return None if pool.count_people() > 1 else "only one identity"
+    if len(pool.people) < 2:
+        return "only one identity"
+    default = (lambda pool: pool.queries["camera"], "no identity seen by two cameras")
+    get_queries, missing = _NEEDED_QUERIES.get(task, default)
+    return missing if get_queries(pool).most == 0 else None
 
 
-def build_record(
-    task: str, pool: ImagePool, rng: np.random.Generator, settings: BuildSettings, record_id: str
-) -> Instruction:
+def build_draft(task: str, pool: ImagePool, rng: random.Random, settings: BuildSettings, record_id: str) -> Draft:
     """Draw one record of a task from a pool.
 
     Raises:
         DataError: the record would be longer than ``cutoff_len``: cut off image tokens break training.
     """
     draft = BUILDERS[task](pool, rng, settings)
-    texts = [*draft.captions, draft.answer.text or "", *(a.name + a.value for a in draft.attributes)]
-    visual = int(pool.tokens[list(draft.images)].sum()) + TOKENS_AROUND_IMAGE * len(draft.images)
-    if visual + TEXT_TOKENS + _count_text_tokens(texts) > settings.cutoff_len:
+    visual = sum([pool.tokens[image] for image in draft.images]) + TOKENS_AROUND_IMAGE * len(draft.images)
+    text = TEXT_TOKENS + sum([pool.caption_tokens[number] for number in draft.captions])
+    text += sum([pool.attribute_tokens[number] for _, number in draft.attributes])
+    text += 0 if draft.text is None else pool.caption_tokens[draft.text]
+    if visual + text > settings.cutoff_len:
         raise DataError(
-            f"Record {record_id}: {visual} tokens of {len(draft.images)} image(s) and about "
-            f"{TEXT_TOKENS + _count_text_tokens(texts)} of text do not fit cutoff_len {settings.cutoff_len}. Raise it."
+            f"Record {record_id}: {visual} tokens of {len(draft.images)} image(s) and about {text} of text do not fit "
+            f"cutoff_len {settings.cutoff_len}. Raise it."
         )
-    images = [pool.records[i] for i in draft.images]
-    return Instruction(
-        id=record_id,
-        task=task,
-        images=tuple(ImageReference(image.path, image.width, image.height) for image in images),
-        query_images=draft.query_images,
-        answer=draft.answer,
-        captions=draft.captions,
-        attributes=draft.attributes,
-        dataset=images[0].dataset,
-        variant=int(rng.integers(min(settings.prompt_variants, len(TASKS[task].prompts)))),
-    )
+    return draft

@@ -4,26 +4,30 @@ Gallery sizes and numbers of matches follow the paper (section 3.2, equation 1).
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ..config import GallerySettings
-from ..errors import DataError
-from ..images import ImagePolicy, count_visual_tokens
-from ..records import ImageRecord
+from ..images import ImagePolicy
+from .draws import Groups, Numbers, draw_among, number, pick, view
+from .image_table import Codes, ImageTable, SourceRows
 
-
-Indices = npt.NDArray[np.int64]
 
 # Attribute whose equality makes a negative "hard": the largest coloured area of a person.
 HARD_ATTRIBUTE = "upper_colour"
 
+# In what a match of the same person must differ from the query: standard Re-ID asks for another camera (and the same
+# modality), cloth-changing for other clothes as well, visible-infrared for the other modality.
+Change = Literal["camera", "clothes", "modality"]
 
-@lru_cache(maxsize=64)
+
+@lru_cache(maxsize=256)
 def compute_match_probabilities(
     gallery_size: int, smallest: int, kind: Literal["inverse", "uniform"]
 ) -> tuple[float, ...]:
@@ -37,182 +41,237 @@ def compute_match_probabilities(
     return tuple((weights / weights.sum()).tolist())
 
 
-class ImagePool:
-    """The training images of one data set, indexed for drawing.
+def draw_number_of_matches(
+    rng: random.Random, gallery_size: int, smallest: int, kind: Literal["inverse", "uniform"]
+) -> int:
+    """Return n by inverse transform, at least ``smallest`` (or ``gallery_size``, if that is smaller)."""
+    smallest = min(smallest, gallery_size)
+    bounds = list(accumulate(compute_match_probabilities(gallery_size, smallest, kind)))
+    return min(smallest + bisect_right(bounds, rng.random()), gallery_size)
+
+
+def draw_gallery_size(rng: random.Random, settings: GallerySettings) -> int:
+    """Return N, uniform in [min_size, max_size] (paper section 3.2)."""
+    return rng.randint(settings.min_size, settings.max_size)
+
+
+class Queries:
+    """Images sorted by how many matches they have, so that one with enough of them is drawn at once.
 
     Attributes:
-        records: the images; all draws return positions in this list.
-        tokens: visual tokens of each image under the stage's policy.
-        positives: for each image, how many images of the same person other cameras have.
+        matches: for each image, how many matches there are; 0 for images that cannot be queries.
+        most: the largest number of matches.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], policy: ImagePolicy) -> None:
-        """Index the images.
+    def __init__(self, matches: Codes) -> None:
+        order = np.argsort(-matches, kind="stable")
+        self.matches = view(matches)
+        self.most = int(matches.max(initial=0))
+        self._rows = view(order)
+        self._fewer = view(-matches[order])
 
-        Args:
-            records: training images of one data set.
-            policy: the image policy of the stage they are drawn for.
-        """
-        self.records = list(records)
-        self.tokens = self._count_tokens(policy)
-        self._person = _number([record.person_id for record in records])
-        self._camera = _number([record.camera_id for record in records])
-        self._colour = _number([record.attributes.get(HARD_ATTRIBUTE, "") for record in records])
-        self._looks = _number([repr(sorted(record.attributes.items())) for record in records])
-        self._by_person = _group(self._person)
-        self._by_camera = _group(self._camera)
-        self.positives = np.array([len(self.list_positives(i)) for i in range(len(records))], dtype=np.int64)
-        self._all = np.arange(len(records), dtype=np.int64)
-        self._by_positives = np.argsort(-self.positives, kind="stable")
-        self._fewer_positives = -self.positives[self._by_positives]
-        self.captioned = np.flatnonzero([bool(record.captions) for record in records])
-        self.attributed = np.flatnonzero([bool(record.attributes) for record in records])
+    def draw(self, rng: random.Random, matches: int) -> int:
+        """Return an image with at least ``matches`` matches (at most what the data set has)."""
+        candidates = bisect_right(self._fewer, -min(matches, self.most))
+        return pick(rng, self._rows[:candidates])
 
-    def _count_tokens(self, policy: ImagePolicy) -> Indices:
-        return np.array([count_visual_tokens(r.width, r.height, policy) for r in self.records], dtype=np.int64)
+
+class ImagePool:
+    """The training images of one source, indexed for drawing; images are numbered from 0.
+
+    Attributes:
+        name: of the source.
+        table: the images of all sources.
+        first: row of the pool's first image in the table.
+        tokens: visual tokens of each image under the stage's policy.
+        captioned: images with captions.
+        attributed: images with attributes.
+        caption_tokens: about how many tokens each caption of the table takes.
+        attribute_tokens: about how many tokens each attribute of the table takes.
+        attribute_codes: equal where attributes of the table have the same name and value.
+        queries: for each change, the images with matches.
+        described_queries: images with captions, and how many images show the same person, themselves included.
+        multimodal_queries: images with captions, and how many matches other cameras have.
+    """
+
+    def __init__(self, table: ImageTable, source: SourceRows, policy: ImagePolicy | None = None) -> None:
+        """Index the images of one source; without a policy, ``count_under`` has to be called before drawing."""
+        self.name, self.first, self.size = source.name, source.first, source.last - source.first
+        self.table, self._rows = table, slice(source.first, source.last)
+        self.everything = view(np.arange(self.size))
+        self._index_labels()
+        self._index_descriptions()
+        self.tokens = view(table.count_tokens(policy)[self._rows]) if policy else view(np.zeros(0, dtype=np.int64))
 
     def count_under(self, policy: ImagePolicy) -> "ImagePool":
         """Return this pool for another stage: the same index, tokens counted under the stage's policy."""
         pool = copy.copy(self)
-        pool.tokens = self._count_tokens(policy)
+        pool.tokens = view(self.table.count_tokens(policy)[self._rows])
         return pool
 
-    def list_positives(self, image: int) -> Indices:
-        """Return the images of the same person taken by other cameras."""
-        same = self._by_person[self._person[image]]
-        return same[self._camera[same] != self._camera[image]]
+    def _index_labels(self) -> None:
+        rows, encode = self._rows, self.table.encode
+        person, camera = encode("person_id")[rows], encode("camera_id")[rows]
+        clothes, modality = encode("clothes_id")[rows], encode("modality")[rows]
+        self.people = Groups(person)
+        # Of one modality, since a camera may see both.
+        self._by_camera = Groups(number(camera, modality))
+        self._camera, self._clothes, self._modality = view(camera), view(clothes), view(modality)
+        self._rows_of_modality = {int(m): view(np.flatnonzero(modality == m)) for m in np.unique(modality)}
+        known = clothes >= 0
+        seen, worn = [person[known], modality[known]], clothes[known]
+        changed = np.zeros(self.size, dtype=np.int64)
+        changed[known] = _count_equal(*seen) - _count_equal(*seen, camera[known])
+        changed[known] -= _count_equal(*seen, worn) - _count_equal(*seen, worn, camera[known])
+        own, crossed = _count_equal(person, modality), _count_equal(person) - _count_equal(person, modality)
+        # Where nobody else is seen in a modality, there is no gallery to choose from.
+        alone, alone_across = own == _count_equal(modality), crossed == self.size - _count_equal(modality)
+        self.queries: dict[Change, Queries] = {
+            "camera": Queries(np.where(alone, 0, own - _count_equal(person, modality, camera))),
+            "clothes": Queries(np.where(alone, 0, changed)),
+            "modality": Queries(np.where(alone_across, 0, crossed)),
+        }
 
-    def draw_query(self, rng: np.random.Generator, matches: int) -> int:
-        """Return an image with at least ``matches`` cross-camera positives (at most what the data set has)."""
-        wanted = min(matches, int(self.positives.max()))
-        candidates = int(np.searchsorted(self._fewer_positives, -wanted, side="right"))
-        return int(self._by_positives[rng.integers(candidates)])
+    def _index_descriptions(self) -> None:
+        table, rows = self.table, self._rows
+        upto = slice(rows.start, rows.stop + 1)
+        self.caption_starts = view(table.caption_starts[upto])
+        self.attribute_starts = view(table.attribute_starts[upto])
+        has_caption = np.diff(table.caption_starts[upto]) > 0
+        self.captioned = view(np.flatnonzero(has_caption))
+        self.attributed = view(np.flatnonzero(np.diff(table.attribute_starts[upto]) > 0))
+        self._looks = Groups(table.encode_looks()[rows])
+        colour = table.encode_attribute(HARD_ATTRIBUTE)[rows]
+        self._by_camera_and_colour = Groups(number(np.asarray(self._by_camera.labels), colour))
+        self._caption_codes = view(table.caption_codes)
+        self.caption_tokens, self.attribute_tokens = view(table.caption_tokens), view(table.attribute_tokens)
+        self.attribute_codes = view(table.attribute_codes)
+        owners = np.repeat(np.arange(self.size), np.diff(table.attribute_starts[upto]))
+        codes = table.attribute_codes[self.attribute_starts[0] : self.attribute_starts[self.size]]
+        self._owners = Groups(codes, owners)
+        self.described_queries = Queries(np.where(has_caption, _count_equal(np.asarray(self.people.labels)), 0))
+        self.multimodal_queries = Queries(np.where(has_caption, np.asarray(self.queries["camera"].matches), 0))
 
-    def draw_positives(self, rng: np.random.Generator, query: int, count: int) -> list[int]:
-        """Return up to ``count`` different cross-camera images of the query's person."""
-        positives = self.list_positives(query)
-        return rng.choice(positives, size=min(count, len(positives)), replace=False).tolist()
+    def list_captions(self, image: int) -> range:
+        """Return the numbers of an image's captions among all captions of the table."""
+        return range(self.caption_starts[image], self.caption_starts[image + 1])
 
-    def draw_negatives(self, rng: np.random.Generator, query: int, count: int, hard_share: float) -> list[int]:
+    def list_attributes(self, image: int) -> range:
+        """Return the numbers of an image's attributes among all attributes of the table."""
+        return range(self.attribute_starts[image], self.attribute_starts[image + 1])
+
+    def list_owners(self, attribute: int) -> Numbers:
+        """Return the images that have the attribute (name and value) of this number of the table."""
+        return self._owners.list_alike(attribute - self.attribute_starts[0])
+
+    def list_positives(self, image: int, change: Change = "camera") -> list[int]:
+        """Return the other images of the same person that differ from this one as the setting asks."""
+        same, modality, camera = self.people.list_alike(image), self._modality[image], self._camera[image]
+        if change == "modality":
+            return [i for i in same if self._modality[i] != modality]
+        others = [i for i in same if self._camera[i] != camera and self._modality[i] == modality]
+        if change == "camera":
+            return others
+        return [i for i in others if 0 <= self._clothes[i] != self._clothes[image]]
+
+    def draw_positives(self, rng: random.Random, query: int, count: int, change: Change = "camera") -> list[int]:
+        """Return up to ``count`` different matches of the query."""
+        positives = self.list_positives(query, change)
+        return rng.sample(positives, min(count, len(positives)))
+
+    def is_other_person(self, image: int, other: int) -> bool:
+        """Return whether two images show different people."""
+        return self.people.labels[image] != self.people.labels[other]
+
+    def draw_negatives(
+        self, rng: random.Random, query: int, count: int, hard_share: float, like: int | None = None
+    ) -> list[int]:
         """Return up to ``count`` different images of other people, in random order.
 
-        A share of them is hard: taken by the query's camera and, as long as there are such, with the same colour of
-        the upper clothing. Fewer are returned only if the data set has no more.
+        A share of them is hard: taken by the same camera as ``like`` and, as long as there are such, with the same
+        colour of the upper clothing. Fewer are returned only if the data set has no more.
+
+        Args:
+            rng: the source of randomness.
+            query: whose person is left out.
+            count: how many.
+            hard_share: probability of each to be hard.
+            like: an image that the negatives resemble, of whose modality they all are; the query if None.
         """
-        chosen = self._draw_hard(rng, query, int(rng.binomial(count, hard_share)))
-        chosen += self._draw_among(
-            rng, self._all, lambda images: self._person[images] != self._person[query], count, chosen
-        )
-        return [chosen[i] for i in rng.permutation(len(chosen))]
+        like = query if like is None else like
 
-    def _draw_hard(self, rng: np.random.Generator, query: int, count: int) -> list[int]:
-        if count == 0:
-            return []
-        others = self._by_camera[self._camera[query]]
-        others = others[self._person[others] != self._person[query]]
-        # Shuffled, then sorted by colour, which keeps the random order among equals.
-        others = rng.permutation(others)
-        return others[np.argsort(self._colour[others] != self._colour[query], kind="stable")][:count].tolist()
+        def is_negative(image: int) -> bool:
+            return self.is_other_person(image, query)
 
-    def draw_unlike(self, rng: np.random.Generator, image: int, count: int, among: Indices) -> list[int]:
-        """Return up to ``count`` different images of other people who look different.
+        hard = sum(rng.random() < hard_share for _ in range(count))
+        chosen = draw_among(rng, self._by_camera_and_colour.list_alike(like), is_negative, hard)
+        if len(chosen) < hard:
+            chosen += draw_among(rng, self._by_camera.list_alike(like), is_negative, hard - len(chosen), chosen)
+        among = self._rows_of_modality[self._modality[like]]
+        chosen += draw_among(rng, among, is_negative, count - len(chosen), chosen)
+        rng.shuffle(chosen)
+        return chosen
 
-        Different is who has other attributes, where they are known, and no caption in common. Fewer are returned only
-        if there are no more.
+    def is_unlike(self, image: int, other: int) -> bool:
+        """Return whether two images show different people who look different.
+
+        Different is who has other attributes, where they are known, and no caption in common.
         """
-        captions = set(self.records[image].captions)
-
-        def is_unlike(images: Indices) -> npt.NDArray[np.bool_]:
-            unlike = self._person[images] != self._person[image]
-            if self.records[image].attributes:
-                unlike &= self._looks[images] != self._looks[image]
-            if captions:
-                unlike &= np.array([captions.isdisjoint(self.records[i].captions) for i in images], dtype=np.bool_)
-            return unlike
-
-        return self._draw_among(rng, among, is_unlike, count, [])
-
-    @staticmethod
-    def _draw_among(
-        rng: np.random.Generator,
-        among: Indices,
-        accept: Callable[[Indices], npt.NDArray[np.bool_]],
-        count: int,
-        taken: Sequence[int],
-    ) -> list[int]:
-        """Return different accepted images that fill ``taken`` up to ``count``.
-
-        Guesses first, since nearly every image is accepted and a data set may have a million; then looks at all.
-        """
-        chosen = dict.fromkeys(taken)
-        missing = count - len(taken)
-        if missing > 0 and len(among):
-            for image in among[rng.integers(len(among), size=4 * missing)]:
-                if len(chosen) < count and int(image) not in chosen and accept(np.array([image]))[0]:
-                    chosen[int(image)] = None
-        if len(chosen) < count:
-            left = among[accept(among)]
-            left = left[~np.isin(left, list(chosen))]
-            chosen |= dict.fromkeys(rng.permutation(left)[: count - len(chosen)].tolist())
-        return list(chosen)[len(taken) :]
-
-    def count_people(self) -> int:
-        """Return the number of identities."""
-        return len(self._by_person)
-
-    def has_unlike(self, among: Indices) -> bool:
-        """Return whether ``among`` holds two images of different people who differ in attributes, where known."""
-        if len(np.unique(self._person[among])) < 2:
+        if not self.is_other_person(image, other):
             return False
-        return len(np.unique(self._looks[among])) > 1 or not self.records[int(among[0])].attributes
+        if self.list_attributes(image) and self._looks.labels[image] == self._looks.labels[other]:
+            return False
+        return self._get_captions(image).isdisjoint(self._get_captions(other))
+
+    def _get_captions(self, image: int) -> frozenset[int]:
+        return frozenset(self._caption_codes[self.caption_starts[image] : self.caption_starts[image + 1]])
+
+    def draw_unlike(self, rng: random.Random, image: int, count: int, among: Sequence[int] | Numbers) -> list[int]:
+        """Return up to ``count`` different images of ``among`` that are unlike ``image``; fewer only if there are."""
+        return draw_among(rng, among, lambda other: self.is_unlike(image, other), count)
+
+    def has_unlike(self, among: Sequence[int] | Numbers) -> bool:
+        """Return whether ``among`` holds two images of different people who differ in attributes, where known."""
+        images = np.asarray(among)
+        people, looks = np.asarray(self.people.labels)[images], np.asarray(self._looks.labels)[images]
+        if people.min() == people.max():
+            return False
+        return looks.min() < looks.max() or not self.list_attributes(int(images[0]))
 
 
-def _number(labels: Sequence[str]) -> Indices:
-    return np.unique(np.asarray(labels), return_inverse=True)[1].astype(np.int64)
-
-
-def _group(numbers: Indices) -> list[Indices]:
-    order = np.argsort(numbers, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+def _count_equal(*labels: Codes) -> Codes:
+    """Return for each row how many rows have the same labels, itself included."""
+    numbers = number(*labels)
+    return np.bincount(numbers)[numbers]
 
 
 def draw_gallery(
     pool: ImagePool,
-    rng: np.random.Generator,
+    rng: random.Random,
     settings: GallerySettings,
-    token_budget: int,
     smallest_matches: int,
+    queries: Queries,
+    change: Change = "camera",
 ) -> tuple[int, list[int], list[int]]:
-    """Draw a query with a gallery: N uniform in [min_size, max_size], n matches by equation 1, in random order.
+    """Draw a query with its gallery: N uniform in [min_size, max_size], n matches by equation 1.
 
     Args:
         pool: the images.
         rng: the only source of randomness.
         settings: sizes, distribution of n, share of hard negatives.
-        token_budget: visual tokens of query and gallery together; negatives beyond it are left out, then matches.
         smallest_matches: least number of matches: 2 in Stage 2 (equation 1), 1 in Stage 3 (section 3.1.3).
+        queries: which images may be the query.
+        change: in what a match differs from the query.
 
     Returns:
-        The query, the gallery, and the positions of the matches in the gallery.
-
-    Raises:
-        DataError: not even a query and one match fit the budget.
+        The query, its matches and the other images, each in random order; fewer matches than drawn if the data set
+        has no more, then more of the others.
     """
-    size = int(rng.integers(settings.min_size, settings.max_size + 1))
-    smallest = min(smallest_matches, size)
-    probabilities = compute_match_probabilities(size, smallest, settings.matches)
-    matches = smallest + int(np.searchsorted(np.cumsum(probabilities), rng.random()))
-    query = pool.draw_query(rng, min(matches, size))
-    positives = pool.draw_positives(rng, query, min(matches, size))
-    negatives = pool.draw_negatives(rng, query, size - len(positives), settings.hard_negatives)
-    images = positives + negatives
-    used = int(pool.tokens[query]) + np.cumsum(pool.tokens[images])
-    kept = int(np.searchsorted(used, token_budget, side="right"))
-    if kept == 0:
-        raise DataError(
-            f"cutoff_len leaves {token_budget} visual tokens, but a query and one match take {used[0]}. "
-            "Raise cutoff_len."
-        )
-    order = rng.permutation(kept)
-    gallery = [images[i] for i in order]
-    return query, gallery, [position for position, i in enumerate(order) if i < len(positives)]
+    size = draw_gallery_size(rng, settings)
+    matches = draw_number_of_matches(rng, size, smallest_matches, settings.matches)
+    query = queries.draw(rng, matches)
+    positives = pool.draw_positives(rng, query, matches, change)
+    # Infrared hides colours, so across modalities a negative is hard when it resembles a match.
+    like = positives[0] if change == "modality" else query
+    negatives = pool.draw_negatives(rng, query, size - len(positives), settings.hard_negatives, like)
+    return query, positives, negatives

@@ -2,25 +2,34 @@
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute
 import xxhash
 
 from .. import __version__
 from ..config import BuildSettings, SourceSettings
 from ..errors import DataError
-from ..records import ImageRecord
-from ..shards import read_manifest, read_manifest_provenance, write_manifest
-from .parsers import ParseReport, parse_source
+from ..shards import make_manifest_table, read_manifest_provenance, read_manifest_table, write_manifest
+from .screening.selection import select_training
 
 
-def describe_parse(name: str, report: ParseReport) -> str:
+if TYPE_CHECKING:
+    from .parsing import ParseReport
+
+# Its functions are made when it is imported, so no type checker knows them.
+pc: Any = pyarrow.compute
+
+
+def describe_parse(name: str, report: "ParseReport") -> str:
     """Return one line per split and reason for the user."""
     lines: list[str] = []
-    for split in ("train", "query", "gallery"):
+    for split in ("train", "val", "query", "gallery"):
         records = [record for record in report.records if record.split == split]
+        if not records:
+            continue
         people = len({record.person_id for record in records})
         cameras = len({record.camera_id for record in records})
         lines.append(f"{name} {split}: {len(records)} images, {people} identities, {cameras} cameras")
@@ -34,7 +43,7 @@ def find_manifest(settings: BuildSettings, name: str) -> Path:
     return settings.manifest_dir / f"{name}.parquet"
 
 
-def _describe_origin(source: SourceSettings) -> dict[str, Any]:
+def describe_origin(source: SourceSettings) -> dict[str, Any]:
     """Return what a manifest depends on: the source's settings and the bytes of its captions file."""
     captions = source.captions
     digest = xxhash.xxh3_128_hexdigest(captions.read_bytes()) if captions is not None and captions.is_file() else None
@@ -50,21 +59,25 @@ def is_current(path: Path, source: SourceSettings) -> bool:
     except DataError:
         # A run killed between the two files leaves a manifest without provenance.
         return False
-    return all(provenance.get(key) == value for key, value in _describe_origin(source).items())
+    return all(provenance.get(key) == value for key, value in describe_origin(source).items())
 
 
-def _parse(source: SourceSettings) -> ParseReport:
-    report = parse_source(source)
+def _parse(source: SourceSettings, settings: BuildSettings) -> "ParseReport":
+    # Parsing loads SciPy and more, half a second that a build from manifests need not wait.
+    from .parsing import parse_source
+
+    report = parse_source(source, settings.count_workers(), find_manifest(settings, source.name))
     print(describe_parse(source.name, report), file=sys.stderr)
     return report
 
 
-def _write(path: Path, source: SourceSettings, report: ParseReport) -> None:
+def _write(path: Path, source: SourceSettings, report: "ParseReport") -> None:
     provenance = {
-        **_describe_origin(source),
+        **describe_origin(source),
         "version": __version__,
         "skipped": report.skipped,
         "warnings": report.warnings,
+        "protocol": report.protocol,
     }
     write_manifest(path, report.records, report.root, provenance)
 
@@ -78,39 +91,68 @@ def parse_sources(settings: BuildSettings) -> list[Path]:
     paths: list[Path] = []
     for source in settings.sources:
         path = find_manifest(settings, source.name)
-        _write(path, source, _parse(source))
+        _write(path, source, _parse(source, settings))
         paths.append(path)
     return paths
 
 
-def read_training_records(settings: BuildSettings, *, write: bool) -> tuple[list[list[ImageRecord]], Path]:
+def _read_source(settings: BuildSettings, source: SourceSettings, *, write: bool) -> tuple[pa.Table, Path]:
+    """Return all images of a source; one whose manifest is missing, or was made from other settings, is parsed."""
+    path = find_manifest(settings, source.name)
+    if is_current(path, source):
+        return read_manifest_table(path)
+    report = _parse(source, settings)
+    if write:
+        _write(path, source, report)
+    return make_manifest_table(report.records), report.root.resolve()
+
+
+def read_training_images(settings: BuildSettings, *, write: bool) -> tuple[list[pa.Table], Path]:
     """Return the training images of each source, with paths relative to the folder that all sources share.
 
-    A source whose manifest is missing, or was made from other settings, is parsed again.
+    What ``quality`` drops, and what leaks from a test set, is left out or refused (``select_training``).
 
     Args:
         settings: the recipe.
         write: keep what was parsed as a manifest; nothing is written otherwise.
 
+    Returns:
+        Tables of ``IMAGE_RECORD_SCHEMA``, one for each source that trains a stage, and the folder.
+
     Raises:
-        DataError: a source cannot be parsed or has no training images.
+        DataError: a source cannot be parsed, has no training images, or leaks test images.
     """
-    found: list[tuple[list[ImageRecord], Path]] = []
+    tables: list[pa.Table] = []
+    found: list[pa.Table] = []
+    roots: list[Path] = []
     for source in settings.sources:
-        path = find_manifest(settings, source.name)
-        if is_current(path, source):
-            records, root = read_manifest(path)
-        else:
-            report = _parse(source)
-            records, root = report.records, report.root.resolve()
-            if write:
-                _write(path, source, report)
-        training = [record for record in records if record.split == "train"]
-        if not training:
-            raise DataError(f"Source {source.name} has no training images; raise its train_share.")
-        found.append((training, root))
-    common = Path(os.path.commonpath([root for _, root in found]))
-    moved = [
-        [replace(r, path=(root.relative_to(common) / r.path).as_posix()) for r in records] for records, root in found
-    ]
-    return moved, common
+        table, root = _read_source(settings, source, write=write)
+        tables.append(table)
+        if not source.stages:
+            continue
+        training = _select_training(table)
+        if not training.num_rows:
+            raise DataError(
+                f"Source {source.name} has no training images. Raise its train_share, or set stages: [] if it is only "
+                "tested."
+            )
+        found.append(training)
+        roots.append(root)
+    if not found:
+        raise DataError("No source trains a stage: `stages` is empty everywhere.")
+    common = Path(os.path.commonpath(roots))
+    selected = select_training(found, tables, settings)
+    return [_move_paths(table, root.relative_to(common)) for table, root in zip(selected, roots, strict=True)], common
+
+
+def _select_training(table: pa.Table) -> pa.Table:
+    chosen = pc.equal(table["split"], "train")
+    # Filtering a hundred thousand rows of nested columns takes half a second; often there is nothing to leave out.
+    return table if pc.all(chosen).as_py() else table.filter(chosen)
+
+
+def _move_paths(table: pa.Table, folder: Path) -> pa.Table:
+    if folder == Path():
+        return table
+    paths = pc.binary_join_element_wise(folder.as_posix(), table["path"], "/")
+    return table.set_column(table.schema.get_field_index("path"), "path", paths)

@@ -1,21 +1,23 @@
 """Tests of chatreid_plugin.engine.runner: shares, the same bytes again, dry runs, and what is entered."""
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scipy.stats import chisquare
 
+from chatreid_plugin.answers import render_answer
 from chatreid_plugin.config import BuildSettings
-from chatreid_plugin.engine.runner import BuildReport, build_datasets, enter_dataset, share_out
+from chatreid_plugin.engine.runner import build_datasets, enter_dataset
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
 from chatreid_plugin.shards import read_shard
-from chatreid_plugin.tasks import TASKS, render_answer, render_prompt
+from chatreid_plugin.tasks import TASKS, render_prompt
 
 
 MakeRecipe = Callable[..., BuildSettings]
@@ -47,9 +49,16 @@ def test_stage_2_is_shared_out_as_in_the_paper(make_recipe: MakeRecipe) -> None:
         "chatreid_stage2_text_to_image_one_to_many": 10,
         "chatreid_stage2_attribute_comparison": 10,
         "chatreid_stage2_attribute_prediction": 10,
-        "chatreid_stage3_standard_reid": 20,
+        "chatreid_stage3_standard_reid": 5,
+        "chatreid_stage3_text_to_image_reid": 5,
+        "chatreid_stage3_attribute_retrieval": 5,
+        "chatreid_stage3_multimodal_retrieval": 5,
     }
-    assert (report.skipped, report.reused) == ({}, [])
+    assert report.skipped == {
+        "chatreid_stage3_cloth_changing_reid": "no identity in two outfits and two cameras",
+        "chatreid_stage3_visible_infrared_reid": "no identity both visible and infrared",
+    }
+    assert report.reused == []
     for name, count in report.datasets.items():
         records = read_records(recipe.output_dir, name)
         assert [record.id for record in records] == [f"{name}-{number:010d}" for number in range(count)]
@@ -105,6 +114,11 @@ def test_tasks_without_captions_and_attributes_are_reported_and_their_share_goes
         "chatreid_stage2_text_to_image_one_to_many": "no captions",
         "chatreid_stage2_attribute_comparison": "no attributes",
         "chatreid_stage2_attribute_prediction": "no attributes",
+        "chatreid_stage3_cloth_changing_reid": "no identity in two outfits and two cameras",
+        "chatreid_stage3_visible_infrared_reid": "no identity both visible and infrared",
+        "chatreid_stage3_text_to_image_reid": "no captions",
+        "chatreid_stage3_attribute_retrieval": "no attributes",
+        "chatreid_stage3_multimodal_retrieval": "no captions of an identity seen by two cameras",
     }
     text = report.render()
     assert "chatreid_stage2_attribute_prediction" in text and "left out: no attributes" in text
@@ -131,16 +145,61 @@ def test_a_source_that_cannot_give_a_task_leaves_it_to_the_other(make_recipe: Ma
     plain = described | {"name": "plain", "captions": None}
     recipe = make_recipe(sources=[described, plain])
     report = build_datasets(recipe)
-    assert report.skipped == {}
+    assert set(report.skipped) == {"chatreid_stage3_cloth_changing_reid", "chatreid_stage3_visible_infrared_reid"}
     captioned = read_records(recipe.output_dir, "chatreid_stage1_image_captioning")
     assert {record.dataset for record in captioned} == {"world"}
     assert {record.dataset for record in read_records(recipe.output_dir, PAIRS)} == {"world", "plain"}
 
 
+def test_sources_train_the_stages_they_are_meant_for(make_recipe: MakeRecipe) -> None:
+    first = make_recipe().sources[0].model_dump() | {"stages": [1, 2]}
+    sources = [first, first | {"name": "other", "stages": [2, 3]}, first | {"name": "tested", "stages": []}]
+    recipe = make_recipe(sources=sources, records={"stage1": 50, "stage2": 200, "stage3": 50})
+    report = build_datasets(recipe)
+    trained = {1: {"world"}, 2: {"world", "other"}, 3: {"other"}}
+    for stage, names in trained.items():
+        datasets = [name for name in report.datasets if f"stage{stage}" in name]
+        assert {r.dataset for name in datasets for r in read_records(recipe.output_dir, name)} == names
+
+
+def test_stage_without_a_source_is_left_out_with_the_reason(make_recipe: MakeRecipe) -> None:
+    source = make_recipe().sources[0].model_dump() | {"stages": [2]}
+    report = build_datasets(make_recipe(sources=[source]), dry_run=True)
+    assert report.skipped["chatreid_stage1_image_captioning"] == "no source trains this stage"
+    assert not any("stage3" in name or "stage1" in name for name in report.datasets)
+
+
+def test_records_come_from_sources_by_their_images_and_weights(make_recipe: MakeRecipe) -> None:
+    source = make_recipe().sources[0].model_dump()
+    recipe = make_recipe(
+        sources=[source, source | {"name": "other", "weight": 3.0}],
+        records={"stage2": 2000},
+        stage2_ratios={"image_to_image_one_to_one": 1},
+        records_per_shard=1000,
+    )
+    build_datasets(recipe)
+    counts = Counter(record.dataset for record in read_records(recipe.output_dir, PAIRS))
+    assert chisquare([counts["world"], counts["other"]], [500, 1500]).pvalue > 0.001
+
+
+def test_images_of_all_sources_exist_under_the_common_root(
+    make_recipe: MakeRecipe, tmp_path: Path, world: Path
+) -> None:
+    shutil.copytree(world, tmp_path / "second" / "copy")
+    source = make_recipe().sources[0].model_dump()
+    recipe = make_recipe(sources=[source, source | {"name": "copy", "root": tmp_path / "second" / "copy"}])
+    for name in build_datasets(recipe).datasets:
+        root = recipe.output_dir / read_entries(recipe.output_dir)[name]["chatreid"]["image_root"]
+        for record in read_records(recipe.output_dir, name):
+            folder = {"world": "world", "copy": "second/copy"}[record.dataset]
+            assert all(image.path.startswith(f"{folder}/bounding_box_train/") for image in record.images)
+            assert all((root / image.path).is_file() for image in record.images)
+
+
 def test_image_root_is_relative_and_that_of_all_sources(
     make_recipe: MakeRecipe, tmp_path: Path, make_image: Callable[..., Path]
 ) -> None:
-    recipe = make_recipe(records={"stage3": 8})
+    recipe = make_recipe(records={"stage3": 8}, stage3_ratios={"standard_reid": 1})
     build_datasets(recipe)
     entry = {"file_name": "chatreid_stage3_standard_reid", "formatting": "chatreid"}
     assert read_entries(recipe.output_dir) == {
@@ -157,7 +216,10 @@ def test_image_root_is_relative_and_that_of_all_sources(
         "train_share": 1,
     }
     both = make_recipe(
-        sources=[recipe.sources[0].model_dump(), own], records={"stage3": 60}, output_dir=tmp_path / "a" / "b"
+        sources=[recipe.sources[0].model_dump(), own],
+        records={"stage3": 60},
+        stage3_ratios={"standard_reid": 1},
+        output_dir=tmp_path / "a" / "b",
     )
     build_datasets(both)
     assert read_entries(both.output_dir)["chatreid_stage3_standard_reid"]["chatreid"] == {"image_root": "../.."}
@@ -192,33 +254,3 @@ def test_provenance_stands_beside_the_data_set(make_recipe: MakeRecipe) -> None:
         pq.read_metadata(path).num_rows for path in (recipe.output_dir / PAIRS).iterdir()
     )
     assert provenance["settings"] == recipe.model_dump(mode="json")
-
-
-def test_report_lists_everything() -> None:
-    report = BuildReport(Path("out"), {"a": 12345}, {"b": "no captions"}, ["a"])
-    assert [line.split() for line in report.render().splitlines()] == [
-        ["a", "12,345", "records"],
-        ["b", "left", "out:", "no", "captions"],
-        ["dataset_dir:", "out"],
-    ]
-    assert json.loads(report.to_json()) == {
-        "output_dir": "out",
-        "datasets": {"a": 12345},
-        "skipped": {"b": "no captions"},
-        "reused": ["a"],
-    }
-
-
-@settings(deadline=None)
-@given(st.integers(0, 10**7), st.dictionaries(st.text(max_size=3), st.floats(1e-6, 1e6), min_size=1, max_size=8))
-def test_shares_add_up_and_are_less_than_one_away(total: int, weights: dict[str, float]) -> None:
-    shares = share_out(total, weights)
-    assert list(shares) == list(weights)
-    assert sum(shares.values()) == total
-    for name, count in shares.items():
-        assert abs(count - total * weights[name] / sum(weights.values())) < 1 + 1e-6
-
-
-def test_equal_remainders_go_to_the_first() -> None:
-    assert share_out(5, {"a": 1, "b": 1, "c": 1}) == {"a": 2, "b": 2, "c": 1}
-    assert share_out(5, {}) == {}

@@ -9,7 +9,7 @@ import pytest
 
 from chatreid_plugin import tasks
 from chatreid_plugin.config import BuildSettings
-from chatreid_plugin.engine import runner
+from chatreid_plugin.engine import shard_jobs
 from chatreid_plugin.engine.runner import build_datasets
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.tasks import TASKS
@@ -33,15 +33,15 @@ def test_killed_build_goes_on_to_the_same_bytes(
     whole = list_files(build_datasets(make_recipe(output_dir=tmp_path / "whole")).output_dir, "*.parquet")
     recipe = make_recipe(output_dir=tmp_path / "killed")
     written: list[str] = []
-    write_shard = runner.write_shard
+    write_table = shard_jobs.write_table
 
     def write_and_die(path: Path, *rest: Any) -> None:
         if len(written) == 4:
             raise KeyboardInterrupt
         written.append(path.relative_to(recipe.output_dir).as_posix())
-        write_shard(path, *rest)
+        write_table(path, *rest)
 
-    monkeypatch.setattr(runner, "write_shard", write_and_die)
+    monkeypatch.setattr(shard_jobs, "write_table", write_and_die)
     with pytest.raises(KeyboardInterrupt):
         build_datasets(recipe)
     # Three shards of the first data set, and the second one dies in its second shard.
@@ -53,7 +53,7 @@ def test_killed_build_goes_on_to_the_same_bytes(
     assert list(read_entries(recipe.output_dir)) == ["chatreid_stage1_image_captioning"]
 
     kept = {name: (recipe.output_dir / name).stat().st_mtime_ns for name in written}
-    monkeypatch.setattr(runner, "write_shard", write_shard)
+    monkeypatch.setattr(shard_jobs, "write_table", write_table)
     report = build_datasets(recipe)
     assert report.reused == ["chatreid_stage1_image_captioning"]
     assert list_files(recipe.output_dir, "*.parquet") == whole
@@ -65,7 +65,7 @@ def test_finished_build_is_used_again(make_recipe: MakeRecipe, monkeypatch: pyte
     recipe = make_recipe()
     first = build_datasets(recipe)
     before = list_files(recipe.output_dir)
-    monkeypatch.setattr(runner, "write_shard", lambda *rest: pytest.fail("a shard was written again"))
+    monkeypatch.setattr(shard_jobs, "write_table", lambda *rest: pytest.fail("a shard was written again"))
     second = build_datasets(recipe)
     assert second.datasets == first.datasets
     assert second.reused == list(first.datasets)
@@ -84,7 +84,7 @@ def test_shard_that_is_missing_or_cut_short_is_built_again(make_recipe: MakeReci
         path.write_bytes(path.read_bytes()[:100])
     report = build_datasets(recipe)
     assert PAIRS not in report.reused
-    assert len(report.reused) == 8
+    assert len(report.reused) == len(report.datasets) - 1
     assert list_files(recipe.output_dir) == before
 
 
@@ -97,6 +97,7 @@ def test_shard_that_is_missing_or_cut_short_is_built_again(make_recipe: MakeReci
         {"cutoff_len": 1024},
         {"records_per_shard": 9},
         {"prompt_variants": 1},
+        {"records": {"stage1": 20, "stage2": 100, "stage3": 24}},
     ],
 )
 def test_other_settings_are_refused_and_overwritten_when_asked(
@@ -110,6 +111,25 @@ def test_other_settings_are_refused_and_overwritten_when_asked(
     report = build_datasets(make_recipe(**changes), overwrite=True)
     clean = build_datasets(make_recipe(**changes, output_dir=tmp_path / "clean"))
     assert list_files(report.output_dir, "*.parquet") == list_files(clean.output_dir, "*.parquet")
+
+
+@pytest.mark.parametrize("changes", [{"weight": 2.0}, {"stages": [1, 2, 3], "name": "other"}, {"stages": [1, 2]}])
+def test_other_weights_names_and_stages_of_the_sources_are_refused(
+    make_recipe: MakeRecipe, changes: dict[str, Any]
+) -> None:
+    build_datasets(make_recipe())
+    source = make_recipe().sources[0].model_dump() | changes
+    with pytest.raises(DataError, match=r"was built from other settings .*--overwrite"):
+        build_datasets(make_recipe(sources=[source]))
+
+
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"executor": "ray"}, {"manifest_dir": "elsewhere"}])
+def test_who_does_the_work_is_no_other_setting(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = build_datasets(make_recipe())
+    assert build_datasets(make_recipe(**changes)).reused == list(report.datasets)
 
 
 def test_other_images_are_refused(make_recipe: MakeRecipe, world: Path) -> None:
@@ -139,19 +159,52 @@ def test_shards_of_a_killed_overwriting_never_pass_for_the_old_recipes(
     build_datasets(recipe)
     before = list_files(recipe.output_dir, "*.parquet")
 
-    write_shard = runner.write_shard
+    write_table = shard_jobs.write_table
 
     def write_one_and_die(path: Path, *rest: Any) -> None:
         if path.name != "00000.parquet":
             raise KeyboardInterrupt
-        write_shard(path, *rest)
+        write_table(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "write_shard", write_one_and_die)
+        patch.setattr(shard_jobs, "write_table", write_one_and_die)
         with pytest.raises(KeyboardInterrupt):
             build_datasets(other, overwrite=True)
     build_datasets(recipe, overwrite=True)
     assert list_files(recipe.output_dir, "*.parquet") == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_leftovers_of_a_killed_build_are_removed_and_files_of_others_stay(
+    make_recipe: MakeRecipe, finished: bool
+) -> None:
+    recipe = make_recipe()
+    build_datasets(recipe)
+    if not finished:
+        (recipe.output_dir / PAIRS / "00001.parquet").unlink()
+    before = list_files(recipe.output_dir) | list_files(recipe.manifest_dir)
+    others = [
+        recipe.output_dir / ".notes.tmp",
+        recipe.output_dir / "alpaca.json",
+        recipe.manifest_dir / ".own.parquet.1.tmp",
+    ]
+    leftovers = [
+        recipe.output_dir / ".00001.parquet.12345.tmp",
+        recipe.output_dir / f".{PAIRS}.json.12345.tmp",
+        recipe.output_dir / ".dataset_info.json.12345.tmp",
+        recipe.output_dir / ".training_images.0123abcd.arrow",
+        recipe.output_dir / "..training_images.0123abcd.arrow.12345.tmp",
+        recipe.manifest_dir / ".world.parquet.12345.tmp",
+        recipe.manifest_dir / ".world.parquet.json.12345.tmp",
+    ]
+    for path in [*others, *leftovers]:
+        path.write_bytes(b"half")
+    build_datasets(recipe)
+    assert not any(path.exists() for path in leftovers)
+    assert all(path.read_bytes() == b"half" for path in others)
+    for path in others:
+        path.unlink()
+    assert before.keys() <= (list_files(recipe.output_dir) | list_files(recipe.manifest_dir)).keys()
 
 
 def test_folder_of_somebody_else_is_refused_even_when_overwriting(make_recipe: MakeRecipe) -> None:

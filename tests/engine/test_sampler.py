@@ -1,9 +1,10 @@
 """Tests of chatreid_plugin.engine.sampler: the paper's distributions, and who may stand in a gallery.
 
-Draws use fixed seeds. Chi-square statistics are compared with the 99.9 % quantile for their degrees of freedom: one of
-a thousand right samplers would fail, and only once, when its seed is chosen.
+Draws use fixed seeds. Chi-square tests are at the 99.9 % level: one of a thousand right samplers would fail, and only
+once, when its seed is chosen.
 """
 
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,36 +12,52 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from chatreid_plugin.config import GallerySettings
-from chatreid_plugin.engine.sampler import ImagePool, compute_match_probabilities, draw_gallery
-from chatreid_plugin.errors import DataError
+from chatreid_plugin.engine.sampler import (
+    Change,
+    ImagePool,
+    Queries,
+    compute_match_probabilities,
+    draw_gallery,
+    draw_gallery_size,
+    draw_number_of_matches,
+)
 from chatreid_plugin.images import ImagePolicy
+from chatreid_plugin.records import ImageRecord
 
 
 MakePool = Callable[..., ImagePool]
+MakeImages = Callable[..., list[ImageRecord]]
+IndexImages = Callable[..., ImagePool]
 
-CHI_SQUARE_999 = {4: 18.47, 8: 26.12, 9: 27.88}
-UNLIMITED = 10**9
 
-
-def measure_chi_square(counts: Mapping[int, int], expected: Mapping[int, float]) -> float:
-    """Return Pearson's statistic of counts under the expected probabilities."""
+def assert_follows(counts: Mapping[int, int], shares: Mapping[int, float]) -> None:
+    """Compare counts with expected probabilities."""
+    assert set(counts) <= set(shares)
     total = sum(counts.values())
-    assert set(counts) <= set(expected)
-    return sum((counts.get(key, 0) - total * share) ** 2 / (total * share) for key, share in expected.items())
+    assert chisquare([counts.get(key, 0) for key in shares], [total * p for p in shares.values()]).pvalue > 0.001
 
 
-def draw(pool: ImagePool, seed: int, smallest: int = 2, budget: int = UNLIMITED, **settings: Any) -> Any:
-    return draw_gallery(pool, np.random.default_rng(seed), GallerySettings(**settings), budget, smallest)
+def draw(pool: ImagePool, seed: int, smallest: int = 2, change: Change = "camera", **settings: Any) -> Any:
+    return draw_gallery(pool, random.Random(seed), GallerySettings(**settings), smallest, pool.queries[change], change)
+
+
+def get_label(pool: ImagePool, image: int, name: str) -> Any:
+    return pool.table.get_column(name)[pool.first + image].as_py()
 
 
 def get_person(pool: ImagePool, image: int) -> str:
-    return pool.records[image].person_id
+    return get_label(pool, image, "person_id")
 
 
 def get_camera(pool: ImagePool, image: int) -> str:
-    return pool.records[image].camera_id
+    return get_label(pool, image, "camera_id")
+
+
+def get_colour(pool: ImagePool, image: int) -> str:
+    return get_label(pool, image, "attributes")[0]["value"]
 
 
 @pytest.mark.parametrize(
@@ -68,42 +85,110 @@ def test_probabilities_sum_to_one_for_every_size(kind: Any, smallest: int) -> No
         assert sum(probabilities) == pytest.approx(1.0)
 
 
-def test_gallery_sizes_are_uniform(make_pool: MakePool) -> None:
-    pool = make_pool()
-    counts = Counter(len(draw(pool, seed, min_size=2, max_size=10)[1]) for seed in range(3000))
-    assert measure_chi_square(counts, dict.fromkeys(range(2, 11), 1 / 9)) < CHI_SQUARE_999[8]
+@pytest.mark.parametrize(("least", "most"), [(2, 10), (5, 6), (2, 26)])
+def test_gallery_sizes_are_uniform(least: int, most: int) -> None:
+    rng = random.Random(0)
+    settings = GallerySettings(min_size=least, max_size=most)
+    counts = Counter(draw_gallery_size(rng, settings) for _ in range(20000))
+    assert_follows(counts, dict.fromkeys(range(least, most + 1), 1 / (most - least + 1)))
 
 
-@pytest.mark.parametrize(("smallest", "kind"), [(2, "inverse"), (2, "uniform"), (1, "inverse")])
-def test_numbers_of_matches_follow_equation_1(make_pool: MakePool, smallest: int, kind: Any) -> None:
+@pytest.mark.parametrize("size", [3, 4, 10, 26])
+@pytest.mark.parametrize(("smallest", "kind"), [(2, "inverse"), (2, "uniform"), (1, "inverse"), (1, "uniform")])
+def test_numbers_of_matches_follow_equation_1(size: int, smallest: int, kind: Any) -> None:
+    rng = random.Random(1)
+    counts = Counter(draw_number_of_matches(rng, size, smallest, kind) for _ in range(20000))
+    weights = {k: 1 / max(k - 1, 1) if kind == "inverse" else 1.0 for k in range(smallest, size + 1)}
+    assert_follows(counts, {k: weight / sum(weights.values()) for k, weight in weights.items()})
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_number_of_matches_is_never_above_the_gallerys_size(size: int) -> None:
+    assert {draw_number_of_matches(random.Random(seed), size, 2, "inverse") for seed in range(50)} == {size}
+
+
+@pytest.mark.parametrize("smallest", [1, 2])
+def test_galleries_have_the_sizes_and_matches_that_are_drawn(make_pool: MakePool, smallest: int) -> None:
     # Twelve images of a person in other cameras, so that n is never cut to what there is.
     pool = make_pool(people=6, cameras=4, images=4)
-    counts = Counter(
-        len(draw(pool, seed, smallest, min_size=10, max_size=10, matches=kind)[2]) for seed in range(3000)
-    )
-    weights = {k: 1 / max(k - 1, 1) if kind == "inverse" else 1.0 for k in range(smallest, 11)}
-    expected = {k: weight / sum(weights.values()) for k, weight in weights.items()}
-    assert measure_chi_square(counts, expected) < CHI_SQUARE_999[10 - smallest]
-
-
-def test_positions_of_the_matches_are_uniform(make_pool: MakePool) -> None:
-    # Two cameras and one image in each: every gallery has one match.
-    pool = make_pool(cameras=2, images=1)
-    counts = Counter(draw(pool, seed, 1, min_size=5, max_size=5)[2][0] for seed in range(2000))
-    assert measure_chi_square(counts, dict.fromkeys(range(5), 1 / 5)) < CHI_SQUARE_999[4]
+    sizes: Counter[int] = Counter()
+    numbers: Counter[int] = Counter()
+    for seed in range(4000):
+        _, matches, others = draw(pool, seed, smallest, min_size=2, max_size=10)
+        sizes[len(matches) + len(others)] += 1
+        if len(matches) + len(others) == 10:
+            numbers[len(matches)] += 1
+    assert_follows(sizes, dict.fromkeys(range(2, 11), 1 / 9))
+    weights = {k: 1 / max(k - 1, 1) for k in range(smallest, 11)}
+    assert_follows(numbers, {k: weight / sum(weights.values()) for k, weight in weights.items()})
 
 
 @pytest.mark.parametrize("smallest", [1, 2])
 def test_gallery_holds_cross_camera_matches_and_other_people_once_each(make_pool: MakePool, smallest: int) -> None:
     pool = make_pool(people=5, cameras=3, images=2)
     for seed in range(300):
-        query, gallery, matches = draw(pool, seed, smallest, max_size=8, hard_negatives=0.5)
-        assert len({query, *gallery}) == len(gallery) + 1
+        query, matches, others = draw(pool, seed, smallest, max_size=8, hard_negatives=0.5)
+        assert len({query, *matches, *others}) == len(matches) + len(others) + 1
         assert len(matches) >= smallest
-        for position, image in enumerate(gallery):
-            same = get_person(pool, image) == get_person(pool, query)
-            assert same == (position in matches)
-            assert not same or get_camera(pool, image) != get_camera(pool, query)
+        assert {get_person(pool, image) for image in matches} == {get_person(pool, query)}
+        assert get_camera(pool, query) not in {get_camera(pool, image) for image in matches}
+        assert get_person(pool, query) not in {get_person(pool, image) for image in others}
+
+
+def test_cloth_changing_matches_wear_other_clothes_in_other_cameras(make_pool: MakePool) -> None:
+    pool = make_pool(people=5, cameras=3, images=4, outfits=2)
+    for seed in range(200):
+        query, matches, _ = draw(pool, seed, 1, "clothes", max_size=8)
+        assert get_camera(pool, query) not in {get_camera(pool, image) for image in matches}
+        assert get_label(pool, query, "clothes_id") not in {get_label(pool, i, "clothes_id") for i in matches}
+
+
+def test_images_of_unknown_clothes_take_no_part_in_cloth_changing(
+    make_images: MakeImages, index_images: IndexImages
+) -> None:
+    records = make_images(people=4, cameras=2, images=2, outfits=2)
+    records = [
+        replace(r, clothes_id=None) if r.person_id == "own:0" or i % 4 == 1 else r for i, r in enumerate(records)
+    ]
+    pool = index_images(records, 3)
+    for seed in range(200):
+        query, matches, _ = draw(pool, seed, 1, "clothes", max_size=8)
+        assert matches
+        assert all(get_label(pool, image, "clothes_id") is not None for image in [query, *matches])
+
+
+def test_matches_across_modalities_and_the_whole_gallery_are_of_the_other_one(make_pool: MakePool) -> None:
+    pool = make_pool(people=5, cameras=4, images=2, infrared=2)
+    seen: set[str] = set()
+    for seed in range(200):
+        query, matches, others = draw(pool, seed, 1, "modality", max_size=8)
+        seen.add(get_label(pool, query, "modality"))
+        assert matches
+        shown = {get_label(pool, image, "modality") for image in [*matches, *others]}
+        assert len(shown) == 1 and get_label(pool, query, "modality") not in shown
+    assert seen == {"visible", "infrared"}
+
+
+@pytest.mark.parametrize("change", ["camera", "clothes"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_other_galleries_are_of_the_querys_modality(
+    make_images: MakeImages, index_images: IndexImages, change: Any, share: float
+) -> None:
+    # As in LLCM, every camera sees both: half of the images of each camera are infrared.
+    records = make_images(people=6, cameras=3, images=4, outfits=2)
+    pool = index_images([replace(r, modality="infrared") if i % 4 > 1 else r for i, r in enumerate(records)])
+    for seed in range(100):
+        query, matches, others = draw(pool, seed, 1, change, max_size=8, hard_negatives=share)
+        assert matches
+        assert len({get_label(pool, image, "modality") for image in [query, *matches, *others]}) == 1
+
+
+@pytest.mark.parametrize("change", ["camera", "clothes", "modality"])
+def test_queries_count_the_matches_that_are_drawn(make_pool: MakePool, change: Any) -> None:
+    pool = make_pool(people=4, cameras=4, images=3, outfits=3, infrared=2)
+    counted = list(pool.queries[change].matches)
+    assert counted == [len(pool.list_positives(image, change)) for image in range(pool.size)]
+    assert pool.queries[change].most == max(counted) > 0
 
 
 def test_same_seed_gives_the_same_gallery(make_pool: MakePool) -> None:
@@ -114,45 +199,26 @@ def test_same_seed_gives_the_same_gallery(make_pool: MakePool) -> None:
 def test_rare_matches_are_fewer_than_drawn_and_others_fill_the_gallery(make_pool: MakePool) -> None:
     pool = make_pool(people=20, cameras=2, images=1)
     for seed in range(50):
-        _, gallery, matches = draw(pool, seed, min_size=6, max_size=6)
-        assert (len(gallery), len(matches)) == (6, 1)
+        _, matches, others = draw(pool, seed, min_size=6, max_size=6)
+        assert (len(matches), len(others)) == (1, 5)
 
 
-def test_query_has_as_many_positives_as_asked(make_pool: MakePool) -> None:
-    records = make_pool(people=3, cameras=4, images=1).records
+def test_query_has_as_many_positives_as_asked(make_images: MakeImages, index_images: IndexImages) -> None:
     # Person 0 is seen by four cameras, person 1 by two, person 2 by one.
-    kept = [r for r in records if int(r.camera_id) < {"own:0": 4, "own:1": 2, "own:2": 1}[r.person_id]]
-    pool = ImagePool(kept, ImagePolicy(2))
-    rng = np.random.default_rng(0)
+    seen_by = {"own:0": 4, "own:1": 2, "own:2": 1}
+    records = make_images(people=3, cameras=4, images=1)
+    pool = index_images([r for r in records if int(r.camera_id) < seen_by[r.person_id]])
+    rng = random.Random(0)
     for wanted, people in {1: {"own:0", "own:1"}, 2: {"own:0"}, 3: {"own:0"}, 9: {"own:0"}}.items():
-        assert {get_person(pool, pool.draw_query(rng, wanted)) for _ in range(100)} == people
+        assert {get_person(pool, pool.queries["camera"].draw(rng, wanted)) for _ in range(100)} == people
 
 
-def test_budget_drops_negatives_first_and_keeps_the_matches(make_pool: MakePool) -> None:
-    pool = make_pool(size=(192, 384))
-    assert set(pool.tokens.tolist()) == {98}
-    for seed in range(100):
-        free = draw(pool, seed, min_size=10, max_size=10)
-        query, gallery, matches = draw(pool, seed, min_size=10, max_size=10, budget=98 * 6 + 97)
-        assert query == free[0]
-        assert len(gallery) == 5
-        assert len(matches) == min(5, len(free[2]))
-        assert {gallery[i] for i in matches} <= {free[1][i] for i in free[2]}
-
-
-def test_budget_counts_every_image_as_large_as_it_is(make_pool: MakePool) -> None:
-    small, large = make_pool(people=10), make_pool(people=10, size=(192, 384))
-    records = [(large if number % 3 else small).records[number] for number in range(len(small.records))]
-    pool = ImagePool(records, ImagePolicy(2))
-    for seed in range(100):
-        query, gallery, _ = draw(pool, seed, max_size=10, budget=500)
-        assert pool.tokens[[query, *gallery]].sum() <= 500
-
-
-def test_too_small_budget_is_an_error_that_says_what_to_raise(make_pool: MakePool) -> None:
-    with pytest.raises(DataError, match=r"195 visual tokens, but a query and one match take 196\. Raise cutoff_len"):
-        draw(make_pool(size=(192, 384)), 0, budget=195)
-    assert len(draw(make_pool(size=(192, 384)), 0, budget=196)[1]) == 1
+def test_every_query_with_enough_matches_is_as_likely() -> None:
+    queries = Queries(np.array([0, 3, 1, 2, 3, 0]))
+    rng = random.Random(2)
+    for wanted, rows in {1: [1, 2, 3, 4], 2: [1, 3, 4], 3: [1, 4], 7: [1, 4]}.items():
+        counts = Counter(queries.draw(rng, wanted) for _ in range(4000))
+        assert_follows(counts, dict.fromkeys(rows, 1 / len(rows)))
 
 
 def test_tokens_are_counted_under_the_stages_policy(make_pool: MakePool) -> None:
@@ -160,12 +226,19 @@ def test_tokens_are_counted_under_the_stages_policy(make_pool: MakePool) -> None
     assert make_pool(size=(1000, 2000), stage=2).tokens[0] == 98
 
 
+def test_pool_of_another_stage_shares_the_index_and_counts_anew(make_pool: MakePool) -> None:
+    pool = make_pool(size=(64, 128), stage=2)
+    other = pool.count_under(ImagePolicy(1))
+    assert (pool.tokens[0], other.tokens[0]) == (10, 45)
+    assert other.people is pool.people
+
+
 def test_hard_negatives_share_camera_and_colour_as_long_as_there_are_such(make_pool: MakePool) -> None:
     # Per camera: 3 images of each of 3 other people of the query's colour, and of 16 people of other colours.
     pool = make_pool(people=20, cameras=4, images=3, colours=5)
-    colours = [record.attributes["upper_colour"] for record in pool.records]
+    colours = [get_colour(pool, image) for image in range(pool.size)]
     for query in (0, 100, 239):
-        images = pool.draw_negatives(np.random.default_rng(query), query, 12, 1.0)
+        images = pool.draw_negatives(random.Random(query), query, 12, 1.0)
         assert len(set(images)) == 12
         assert all(get_camera(pool, image) == get_camera(pool, query) for image in images)
         assert sum(colours[image] == colours[query] for image in images) == 9
@@ -175,11 +248,11 @@ def test_hard_negatives_share_camera_and_colour_as_long_as_there_are_such(make_p
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.75])
 def test_share_of_hard_negatives_is_the_one_asked_for(make_pool: MakePool, share: float) -> None:
     pool = make_pool(people=40, cameras=5, images=1, colours=10)
-    colours = [record.attributes["upper_colour"] for record in pool.records]
-    rng = np.random.default_rng(1)
+    colours = [get_colour(pool, image) for image in range(pool.size)]
+    rng = random.Random(1)
     hard = total = 0
     for _ in range(2000):
-        query = int(rng.integers(len(pool.records)))
+        query = rng.randrange(pool.size)
         for image in pool.draw_negatives(rng, query, 2, share):
             total += 1
             hard += get_camera(pool, image) == get_camera(pool, query) and colours[image] == colours[query]
@@ -191,42 +264,64 @@ def test_share_of_hard_negatives_is_the_one_asked_for(make_pool: MakePool, share
 def test_negatives_come_in_random_order(make_pool: MakePool) -> None:
     # The budget drops the last ones, which must not always be the easy ones.
     pool = make_pool()
-    rng = np.random.default_rng(0)
+    rng = random.Random(0)
     first = [get_camera(pool, pool.draw_negatives(rng, 0, 4, 0.5)[0]) for _ in range(400)]
     last = [get_camera(pool, pool.draw_negatives(rng, 0, 4, 0.5)[-1]) for _ in range(400)]
     assert abs(first.count("0") - last.count("0")) < 60
 
 
-def test_negatives_are_all_there_are_when_few(make_pool: MakePool) -> None:
-    pool = make_pool(people=2, cameras=2, images=30)
-    records = [record for record in pool.records if record.person_id == "own:0"] + pool.records[60:62]
-    pool = ImagePool(records, ImagePolicy(2))
+def test_negatives_are_all_there_are_when_few(make_images: MakeImages, index_images: IndexImages) -> None:
+    records = make_images(people=2, cameras=2, images=30)
+    pool = index_images([record for record in records if record.person_id == "own:0"] + records[60:62])
     for share in (0.0, 0.5, 1.0):
-        images = pool.draw_negatives(np.random.default_rng(0), 0, 5, share)
+        images = pool.draw_negatives(random.Random(0), 0, 5, share)
         assert sorted(images) == [60, 61]
-        assert pool.draw_negatives(np.random.default_rng(0), 60, 3, share)[0] < 60
+        assert pool.draw_negatives(random.Random(0), 60, 3, share)[0] < 60
 
 
-def test_unlike_people_differ_in_looks_and_captions(make_pool: MakePool) -> None:
+def test_negatives_resemble_the_image_that_is_given(make_pool: MakePool) -> None:
+    pool = make_pool(people=20, cameras=4, images=3, infrared=2)
+    query, like = 0, 9
+    assert get_person(pool, like) == get_person(pool, query)
+    images = pool.draw_negatives(random.Random(0), query, 8, 1.0, like)
+    assert {get_camera(pool, image) for image in images} == {get_camera(pool, like)}
+    images = pool.draw_negatives(random.Random(0), query, 8, 0.0, like)
+    assert {get_label(pool, image, "modality") for image in images} == {"infrared"}
+
+
+def test_unlike_people_differ_in_looks_and_captions(make_images: MakeImages, index_images: IndexImages) -> None:
     # Four people; 0 and 2 look the same, 1 and 3 too.
-    pool = make_pool(people=4, cameras=2, images=1)
-    records = [replace(r, attributes={"code": str(int(r.person_id[4:]) % 2)}) for r in pool.records]
-    pool = ImagePool(records, ImagePolicy(2))
-    everything = np.arange(len(records))
-    assert {get_person(pool, i) for i in pool.draw_unlike(np.random.default_rng(0), 0, 9, everything)} == {
-        "own:1",
-        "own:3",
-    }
-    assert pool.has_unlike(everything)
-    assert not pool.has_unlike(np.array([0, 1, 4, 5]))
-    assert not pool.has_unlike(np.array([0, 1]))
-    assert pool.draw_unlike(np.random.default_rng(0), 0, 1, np.array([0, 1, 4, 5])) == []
+    records = make_images(people=4, cameras=2, images=1)
+    pool = index_images([replace(r, attributes={"code": str(int(r.person_id[4:]) % 2)}) for r in records])
+    unlike = pool.draw_unlike(random.Random(0), 0, 9, pool.everything)
+    assert {get_person(pool, image) for image in unlike} == {"own:1", "own:3"}
+    assert pool.has_unlike(pool.everything)
+    assert not pool.has_unlike([0, 1, 4, 5])
+    assert not pool.has_unlike([0, 1])
+    assert pool.draw_unlike(random.Random(0), 0, 1, [0, 1, 4, 5]) == []
 
 
 def test_people_with_the_same_caption_are_not_unlike(make_pool: MakePool) -> None:
     pool = make_pool(people=3, cameras=1, images=1, attributes={}, captions=("a man",))
-    assert pool.draw_unlike(np.random.default_rng(0), 0, 2, np.arange(3)) == []
+    assert pool.draw_unlike(random.Random(0), 0, 2, [0, 1, 2]) == []
     # Without any description, every other person will do.
     pool = make_pool(people=3, cameras=1, images=1, attributes={}, captions=())
-    assert sorted(pool.draw_unlike(np.random.default_rng(0), 0, 5, np.arange(3))) == [1, 2]
-    assert pool.has_unlike(np.arange(3))
+    assert sorted(pool.draw_unlike(random.Random(0), 0, 5, [0, 1, 2])) == [1, 2]
+    assert pool.has_unlike([0, 1, 2])
+
+
+def test_same_attributes_in_another_order_are_the_same_looks(
+    make_images: MakeImages, index_images: IndexImages
+) -> None:
+    records = make_images(people=2, cameras=1, images=1, captions=())
+    looks = [{"hat": "cap", "bag": "none"}, {"bag": "none", "hat": "cap"}]
+    pool = index_images([replace(record, attributes=look) for record, look in zip(records, looks, strict=True)])
+    assert not pool.is_unlike(0, 1)
+
+
+def test_owners_of_an_attribute_are_all_images_that_have_it(make_pool: MakePool) -> None:
+    pool = make_pool(people=4, cameras=1, images=2, colours=2)
+    for image in range(pool.size):
+        colour, code = pool.list_attributes(image)
+        assert [get_colour(pool, owner) for owner in pool.list_owners(colour)] == [get_colour(pool, image)] * 4
+        assert {get_person(pool, owner) for owner in pool.list_owners(code)} == {get_person(pool, image)}

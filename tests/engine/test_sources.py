@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.config import BuildSettings
-from chatreid_plugin.engine import sources
-from chatreid_plugin.engine.sources import find_manifest, is_current, parse_sources, read_training_records
+from chatreid_plugin.engine import parsing
+from chatreid_plugin.engine.sources import find_manifest, is_current, parse_sources, read_training_images
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.shards import read_manifest
 
@@ -23,8 +23,10 @@ MakeImage = Callable[..., Path]
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the sources that are parsed from now on, in order."""
     names: list[str] = []
-    parse = sources.parse_source
-    monkeypatch.setattr(sources, "parse_source", lambda source: (names.append(source.name), parse(source))[1])
+    parse = parsing.parse_source
+    monkeypatch.setattr(
+        parsing, "parse_source", lambda source, *rest: (names.append(source.name), parse(source, *rest))[1]
+    )
     return names
 
 
@@ -65,30 +67,31 @@ def test_manifest_names_the_version_folder_as_root(make_recipe: MakeRecipe, worl
 
 
 def test_manifest_is_used_again(make_recipe: MakeRecipe, parsed: list[str]) -> None:
-    first = read_training_records(make_recipe(), write=True)
-    assert read_training_records(make_recipe(), write=True) == first
+    (first,), root = read_training_images(make_recipe(), write=True)
+    (second,), same_root = read_training_images(make_recipe(), write=True)
+    assert second.equals(first)
+    assert same_root == root
     assert parsed == ["world"]
 
 
 def test_training_records_are_those_of_the_training_split(make_recipe: MakeRecipe, world: Path) -> None:
-    (records,), root = read_training_records(make_recipe(), write=False)
+    (images,), root = read_training_images(make_recipe(), write=False)
     assert root == world
-    assert {record.path for record in records} == {
+    assert set(images["split"].to_pylist()) == {"train"}
+    assert set(images["path"].to_pylist()) == {
         f"bounding_box_train/{path.name}" for path in (world / "bounding_box_train").iterdir()
     }
 
 
 def test_manifest_of_other_settings_is_made_anew(make_recipe: MakeRecipe, tmp_path: Path, world: Path) -> None:
     settings = make_recipe()
-    read_training_records(settings, write=True)
+    read_training_images(settings, write=True)
     shutil.copytree(world, tmp_path / "other")
     next((tmp_path / "other" / "bounding_box_train").iterdir()).unlink()
-    (records,), root = read_training_records(
-        change_source(settings, root=tmp_path / "other", captions=None), write=True
-    )
+    (images,), root = read_training_images(change_source(settings, root=tmp_path / "other", captions=None), write=True)
     assert root == tmp_path / "other"
-    assert len(records) == 47
-    assert not any(record.captions for record in records)
+    assert images.num_rows == 47
+    assert not any(images["captions"].to_pylist())
     assert not is_current(find_manifest(settings, "world"), settings.sources[0])
 
 
@@ -98,16 +101,16 @@ def test_other_train_share_is_noticed(make_recipe: MakeRecipe, tmp_path: Path, m
     recipe = {"name": "own", "parser": "pattern", "root": tmp_path / "crops", "pattern": "{person}_{camera}.jpg"}
     for share, expected in ((0.5, 2), (1.0, 4), (0.5, 2)):
         settings = make_recipe(sources=[recipe | {"train_share": share}])
-        assert len(read_training_records(settings, write=True)[0][0]) == expected
+        assert read_training_images(settings, write=True)[0][0].num_rows == expected
 
 
 def test_changed_captions_are_noticed(make_recipe: MakeRecipe, world: Path, parsed: list[str]) -> None:
-    read_training_records(make_recipe(), write=True)
+    read_training_images(make_recipe(), write=True)
     lines = [json.loads(line) for line in (world / "captions.jsonl").read_text().splitlines()]
     text = "".join(json.dumps(line | {"captions": ["someone"]}) + "\n" for line in lines)
     (world / "captions.jsonl").write_text(text)
-    (records,), _ = read_training_records(make_recipe(), write=True)
-    assert {record.captions for record in records} == {("someone",)}
+    (images,), _ = read_training_images(make_recipe(), write=True)
+    assert set(map(tuple, images["captions"].to_pylist())) == {("someone",)}
     assert parsed == ["world", "world"]
 
 
@@ -116,7 +119,7 @@ def test_manifest_without_provenance_is_made_anew(make_recipe: MakeRecipe, parse
     parse_sources(settings)
     path = find_manifest(settings, "world")
     path.with_name("world.parquet.json").unlink()
-    read_training_records(settings, write=True)
+    read_training_images(settings, write=True)
     assert parsed == ["world", "world"]
     assert is_current(path, settings.sources[0])
 
@@ -124,10 +127,11 @@ def test_manifest_without_provenance_is_made_anew(make_recipe: MakeRecipe, parse
 def test_nothing_is_written_unless_asked(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     before = list_files(tmp_path)
     settings = make_recipe()
-    unwritten = read_training_records(settings, write=False)
+    (unwritten,), _ = read_training_images(settings, write=False)
     assert list_files(tmp_path) == before
     assert not settings.manifest_dir.exists()
-    assert read_training_records(settings, write=True) == unwritten
+    (written,), _ = read_training_images(settings, write=True)
+    assert written.equals(unwritten)
 
 
 def test_two_sources_share_the_folder_above_both(
@@ -143,11 +147,12 @@ def test_two_sources_share_the_folder_above_both(
         "train_share": 1,
     }
     first = make_recipe().sources[0].model_dump()
-    (market, crops), root = read_training_records(make_recipe(sources=[first, own]), write=True)
+    (market, crops), root = read_training_images(make_recipe(sources=[first, own]), write=True)
     assert root == tmp_path
-    assert {record.path for record in crops} == {f"deep/crops/{person}_a.jpg" for person in range(4)}
-    assert all(record.path.startswith("world/bounding_box_train/") for record in market)
-    assert all((root / record.path).is_file() for record in [*market, *crops])
+    market_paths, crop_paths = market["path"].to_pylist(), crops["path"].to_pylist()
+    assert set(crop_paths) == {f"deep/crops/{person}_a.jpg" for person in range(4)}
+    assert all(path.startswith("world/bounding_box_train/") for path in market_paths)
+    assert all((root / path).is_file() for path in [*market_paths, *crop_paths])
 
 
 def test_source_without_training_images_is_named(
@@ -155,5 +160,21 @@ def test_source_without_training_images_is_named(
 ) -> None:
     make_image(tmp_path / "crops" / "1_a.jpg")
     own = {"name": "own", "parser": "pattern", "root": tmp_path / "crops", "pattern": "{person}_{camera}.jpg"}
-    with pytest.raises(DataError, match="Source own has no training images; raise its train_share"):
-        read_training_records(make_recipe(sources=[own | {"train_share": 0}]), write=False)
+    with pytest.raises(DataError, match=r"Source own has no training images\. Raise its train_share"):
+        read_training_images(make_recipe(sources=[own | {"train_share": 0}]), write=False)
+
+
+def test_tested_sources_are_parsed_but_give_no_training_images(make_recipe: MakeRecipe, parsed: list[str]) -> None:
+    source = make_recipe().sources[0].model_dump()
+    recipe = make_recipe(sources=[source, source | {"name": "tested", "stages": []}])
+    (images,), _ = read_training_images(recipe, write=True)
+    assert set(images["dataset"].to_pylist()) == {"world"}
+    # The audit reads its manifest.
+    assert parsed == ["world", "tested"]
+    assert find_manifest(recipe, "tested").is_file()
+
+
+def test_recipe_without_a_source_to_train_is_refused(make_recipe: MakeRecipe) -> None:
+    source = make_recipe().sources[0].model_dump() | {"stages": []}
+    with pytest.raises(DataError, match="No source trains a stage"):
+        read_training_images(make_recipe(sources=[source]), write=False)
