@@ -1,0 +1,1 @@
+"""Which training images are left out: too poor (``quality``), or shown in a test set (``audit``)."""

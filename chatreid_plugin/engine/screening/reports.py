@@ -1,0 +1,181 @@
+"""What ``chatreid filter`` and ``chatreid audit`` do: manifests are read and judged, before anything is built."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...config import BuildSettings, QualitySettings, SourceSettings
+from ...errors import ConfigError, DataError
+from ...records import ImageRecord
+from ...shards import open_atomically, read_manifest, read_manifest_provenance
+from ..sources import find_manifest, is_current
+from .audit import audit_records, read_tested_manifests, select_tested
+from .contact_sheet import SheetRow, write_contact_sheet
+from .leaks import AuditReport, check_table_name, write_leaks
+from .quality import Drop, filter_records
+
+
+_EXAMPLES = 8
+# What engine/parsing.py calls it.
+_UNDECODABLE = "cannot be decoded"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What ``quality`` does to the training images of one source.
+
+    Attributes:
+        name: the source.
+        images: training images of its manifest.
+        dropped: reason -> number of them that go, in the order of the checks.
+        undecodable: images of all splits that were left out when the source was parsed, as they cannot be decoded.
+        sheet: the contact sheet; None if nothing goes.
+        drop_file: the list of what goes; None after a dry run.
+    """
+
+    name: str
+    images: int
+    dropped: dict[str, int]
+    undecodable: int
+    sheet: Path | None
+    drop_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class FilterReport:
+    """What ``quality`` does to each source that is trained on."""
+
+    sources: list[SourceReport] = field(default_factory=list[SourceReport])
+
+    def render(self) -> str:
+        """Return the report as text."""
+        lines: list[str] = []
+        for source in self.sources:
+            gone = sum(source.dropped.values())
+            lines.append(
+                f"{source.name}: {gone:,} of {source.images:,} training images go{_share(gone, source.images)}"
+            )
+            for reason, count in source.dropped.items():
+                lines.append(f"  {reason:<22}{count:>10,}{_share(count, source.images)}")
+            if source.undecodable:
+                lines.append(f"  {_UNDECODABLE:<22}{source.undecodable:>10,} (any split, left out when parsed)")
+            lines += [f"  {path}" for path in (source.sheet, source.drop_file) if path is not None]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps({"sources": [asdict(source) for source in self.sources]}, indent=2, default=str)
+
+
+def _share(count: int, total: int) -> str:
+    return f" ({count / total:.2%})" if total else ""
+
+
+def _read_source(settings: BuildSettings, source: SourceSettings) -> tuple[list[ImageRecord], Path]:
+    path = find_manifest(settings, source.name)
+    if not is_current(path, source):
+        raise DataError(
+            f"Source {source.name}: manifest {path} is missing or was made from other settings. "
+            "Run `chatreid parse CONFIG` first."
+        )
+    return read_manifest(path)
+
+
+def filter_sources(settings: BuildSettings, dry_run: bool = False) -> FilterReport:
+    """Apply ``quality`` to the training images of each source and show examples of what goes.
+
+    Writes ``<source>.quality.png`` (up to 8 examples for each reason) beside the manifest and, unless it is a dry run,
+    ``<source>.dropped.jsonl`` (path, reason, value). Manifests stay as they are: a build filters what it reads. Test
+    images are never filtered.
+
+    Raises:
+        ConfigError: the recipe has no ``quality``.
+        DataError: a manifest is missing or out of date.
+    """
+    if settings.quality is None:
+        raise ConfigError("The recipe has no `quality`. Add `quality: {}` for the defaults, or say quality={} here.")
+    report = FilterReport()
+    for source in settings.sources:
+        if source.stages:
+            report.sources.append(_filter_source(settings, source, settings.quality, dry_run))
+    return report
+
+
+def _filter_source(
+    settings: BuildSettings, source: SourceSettings, quality: QualitySettings, dry_run: bool
+) -> SourceReport:
+    manifest = find_manifest(settings, source.name)
+    records, root = _read_source(settings, source)
+    training = [record for record in records if record.split == "train"]
+    dropped = filter_records(training, quality).dropped
+    sheet = manifest.with_name(f"{source.name}.quality.png")
+    if dropped:
+        write_contact_sheet(sheet, _arrange_examples(dropped, quality, root, len(training)))
+    else:
+        # One of an earlier run would show images that stay now.
+        sheet.unlink(missing_ok=True)
+    drop_file = manifest.with_name(f"{source.name}.dropped.jsonl")
+    if not dry_run:
+        _write_drops(drop_file, dropped)
+    skipped = read_manifest_provenance(manifest).get("skipped")
+    return SourceReport(
+        name=source.name,
+        images=len(training),
+        dropped=_count_reasons(dropped),
+        undecodable=skipped.get(_UNDECODABLE, 0) if isinstance(skipped, dict) else 0,
+        sheet=sheet if dropped else None,
+        drop_file=None if dry_run else drop_file,
+    )
+
+
+def _count_reasons(dropped: Sequence[Drop]) -> dict[str, int]:
+    counts = Counter(drop.reason for drop in dropped)
+    return {reason: counts[reason] for reason in QualitySettings.model_fields if reason in counts}
+
+
+def _arrange_examples(dropped: Sequence[Drop], quality: QualitySettings, root: Path, images: int) -> list[SheetRow]:
+    rows: list[SheetRow] = []
+    for reason, count in _count_reasons(dropped).items():
+        found = [drop for drop in dropped if drop.reason == reason]
+        # Spread over the source, whose neighbours show the same person.
+        chosen = [found[number * count // _EXAMPLES] for number in range(_EXAMPLES)] if count > _EXAMPLES else found
+        label = f"{reason} {getattr(quality, reason):g}: {count:,} of {images:,} images"
+        rows.append(SheetRow(label, [(root / drop.record.path, f"{drop.value:.4g}") for drop in chosen]))
+    return rows
+
+
+def _write_drops(path: Path, dropped: Sequence[Drop]) -> None:
+    with open_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for drop in dropped:
+            values: dict[str, Any] = {"path": drop.record.path, "reason": drop.reason, "value": round(drop.value, 4)}
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+def audit_sources(settings: BuildSettings, write: Path | None = None) -> AuditReport:
+    """Compare the training images of the sources with the test images of all sources and of ``audit_against``.
+
+    Args:
+        settings: the recipe; a source without ``stages`` is tested only.
+        write: a file for all leaks, CSV or JSON Lines by its ending.
+
+    Raises:
+        ConfigError: ``write`` has another ending.
+        DataError: a manifest is missing or out of date.
+    """
+    if write is not None:
+        check_table_name(write)
+    training: list[ImageRecord] = []
+    tested: list[ImageRecord] = []
+    for source in settings.sources:
+        records, _ = _read_source(settings, source)
+        tested += select_tested(records)
+        if source.stages:
+            training += [record for record in records if record.split == "train"]
+    tested += read_tested_manifests(settings.audit_against)
+    report = audit_records(training, tested, settings.audit_bits)
+    if write is not None:
+        write_leaks(write, report.leaks)
+    return report
