@@ -10,8 +10,8 @@ from ..records import ImageRecord
 from ..shards import read_json_lines
 
 
-def attach_annotations(records: list[ImageRecord], path: Path) -> list[ImageRecord]:
-    """Return the records with captions and attributes from a JSON Lines file.
+def attach_annotations(records: list[ImageRecord], path: Path) -> tuple[list[ImageRecord], int]:
+    """Return the records with captions and attributes from a JSON Lines file, and how many were dropped as occluded.
 
     A line is ``{"path": ..., "captions": [...], "attributes": {...}}``, where ``path`` is an image's path below the
     data set folder, or ``{"person": ...}`` with the identity as published, for all of a person's images. What an
@@ -35,11 +35,14 @@ def attach_annotations(records: list[ImageRecord], path: Path) -> list[ImageReco
         _check_line(line, f"{path}, line {number}")
         found[key][value] = line
 
-    def describe(record: ImageRecord) -> ImageRecord:
+    kept: list[ImageRecord] = []
+    for record in records:
         line = {**found["person"].get(_get_person(record), {}), **found["path"].get(record.path, {})}
-        return replace(record, captions=tuple(line.get("captions", ())), attributes=line.get("attributes", {}))
-
-    return [describe(record) for record in records]
+        if record.split == "train" and line.get("clothing_recognised") is False:
+            continue
+        captions = tuple(line.get("captions", record.captions))
+        kept.append(replace(record, captions=captions, attributes=line.get("attributes", record.attributes)))
+    return kept, len(records) - len(kept)
 
 
 def _get_person(record: ImageRecord) -> str:
@@ -54,6 +57,8 @@ def _check_line(line: Mapping[str, Any], where: str) -> None:
         _is_text(value) for value in cast(dict[str, Any], attributes).values()
     ):
         raise DataError(f"{where}: attributes must be an object whose values are texts that are not empty.")
+    if not isinstance(line.get("clothing_recognised", True), bool):
+        raise DataError(f"{where}: clothing_recognised must be true or false.")
 
 
 def _is_text(value: object) -> bool:

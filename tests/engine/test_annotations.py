@@ -1,13 +1,14 @@
 """Tests of chatreid_plugin.engine.annotations: captions by path and by person, and wrong lines named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chatreid_plugin.engine.annotations import attach_annotations
-from chatreid_plugin.engine.parsers import parse_source
+from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import ImageRecord
 
@@ -30,7 +31,7 @@ def write_lines(path: Path, *lines: dict[str, Any]) -> None:
 
 def test_captions_of_a_path_go_to_that_image(path: Path) -> None:
     write_lines(path, {"path": "0001/b.jpg", "captions": ["tall", "thin"], "attributes": {"hat": "cap"}})
-    records = attach_annotations(RECORDS, path)
+    records, _ = attach_annotations(RECORDS, path)
     assert [record.captions for record in records] == [(), ("tall", "thin"), (), ()]
     assert [record.attributes for record in records] == [{}, {"hat": "cap"}, {}, {}]
     assert [record.path for record in records] == [record.path for record in RECORDS]
@@ -38,7 +39,7 @@ def test_captions_of_a_path_go_to_that_image(path: Path) -> None:
 
 def test_captions_of_a_person_go_to_all_their_images(path: Path) -> None:
     write_lines(path, {"person": "0002", "captions": ["tall"], "attributes": {"hat": "cap"}})
-    records = attach_annotations(RECORDS, path)
+    records, _ = attach_annotations(RECORDS, path)
     assert [record.captions for record in records] == [(), (), ("tall",), ("tall",)]
     assert records[3].attributes == {"hat": "cap"}
 
@@ -50,9 +51,35 @@ def test_what_an_image_says_replaces_what_its_person_says(path: Path, path_first
         {"person": "0001", "captions": ["tall"], "attributes": {"hat": "cap"}},
     ]
     write_lines(path, *(lines if path_first else lines[::-1]))
-    first, second, *_ = attach_annotations(RECORDS, path)
+    first, second, *_ = attach_annotations(RECORDS, path)[0]
     assert (first.captions, first.attributes) == (("seen from behind",), {"hat": "cap"})
     assert (second.captions, second.attributes) == (("tall",), {"hat": "cap"})
+
+
+def test_labels_of_the_data_set_stay_where_the_file_says_nothing(path: Path) -> None:
+    labelled = [replace(RECORDS[0], captions=("as published",), attributes={"hat": "none"})]
+    write_lines(path, {"path": "0001/a.jpg", "attributes": {"hat": "cap"}, "model": "gpt-4o"})
+    records, dropped = attach_annotations(labelled, path)
+    assert (records[0].captions, records[0].attributes, dropped) == (("as published",), {"hat": "cap"}, 0)
+
+
+def test_training_images_with_unrecognised_clothing_are_dropped_and_counted(path: Path) -> None:
+    tested = replace(RECORDS[1], split="gallery")
+    hidden = {"captions": [], "attributes": {}, "clothing_recognised": False, "model": "gpt-4o"}
+    seen = {"path": "0002/a.jpg", "captions": ["tall"], "clothing_recognised": True}
+    write_lines(path, {"path": "0001/a.jpg", **hidden}, {"path": "0001/b.jpg", **hidden}, seen)
+    records, dropped = attach_annotations([RECORDS[0], tested, *RECORDS[2:]], path)
+    assert [record.path for record in records] == ["0001/b.jpg", "0002/a.jpg", "0002/b.jpg"]
+    assert dropped == 1
+
+
+def test_parsing_counts_what_was_dropped_as_occluded(make_source: Any, world: Path) -> None:
+    before = parse_source(make_source()).records
+    name = next(record.path for record in before if record.split == "train")
+    write_lines(world / "own.jsonl", {"path": name, "clothing_recognised": False})
+    report = parse_source(make_source(captions=world / "own.jsonl"))
+    assert {record.path for record in before} - {record.path for record in report.records} == {name}
+    assert report.skipped["occluded (clothing not recognised)"] == 1
 
 
 @pytest.mark.parametrize(
@@ -68,6 +95,7 @@ def test_what_an_image_says_replaces_what_its_person_says(path: Path, path_first
         ({"path": "0001/a.jpg", "captions": [" "]}, "captions must be a list of texts"),
         ({"path": "0001/a.jpg", "attributes": ["x"]}, "attributes must be an object"),
         ({"path": "0001/a.jpg", "attributes": {"age": 30}}, "attributes must be an object"),
+        ({"path": "0001/a.jpg", "clothing_recognised": "no"}, "clothing_recognised must be true or false"),
         ({"path": "0001/b.jpg"}, "was described before"),
     ],
 )

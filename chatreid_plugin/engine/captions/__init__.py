@@ -1,0 +1,1 @@
+"""``chatreid caption``: captions and attributes of training images from an OpenAI-compatible endpoint."""

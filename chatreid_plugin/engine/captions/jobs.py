@@ -1,0 +1,189 @@
+"""Which crops still need captions, and the append-only files that keep the answers and the failures."""
+
+import fcntl
+import json
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ...config import BuildSettings, CaptioningSettings, SourceSettings
+from ...errors import ConfigError, DataError
+from ...records import ImageRecord
+from ...shards import read_manifest
+from ..sources import find_manifest
+
+
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionJob:
+    """The training images of one source and what is known about their captions.
+
+    Attributes:
+        source: name of the source.
+        root: the folder that the images' paths are relative to.
+        answers: the captions file, ``<manifest_dir>/<source>.captions.jsonl``.
+        failures: images of the last run without an answer, and why, ``<source>.caption_failures.jsonl``.
+        waiting: images to ask about.
+        images: number of training images.
+        answered: how many of them were answered before.
+        is_used: the recipe's ``captions`` key of the source names the captions file.
+    """
+
+    source: str
+    root: Path
+    answers: Path
+    failures: Path
+    waiting: tuple[ImageRecord, ...]
+    images: int
+    answered: int
+    is_used: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionReport:
+    """What a command did: ``values`` for programs, ``lines`` for people."""
+
+    values: Mapping[str, Any]
+    lines: Sequence[str]
+
+    def to_json(self) -> str:
+        """Return the values as indented JSON."""
+        return json.dumps(self.values, indent=2, ensure_ascii=False)
+
+    def render(self) -> str:
+        """Return the lines as one text."""
+        return "\n".join(self.lines)
+
+
+def get_captioning(settings: BuildSettings) -> CaptioningSettings:
+    """Return the recipe's ``captioning`` block.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if settings.captioning is None:
+        raise ConfigError(
+            "The recipe has no `captioning` block. Add one with at least `model`, and `base_url` for an endpoint "
+            "other than OpenAI's; examples/data_engine.yaml shows it."
+        )
+    return settings.captioning
+
+
+def plan_jobs(settings: BuildSettings, names: Sequence[str], limit: int | None = None) -> list[CaptionJob]:
+    """Return a job for each source named, or for every source that trains a stage if none is.
+
+    Args:
+        settings: the recipe.
+        names: sources.
+        limit: ask about so many images at most, over all sources.
+
+    Raises:
+        ConfigError: a name is not among the recipe's sources.
+        DataError: a manifest is missing, or an answers file is damaged.
+    """
+    known = {source.name: source for source in settings.sources}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"The recipe has no source {', '.join(unknown)}; it has {', '.join(known)}.")
+    chosen = [known[name] for name in names] or [source for source in settings.sources if source.stages]
+    jobs: list[CaptionJob] = []
+    for source in chosen:
+        job = _plan_job(settings, source, limit)
+        limit = None if limit is None else limit - len(job.waiting)
+        jobs.append(job)
+    return jobs
+
+
+def _plan_job(settings: BuildSettings, source: SourceSettings, limit: int | None) -> CaptionJob:
+    manifest = find_manifest(settings, source.name)
+    answers = manifest.with_name(f"{source.name}.captions.jsonl")
+    records, root = read_manifest(manifest)
+    training = [record for record in records if record.split == "train"]
+    answered = read_answered(answers)
+    waiting = [record for record in training if record.path not in answered]
+    return CaptionJob(
+        source=source.name,
+        root=root,
+        answers=answers,
+        failures=manifest.with_name(f"{source.name}.caption_failures.jsonl"),
+        waiting=tuple(waiting[:limit]),
+        images=len(training),
+        answered=len(training) - len(waiting),
+        is_used=source.captions is not None and source.captions.resolve() == answers.resolve(),
+    )
+
+
+def read_answered(path: Path) -> set[str]:
+    """Return the paths of the images that an answers file describes; a line that a kill cut short does not count.
+
+    Raises:
+        DataError: a complete line is damaged.
+    """
+    if not path.exists():
+        return set()
+    answered: set[str] = set()
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                answered.add(str(json.loads(line)["path"]))
+            except (ValueError, TypeError, KeyError):
+                raise DataError(
+                    f"{path}, line {number}: no answer that this command wrote. Remove the line."
+                ) from None
+    return answered
+
+
+@dataclass(frozen=True, slots=True)
+class LineLog:
+    """An open JSON Lines file; a line is on the disk when ``append`` returns."""
+
+    file: BinaryIO
+
+    def append(self, value: Mapping[str, Any]) -> None:
+        """Write one line and wait until the disk has it: an answer has been paid for."""
+        self.file.write(json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+@contextmanager
+def open_log(path: Path, *, keep: bool) -> Generator[LineLog, None, None]:
+    """Open a JSON Lines file for appending; a last line that a kill cut short is removed, or everything if not kept.
+
+    A file that is empty in the end is removed.
+
+    Raises:
+        DataError: another process has it open.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"Another `chatreid caption` is writing {path}. Wait until it ends.") from None
+        file.truncate(_find_end_of_lines(file) if keep else 0)
+        try:
+            yield LineLog(file)
+        finally:
+            if file.seek(0, os.SEEK_END) == 0:
+                path.unlink()
+
+
+def _find_end_of_lines(file: BinaryIO) -> int:
+    """Return the length of a file up to and including its last line end."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

@@ -1,0 +1,245 @@
+"""What an endpoint is asked about one crop, and how its answer is read; used online and by batch files alike."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image
+
+from ...config import CaptioningSettings
+from ...crops import DAMAGE, convert_to_rgb
+from ...errors import DataError
+from ...tasks import get_task
+
+
+UNKNOWN = "unknown"
+_COLOURS = (
+    "black",
+    "white",
+    "grey",
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "beige",
+    "multicoloured",
+)
+# The list of the paper's prompt (section 3.1.1): gender, age range, hair, type and colour of clothing, footwear,
+# posture, patterns, accessories. Where values are listed, one has to be chosen; hard negatives compare colours.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "gender": ("male", "female"),
+    "age": ("child", "young", "middle-aged", "elderly"),
+    "hair": (),
+    "upper_type": (),
+    "upper_colour": _COLOURS,
+    "upper_pattern": (),
+    "lower_type": (),
+    "lower_colour": _COLOURS,
+    "lower_pattern": (),
+    "shoes": (),
+    "posture": (),
+    "bag": (),
+    "hat": (),
+    "accessories": (),
+}
+_INSTRUCTIONS = (
+    "\n\nDescribe only what can be seen; do not name or identify the person. Give {descriptions}, and the attributes "
+    f'in a few words each, "{UNKNOWN}" where the image does not show them (shoes with their colour; "no bag", "no '
+    'hat" where there is none). Set clothing_recognised to false if the clothing cannot be made out because the '
+    "person is hidden, cut off, too dark or too blurred."
+)
+_JSON_INSTRUCTIONS = "\n\nAnswer with one JSON object and nothing else. Its JSON schema:\n"
+# What endpoints take everywhere; LLaMA-Factory's, for one, refuses WebP.
+_FORMATS = {"JPEG": "jpeg", "PNG": "png"}
+_MODES = ("RGB", "L", "P")
+
+
+class UnreadableAnswer(Exception):
+    """An answer came, but it is no description: broken JSON, the wrong schema, or a refusal."""
+
+
+class Refusal(UnreadableAnswer):
+    """The model declines to describe the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the endpoint says of one crop.
+
+    Attributes:
+        captions: as many as were asked for; empty if the clothing is not recognised.
+        attributes: names of ``ATTRIBUTES``, those that the image does not show left out.
+        clothing_recognised: False marks the crop as occluded (paper section 3.2).
+    """
+
+    captions: tuple[str, ...]
+    attributes: Mapping[str, str]
+    clothing_recognised: bool = True
+
+    def make_line(self, path: str, model: str) -> dict[str, Any]:
+        """Return the line of a captions file that ``annotations.py`` reads."""
+        line: dict[str, Any] = {"path": path, "captions": list(self.captions), "attributes": dict(self.attributes)}
+        if not self.clothing_recognised:
+            line["clothing_recognised"] = False
+        return {**line, "model": model}
+
+
+def make_schema() -> dict[str, Any]:
+    """Return the answer's JSON schema, within the subset of OpenAI's strict mode (all required, nothing further)."""
+    attributes: dict[str, Any] = {
+        name: {"type": "string", "enum": [*values, UNKNOWN]} if values else {"type": "string"}
+        for name, values in ATTRIBUTES.items()
+    }
+    return _make_object(
+        {
+            "descriptions": {"type": "array", "items": {"type": "string"}},
+            "attributes": _make_object(attributes),
+            "clothing_recognised": {"type": "boolean"},
+        }
+    )
+
+
+def _make_object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def write_prompt(count: int, *, structured: bool) -> tuple[str, str]:
+    """Return the text before and after the image: the paper's prompt, verbatim, and what the answer has to hold.
+
+    Args:
+        count: descriptions for each image.
+        structured: the schema goes with the request; otherwise it is part of the text.
+    """
+    before, _, after = get_task("image_captioning").prompts[0].partition("{image}")
+    many = f"{count} descriptions of one to three sentences in different words" if count > 1 else "one description"
+    after += _INSTRUCTIONS.replace("{descriptions}", many)
+    return before, after if structured else f"{after}{_JSON_INSTRUCTIONS}{json.dumps(make_schema())}"
+
+
+def show_prompt(settings: CaptioningSettings, *, structured: bool) -> str:
+    """Return what is sent for each image, for a person to read."""
+    before, after = write_prompt(settings.captions_per_image, structured=structured)
+    text = f"{before}<crop, detail: {settings.detail}>{after}"
+    return f"{text}\n\nresponse_format (json_schema, strict): {json.dumps(make_schema())}" if structured else text
+
+
+def make_body(settings: CaptioningSettings, image_url: str, *, structured: bool) -> dict[str, Any]:
+    """Return the body of a /v1/chat/completions request about one image."""
+    before, after = write_prompt(settings.captions_per_image, structured=structured)
+    image = {"type": "image_url", "image_url": {"url": image_url, "detail": settings.detail}}
+    content = [{"type": "text", "text": before}, image, {"type": "text", "text": after}]
+    body = {**settings.extra_body, "model": settings.model, "messages": [{"role": "user", "content": content}]}
+    if structured:
+        schema = {"name": "pedestrian", "strict": True, "schema": make_schema()}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def encode_image(path: Path) -> str:
+    """Return a crop as a data URL: the file's own bytes if JPEG or PNG with 8 bits a channel, else a new PNG.
+
+    Raises:
+        DataError: the file is missing, no image, or cut short.
+    """
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            if image.format in _FORMATS and image.mode in _MODES:
+                return _make_data_url(_FORMATS[image.format], content)
+            return encode_picture(convert_to_rgb(image))
+    except DAMAGE as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from None
+
+
+def encode_picture(picture: Image.Image) -> str:
+    """Return a picture as the data URL of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    return _make_data_url("png", content.getvalue())
+
+
+def _make_data_url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def read_completion(body: object, count: int) -> Description:
+    """Read the body of a chat completion.
+
+    Args:
+        body: the decoded JSON, or the text of a body that is not JSON.
+        count: descriptions that were asked for.
+
+    Raises:
+        UnreadableAnswer: see ``UnreadableAnswer``; the message says which.
+    """
+    try:
+        message = cast(Any, body)["choices"][0]["message"]
+        refusal, text = message.get("refusal"), message.get("content")
+    except (TypeError, KeyError, IndexError, AttributeError):
+        raise UnreadableAnswer(f"no chat completion: {_cut(str(body))}") from None
+    if refusal:
+        raise Refusal(f"refusal: {_cut(str(refusal))}")
+    if not isinstance(text, str):
+        raise UnreadableAnswer(f"no chat completion: its content is {type(text).__name__}")
+    return _read_description(_find_object(text), count)
+
+
+def _find_object(text: str) -> dict[str, Any]:
+    """Return the first JSON object of a text: models without structured output put words or fences around it."""
+    decoder = json.JSONDecoder()
+    start = text.find("{")
+    while start >= 0:
+        try:
+            return cast(dict[str, Any], decoder.raw_decode(text, start)[0])
+        except (json.JSONDecodeError, RecursionError):
+            start = text.find("{", start + 1)
+    raise UnreadableAnswer(f"broken JSON: {_cut(text)}")
+
+
+def _read_description(value: Mapping[str, Any], count: int) -> Description:
+    recognised = value.get("clothing_recognised")
+    if not isinstance(recognised, bool):
+        raise UnreadableAnswer("wrong schema: clothing_recognised is not true or false")
+    if not recognised:
+        return Description((), {}, clothing_recognised=False)
+    found = value.get("descriptions")
+    texts = cast(list[object], found) if isinstance(found, list) else []
+    captions = [" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()]
+    if len(captions) < count:
+        raise UnreadableAnswer(f"wrong schema: {len(captions)} descriptions instead of {count}")
+    return Description(tuple(captions[:count]), _read_attributes(value.get("attributes")))
+
+
+def _read_attributes(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise UnreadableAnswer("wrong schema: attributes is not an object")
+    attributes: dict[str, str] = {}
+    for name, allowed in ATTRIBUTES.items():
+        text = cast(dict[str, object], value).get(name)
+        if not isinstance(text, str):
+            raise UnreadableAnswer(f"wrong schema: attribute {name} is missing or not a text")
+        text = " ".join(text.lower().split())
+        if text in ("", UNKNOWN):
+            continue
+        if allowed and text not in allowed:
+            raise UnreadableAnswer(f"wrong schema: attribute {name} has the value {_cut(text)!r}")
+        attributes[name] = text
+    return attributes
+
+
+def _cut(text: str) -> str:
+    return " ".join(text.split())[:120]
