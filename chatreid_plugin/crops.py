@@ -1,5 +1,7 @@
 """A crop's pixels before the image processor sees them; one function for training and evaluation alike."""
 
+import base64
+import io
 import struct
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from .images import ImagePolicy, list_resizes
 
 # What Pillow raises for damaged files of one format or another.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+THUMBNAIL_SIZE = (96, 192)
+THUMBNAIL_QUALITY = 80
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
@@ -47,3 +52,15 @@ def prepare_crop(image: Image.Image, policy: ImagePolicy) -> Image.Image:
     for size in list_resizes(*image.size, policy):
         image = image.resize(size)
     return image
+
+
+def encode_thumbnail(path: Path) -> str:
+    """Return the image as a small JPEG in a data URL; empty if it cannot be read, as a page is no place to fail."""
+    try:
+        image = open_crop(path)
+    except DataError:
+        return ""
+    image.thumbnail(THUMBNAIL_SIZE)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chatreid_plugin.crops import convert_to_rgb, open_crop, prepare_crop
+from chatreid_plugin.crops import convert_to_rgb, encode_thumbnail, open_crop, prepare_crop
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.images import ImagePolicy
 
@@ -57,3 +57,11 @@ def test_truncated_jpeg_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DataError, match=r"cut\.jpg"):
         open_crop(path)
+
+
+@pytest.mark.parametrize("content", [None, b"no image"])
+def test_thumbnail_is_empty_when_the_image_is_unreadable(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    assert encode_thumbnail(path) == ""

@@ -3,8 +3,6 @@
 Last step of an evaluation, beside ``report``. The worst queries come first, since they are what one looks for.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from ..crops import open_crop
-from ..errors import DataError
+from ..crops import encode_thumbnail
 from ..records import ImageRecord
 from ..shards import open_atomically
 from .protocols import Protocol
@@ -23,20 +20,6 @@ from .ties import IntArray
 
 
 SHOWN = 10
-THUMBNAIL_SIZE = (96, 192)
-JPEG_QUALITY = 80
-
-
-def encode_thumbnail(path: Path) -> str:
-    """Return the image as a small JPEG in a data URI; empty if it cannot be read, as the page is no place to fail."""
-    try:
-        image = open_crop(path)
-    except DataError:
-        return ""
-    image.thumbnail(THUMBNAIL_SIZE)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _view_image(record: ImageRecord, image_root: Path) -> dict[str, Any]:

@@ -6,10 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from chatreid_plugin.config import EvalSettings
-from chatreid_plugin.eval.html import encode_thumbnail
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import RANKING_SCHEMA, render_table
 from chatreid_plugin.shards import read_json, read_shard
@@ -127,11 +124,3 @@ def test_page_is_written_when_no_query_is_to_be_shown(make_world: MakeWorld, mak
     settings = make_settings(make_world(), report_queries=0)
     run_evaluation(settings)
     assert "report_queries: 0" in (settings.output_dir / "report.html").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("content", [None, b"no image"])
-def test_thumbnail_is_empty_when_the_image_is_unreadable(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "a.png"
-    if content is not None:
-        path.write_bytes(content)
-    assert encode_thumbnail(path) == ""

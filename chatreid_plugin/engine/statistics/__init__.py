@@ -1,0 +1,1 @@
+"""``chatreid stats``: what built data sets hold, against what their recipe says."""

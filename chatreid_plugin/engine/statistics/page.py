@@ -1,0 +1,75 @@
+"""What ``chatreid stats`` writes: ``stats.json``, a PNG for each topic, and ``stats.html`` with everything inside."""
+
+import base64
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+
+from ... import __version__
+from ...shards import open_atomically
+from .figures import encode_png
+from .report import Statistics, compute_statistics
+from .sections import Section, build_sections
+
+
+def find_output(dataset_dir: Path) -> Path:
+    """Return the folder for the statistics: beside the data sets', which training reads and users copy or share."""
+    folder = dataset_dir.resolve()
+    return folder.with_name(f"{folder.name}_stats")
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with open_atomically(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _encode_picture(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def render_page(statistics: Statistics, sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
+    """Return the HTML of the page; every text from outside is escaped.
+
+    Args:
+        statistics: the numbers.
+        sections: the topics in their order.
+        pictures: topic -> PNG file; topics without a figure have none.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        statistics=statistics,
+        sections=sections,
+        pictures={topic: _encode_picture(content) for topic, content in pictures.items()},
+        version=__version__,
+    )
+
+
+def write_statistics(dataset_dir: Path, output: Path | None = None) -> Statistics:
+    """Compute the statistics of a folder of built data sets, write them and return them.
+
+    Args:
+        dataset_dir: the ``output_dir`` of ``chatreid build``.
+        output: folder for the files; ``find_output`` if None.
+
+    Raises:
+        DataError: the folder holds no built data set, or a damaged one.
+    """
+    statistics = compute_statistics(dataset_dir)
+    output = output or find_output(dataset_dir)
+    sections = list(build_sections(statistics))
+    pictures = {section.topic: encode_png(section.figure) for section in sections if section.figure is not None}
+    for topic, content in pictures.items():
+        _write_bytes(output / f"{topic}.png", content)
+    _write_bytes(output / "stats.json", (statistics.to_json() + "\n").encode())
+    _write_bytes(output / "stats.html", render_page(statistics, sections, pictures).encode())
+    # stdout belongs to the numbers.
+    print(f"Written: {output / 'stats.html'}, stats.json and {len(pictures)} PNG figures", file=sys.stderr)
+    return statistics

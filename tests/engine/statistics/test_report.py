@@ -1,0 +1,251 @@
+"""Tests of dataset_counts, identity_statistics and dataset_statistics: hand-made records with known numbers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from chatreid_plugin.answers import render_answer
+from chatreid_plugin.engine.built_datasets import list_datasets
+from chatreid_plugin.engine.statistics import counts as dataset_counts
+from chatreid_plugin.engine.statistics.counts import DatasetCounts, count_datasets
+from chatreid_plugin.engine.statistics.identities import IdentityStatistics
+from chatreid_plugin.engine.statistics.report import compute_statistics, summarize_tokens
+from chatreid_plugin.errors import DataError
+from chatreid_plugin.images import ImagePolicy, count_visual_tokens
+from chatreid_plugin.records import Answer, Attribute, ImageRecord, ImageReference, Instruction
+from chatreid_plugin.shards import read_json, write_json, write_manifest
+from chatreid_plugin.tasks import format_chat_prompt, render_prompt
+
+
+WriteDataset = Callable[..., Path]
+
+SMALL, LARGE = ImageReference("a.jpg", 64, 128), ImageReference("b.jpg", 400, 900)
+UNKNOWN = ImageReference("c.jpg")
+
+
+def make_record(gallery: int, right: int, **changes: Any) -> Instruction:
+    values: dict[str, Any] = {
+        "id": "r",
+        "task": "image_to_image_many_to_many",
+        "images": (SMALL,) * (gallery + 1),
+        "query_images": 1,
+        "answer": Answer(tuple(range(right))),
+        "dataset": "own",
+    }
+    return Instruction(**(values | changes))
+
+
+def make_pair(match: bool) -> Instruction:
+    return make_record(
+        1, 0, task="image_to_image_one_to_one", query_images=2, answer=Answer(match=match), dataset="other"
+    )
+
+
+def count(folder: Path) -> DatasetCounts:
+    (counts,) = count_datasets(list_datasets(folder))
+    return counts
+
+
+def test_galleries_matches_sources_and_wordings_are_counted(
+    write_dataset: WriteDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batches smaller than a shard, so that counts are added up within and across shards.
+    monkeypatch.setattr(dataset_counts, "BATCH_RECORDS", 2)
+    records = [make_record(2, 2), make_record(3, 2, variant=1), make_record(3, 3, dataset="other"), make_record(5, 2)]
+    counts = count(write_dataset("own_set", records, shard=3))
+    assert counts.records == 4
+    assert counts.gallery_sizes.tolist() == [0, 0, 1, 2, 0, 1]
+    assert counts.matches.tolist() == [0, 0, 3, 1]
+    assert counts.variants.tolist() == [3, 1]
+    assert counts.sources == {"own": 3, "other": 1}
+    assert (counts.right, counts.wrong, counts.unknown_sizes) == (0, 0, 0)
+
+
+def test_yes_and_no_are_counted(write_dataset: WriteDataset) -> None:
+    counts = count(write_dataset("pairs", [make_pair(True), make_pair(False), make_pair(True)]))
+    assert (counts.right, counts.wrong) == (2, 1)
+    assert counts.gallery_sizes.tolist() == [3]
+
+
+@pytest.mark.parametrize("task", ["image_to_image_many_to_many", "standard_reid"])
+def test_visual_tokens_follow_the_policy_of_the_stage(write_dataset: WriteDataset, task: str) -> None:
+    stage = 3 if task == "standard_reid" else 2
+    mixed = make_record(0, 1, task=task, images=(SMALL, LARGE, LARGE, SMALL))
+    counts = count(write_dataset("own_set", [make_record(2, 2, task=task), mixed]))
+    small, large = (count_visual_tokens(image.width, image.height, ImagePolicy(stage)) for image in (SMALL, LARGE))
+    assert np.flatnonzero(counts.visual_tokens).tolist() == sorted([3 * small, 2 * small + 2 * large])
+
+
+def test_images_of_unknown_size_are_counted_as_such(write_dataset: WriteDataset) -> None:
+    counts = count(write_dataset("own_set", [make_record(0, 1, images=(SMALL, UNKNOWN, UNKNOWN))]))
+    assert counts.unknown_sizes == 2
+    assert np.flatnonzero(counts.visual_tokens).tolist() == [10]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        make_record(9, 4),
+        make_record(0, 0, task="image_captioning", answer=Answer(text="A woman in a red coat. " * 10)),
+        make_record(0, 1, task="text_to_image_many_to_one", captions=("A man in black.", "A woman in a hat.") * 3),
+        make_record(
+            0,
+            0,
+            task="attribute_prediction",
+            attributes=tuple(Attribute(0, name, "something long") for name in "abcdefghij"),
+        ),
+    ],
+    ids=lambda record: record.task,
+)
+def test_text_is_estimated_near_the_rendered_length(write_dataset: WriteDataset, record: Instruction) -> None:
+    counts = count(write_dataset("own_set", [record]))
+    estimate = int(np.flatnonzero(counts.tokens)[0] - np.flatnonzero(counts.visual_tokens)[0])
+    text = render_prompt(record).replace("<image>", "") + render_answer(record)
+    # The frame is far fewer tokens than a third of its characters, but the images' marks come on top.
+    frame = len(format_chat_prompt("")) // 3
+    exact = len(text) / 3 + frame + 5 * len(record.images)
+    assert 0.75 * exact <= estimate <= 1.25 * exact
+
+
+def test_ids_and_image_paths_stay_unread(write_dataset: WriteDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_dataset("own_set", [make_record(2, 2)])
+    read: list[str] = []
+    original = pq.ParquetFile.iter_batches
+
+    def watch(file: pq.ParquetFile, size: int, columns: list[str]) -> Any:
+        read.extend(columns)
+        return original(file, size, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watch)
+    count(folder)
+    assert "images.list.element.width" in read
+    assert not {"id", "images.list.element.path"} & set(read)
+
+
+def test_faulty_shards_are_errors(write_dataset: WriteDataset) -> None:
+    folder = write_dataset("own_set", [make_record(2, 2), make_pair(True)])
+    with pytest.raises(
+        DataError, match=r"00000\.parquet mixes tasks image_to_image_many_to_many and image_to_image_o"
+    ):
+        count(folder)
+    folder = write_dataset("own_set", [make_record(0, 1, query_images=2)])
+    with pytest.raises(DataError, match="fewer images than query_images"):
+        count(folder)
+    path = folder / "own_set" / "00000.parquet"
+    dataset = list_datasets(folder)
+    pq.write_table(pq.ParquetFile(path).read().drop_columns("variant"), path)
+    with pytest.raises(DataError, match=r"lacks column\(s\) variant"):
+        count_datasets(dataset)
+    path.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="is not a readable Parquet file"):
+        count_datasets(dataset)
+
+
+def test_numbers_stand_beside_what_the_recipe_intends(write_dataset: WriteDataset) -> None:
+    gallery = {"min_size": 2, "max_size": 3}
+    ratios = {"image_to_image_many_to_many": 3, "image_to_image_one_to_one": 1, "attribute_prediction": 4}
+    # N = 2 has n = 2; N = 3 has n = 2 twice as often as n = 3.
+    records = [make_record(2, 2)] * 30 + [make_record(3, 2)] * 20 + [make_record(3, 3)] * 10
+    write_dataset("own_set", records, gallery=gallery, stage2_ratios=ratios, cutoff_len=200)
+    folder = write_dataset("pairs", [make_pair(i % 10 == 0) for i in range(40)], stage2_ratios=ratios)
+    statistics = compute_statistics(folder)
+    assert (statistics.records, statistics.stages) == (100, {2: 100})
+    one, pairs = statistics.datasets["own_set"], statistics.datasets["pairs"]
+    assert (one.records, one.share, one.intended_share) == (60, 0.6, 0.75)
+    assert (pairs.share, pairs.intended_share) == (0.4, 0.25)
+    assert one.gallery_sizes is not None and one.matches is not None and pairs.yes_no is not None
+    assert one.gallery_sizes.counts == one.gallery_sizes.expected == {2: 30, 3: 30}
+    assert one.matches.counts == {2: 50, 3: 10}
+    assert one.matches.expected == pytest.approx({2: 50, 3: 10}, abs=0.01)
+    assert one.matches.p_value == pytest.approx(1)
+    assert pairs.yes_no.counts == {0: 36, 1: 4}
+    assert pairs.yes_no.verdict == "differs"
+    assert (one.yes_no, pairs.gallery_sizes, pairs.matches) == (None, None, None)
+    assert pairs.sources == {"other": 40}
+    assert one.visual_tokens.median == 30
+    assert one.visual_tokens.largest == 40
+    assert (one.cutoff_len, one.above_cutoff) == (200, 0)
+    assert one.tokens.largest < 200
+    assert compute_statistics(folder).to_json() == statistics.to_json()
+    assert json.loads(statistics.to_json())["datasets"]["own_set"]["matches"]["counts"] == {"2": 50, "3": 10}
+    assert "yes and no: differs" in statistics.render()
+
+
+def test_records_above_cutoff_len_are_counted(write_dataset: WriteDataset) -> None:
+    folder = write_dataset("own_set", [make_record(2, 2), make_record(20, 2)], cutoff_len=300)
+    assert compute_statistics(folder).datasets["own_set"].above_cutoff == 1
+
+
+def test_token_summary_has_order_statistics_of_the_lengths() -> None:
+    summary = summarize_tokens(np.bincount([10] * 50 + [40] * 49 + [70]))
+    assert (summary.median, summary.p99, summary.largest) == (10, 40, 70)
+    assert summary.mean == pytest.approx(25.3)
+    assert summary.bins == {0: 50, 32: 49, 64: 1}
+
+
+def test_data_set_without_a_recipe_is_left_out_with_its_reason(write_dataset: WriteDataset) -> None:
+    folder = write_dataset("foreign", [make_record(2, 2)], recipe=False)
+    with pytest.raises(DataError, match=r"foreign\.json does not exist"):
+        compute_statistics(folder)
+    write_dataset("own_set", [make_record(2, 2)])
+    statistics = compute_statistics(folder)
+    assert list(statistics.datasets) == ["own_set"]
+    assert "foreign.json does not exist" in statistics.left_out["foreign"]
+    assert "foreign: left out" in statistics.render()
+
+
+def test_half_built_data_set_is_left_out(write_dataset: WriteDataset) -> None:
+    folder = write_dataset("own_set", [make_record(2, 2)])
+    path = folder / "own_set.json"
+    write_json(path, read_json(path) | {"complete": False})
+    with pytest.raises(DataError, match=r"own_set\.json: the data set is not complete"):
+        compute_statistics(folder)
+
+
+def test_recipe_of_another_version_is_named(write_dataset: WriteDataset) -> None:
+    folder = write_dataset("own_set", [make_record(2, 2)])
+    path = folder / "own_set.json"
+    settings = read_json(path)["settings"]
+    write_json(path, {"settings": settings | {"no_such_key": 1}})
+    with pytest.raises(
+        DataError, match=r"(?s)own_set\.json holds no recipe that this version understands.*no_such_key"
+    ):
+        compute_statistics(folder)
+
+
+def test_identities_come_from_the_manifests(write_dataset: WriteDataset, tmp_path: Path) -> None:
+    folder = write_dataset("own_set", [make_record(2, 2)])
+    missing = compute_statistics(folder)
+    assert missing.identities == {}
+    assert "run this where `chatreid build` ran" in missing.identities_left_out["own"]
+    shots = [("train", "1", "a"), ("train", "1", "a"), ("train", "1", "b"), ("train", "2", "a"), ("query", "3", "c")]
+    records = [
+        ImageRecord(f"own/{i}", "own", split, f"{i}.jpg", f"own:{person}", camera, 8, 16)  # type: ignore[arg-type]
+        for i, (split, person, camera) in enumerate(shots)
+    ]
+    write_manifest(tmp_path / "manifests" / "own.parquet", records, tmp_path, {})
+    found = compute_statistics(folder)
+    assert found.identities_left_out == {}
+    assert found.identities["own"] == IdentityStatistics(
+        images=4,
+        identities=2,
+        cameras=2,
+        images_per_identity={1: 1, 3: 1},
+        cameras_per_identity={1: 1, 2: 1},
+        # Person 1: two images have one positive, one has two; person 2 has none.
+        positives_per_image={0: 1, 1: 2, 2: 1},
+    )
+
+
+def test_damaged_manifest_is_an_error(write_dataset: WriteDataset, tmp_path: Path) -> None:
+    folder = write_dataset("own_set", [make_record(2, 2)])
+    (tmp_path / "manifests").mkdir()
+    pq.write_table(pa.table({"split": ["train"]}), tmp_path / "manifests" / "own.parquet")
+    with pytest.raises(DataError, match=r"own\.parquet is not a readable manifest: .*person_id"):
+        compute_statistics(folder)
