@@ -66,6 +66,48 @@ def doctor(
     raise typer.Exit(report.exit_code)
 
 
+@app.command(name="list")
+def list_datasets(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one data set whole.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Show the data sets that `parse` reads: layout, published counts, licence and where to ask for them."""
+    from .engine.catalog_view import dump_catalog, render_catalog, render_entry
+
+    if as_json:
+        print(dump_catalog(name))
+    else:
+        print(render_catalog() if name is None else render_entry(name))
+
+
+@app.command()
+def inspect(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set, as `chatreid list` names it.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Its folder.")],
+    variant: Annotated[str | None, typer.Option(help="Form of the data set, e.g. v2; the first by default.")] = None,
+    trial: Annotated[int, typer.Option(min=1, help="Which of its published splits.")] = 1,
+    pattern: Annotated[str | None, typer.Option(help="For NAME `pattern`: {person}/{camera}_{index}.jpg")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Show what would be read from a raw data set; opens no image (CUHK03's raw .mat is unpacked first)."""
+    from .engine.listing_summary import inspect_source
+
+    summary = inspect_source(name, root, variant, trial, pattern)
+    print(summary.to_json() if as_json else summary.render())
+
+
+@app.command()
+def synth(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set, or NAME:VARIANT.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
+    seed: Annotated[int, typer.Option(min=0, help="Names the synthetic people.")] = 0,
+) -> None:
+    """Write a few synthetic pedestrians in a data set's published layout, for trying things without the data."""
+    from .demo.layouts.folder import write_layout
+
+    print(write_layout(name, directory, seed))
+
+
 @app.command()
 def parse(config: Config, overrides: Overrides = None) -> None:
     """Read the raw data sets named in CONFIG and write their manifests."""
@@ -74,6 +116,68 @@ def parse(config: Config, overrides: Overrides = None) -> None:
 
     for manifest in parse_sources(load_settings(config, overrides or [], BuildSettings)):
         print(manifest)
+
+
+@app.command()
+def caption(
+    config: Config,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SOURCE]... [KEY=VALUE]...", help="Sources (all that train); settings to replace."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show number, price, time and prompt.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask about so many images at most.")] = None,
+    batch_write: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write request files for OpenAI's Batch API instead.")
+    ] = None,
+    batch_read: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Read an output or error file of it; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Ask an OpenAI-compatible endpoint for captions and attributes of the training images."""
+    from .config import BuildSettings, load_settings
+    from .engine.captions.endpoint import caption_sources
+
+    names = [argument for argument in arguments or [] if "=" not in argument]
+    settings = load_settings(config, [item for item in arguments or [] if "=" in item], BuildSettings)
+    report = caption_sources(
+        settings, names, dry_run=dry_run, limit=limit, batch_write=batch_write, batch_read=batch_read or []
+    )
+    print(report.to_json() if as_json else report.render())
+
+
+@app.command(name="filter")
+def filter_images(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the contact sheets only, no list.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Say how many training images are too poor, and show examples for each reason."""
+    from .config import BuildSettings, load_settings
+    from .engine.screening.reports import filter_sources
+
+    report = filter_sources(load_settings(config, overrides or [], BuildSettings), dry_run=dry_run)
+    print(report.to_json() if as_json else report.render())
+
+
+@app.command()
+def audit(
+    config: Config,
+    overrides: Overrides = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="Write all leaks to FILE (.csv or .jsonl).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Look for test images and test identities among the training images; exit code 3 if something leaks."""
+    from .config import BuildSettings, load_settings
+    from .engine.screening.reports import audit_sources
+
+    report = audit_sources(load_settings(config, overrides or [], BuildSettings), write)
+    print(report.to_json() if as_json else report.render())
+    raise typer.Exit(report.exit_code)
 
 
 @app.command()
@@ -90,6 +194,38 @@ def build(
 
     settings = load_settings(config, overrides or [], BuildSettings)
     report = build_datasets(settings, dry_run=dry_run, overwrite=overwrite)
+    print(report.to_json() if as_json else report.render())
+
+
+@app.command()
+def show(
+    directory: Annotated[Path, typer.Argument(metavar="DATASET_DIR", help="The output_dir of `chatreid build`.")],
+    name: Annotated[str | None, typer.Argument(metavar="[NAME_OR_TASK]", help="One data set; all by default.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Records of each: 3 of one named, else 1.")] = None,
+    start: Annotated[int, typer.Option(min=0, help="Number of the first record, from 0.")] = 0,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures inside.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Show records of built data sets: images, prompt and answer."""
+    from .engine.examples import list_examples, render_json, render_text
+    from .engine.examples_page import write_page
+
+    examples = list_examples(directory, name, start, count)
+    if html is not None:
+        write_page(html, examples)
+    print(render_json(examples) if as_json else html or render_text(examples))
+
+
+@app.command()
+def stats(
+    directory: Annotated[Path, typer.Argument(metavar="DATASET_DIR", help="The output_dir of `chatreid build`.")],
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="For the files; DATASET_DIR_stats.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Count what built data sets hold and compare it with their recipe; writes a page, figures and JSON."""
+    from .engine.statistics.page import write_statistics
+
+    report = write_statistics(directory, output)
     print(report.to_json() if as_json else report.render())
 
 

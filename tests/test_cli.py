@@ -48,7 +48,8 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("heavy:\n")
-    for command in ("init", "doctor", "parse", "build", "swap", "eval", "demo"):
+    engine = ("list", "inspect", "synth", "parse", "caption", "filter", "audit", "build", "show", "stats")
+    for command in ("init", "doctor", *engine, "swap", "eval", "tiny-model", "demo"):
         assert f" {command} " in result.stdout
 
 
@@ -93,12 +94,66 @@ def test_build_prints_json_and_nothing_else_when_asked(
         'pattern: "{person}_{camera}.png", train_share: 1}\nrecords: {stage3: 3}\n'
     )
     assert run(monkeypatch, "build", str(config), f"output_dir={tmp_path}/out", "--dry-run", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["skipped"].pop("chatreid_stage3_text_to_image_reid") == "no captions"
+    assert len(printed["skipped"]) == 4
+    assert printed == {
         "output_dir": f"{tmp_path}/out",
         "datasets": {"chatreid_stage3_standard_reid": 3},
-        "skipped": {},
+        "skipped": printed["skipped"],
         "reused": [],
+        "written": 0,
+        "seconds": 0.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [([], "text ('there', None, 0, None)"), (["task", "--count", "2", "--start", "7", "--json"], "json")],
+)
+def test_show_hands_its_options_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+) -> None:
+    replace_module(
+        monkeypatch,
+        "chatreid_plugin.engine.examples",
+        list_examples=lambda directory, *rest: (str(directory), *rest),
+        render_text=lambda examples: f"text {examples}",
+        render_json=lambda examples: "json" if examples == ("there", "task", 7, 2) else "wrong",
+    )
+    replace_module(monkeypatch, "chatreid_plugin.engine.examples_page", write_page=lambda path, examples: None)
+    assert run(monkeypatch, "show", "there", *flags) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_show_writes_the_page_and_prints_its_path(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written: list[object] = []
+    replace_module(
+        monkeypatch,
+        "chatreid_plugin.engine.examples",
+        list_examples=lambda *arguments: ["example"],
+        render_text=lambda examples: "text",
+        render_json=lambda examples: "json",
+    )
+    replace_module(
+        monkeypatch, "chatreid_plugin.engine.examples_page", write_page=lambda path, examples: written.append(path)
+    )
+    assert run(monkeypatch, "show", "there", "--html", "page.html") == 0
+    assert (written, capsys.readouterr().out) == ([Path("page.html")], "page.html\n")
+
+
+@pytest.mark.parametrize(("flags", "expected"), [([], "text None"), (["--output", "o", "--json"], "{}")])
+def test_stats_hands_its_options_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+) -> None:
+    def write_statistics(directory: Path, output: Path | None) -> SimpleNamespace:
+        return SimpleNamespace(render=lambda: f"text {output}", to_json=lambda: "{}")
+
+    replace_module(monkeypatch, "chatreid_plugin.engine.statistics.page", write_statistics=write_statistics)
+    assert run(monkeypatch, "stats", "there", *flags) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
 
 
 @pytest.mark.parametrize("command", ["parse", "build"])

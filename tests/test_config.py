@@ -45,6 +45,22 @@ def test_default_ratios_are_the_papers() -> None:
     assert sum(ratios.values()) == pytest.approx(1.0)
 
 
+def test_default_ratios_of_stage_3_are_equal() -> None:
+    assert build().stage3_ratios == {task.name: 1.0 for task in list_stage_tasks(3)}
+
+
+def test_sources_train_all_stages_alike_by_default() -> None:
+    (source,) = build().sources
+    assert (source.stages, source.weight) == ((1, 2, 3), 1.0)
+
+
+def test_work_is_done_by_all_cores_of_this_machine_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 5, 7})
+    assert build().executor == "local"
+    assert build().count_workers() == 3
+    assert build(workers=8).count_workers() == 8
+
+
 def test_overrides_replace_plain_nested_and_listed_keys(path: Path) -> None:
     overrides = ["seed=7", "gallery.max_size=5", "gallery.matches=uniform", "records.stage2=3", "sources.0.root=x=y"]
     settings = load_settings(path, overrides, BuildSettings)
@@ -127,6 +143,11 @@ def test_settings_cannot_change() -> None:
         ({"stage2_ratios": {"attribute_prediction": float("nan")}}, "finite|greater"),
         ({"stage2_ratios": {"attribute_prediction": 0}}, "all zero"),
         ({"stage2_ratios": {}}, "all zero"),
+        ({"stage3_ratios": {"attribute_prediction": 1.0}}, "stage3_ratios names unknown task.* attribute_prediction"),
+        ({"stage3_ratios": {"standard_reid": -1}}, "greater than or equal to 0"),
+        ({"stage3_ratios": {"standard_reid": 0}}, "stage3_ratios are all zero"),
+        ({"executor": "slurm"}, "'local' or 'ray'"),
+        ({"workers": 0}, "greater than or equal to 1"),
         ({"gallery": {"min_size": 6, "max_size": 5}}, "min_size 6 is above gallery.max_size 5"),
         ({"gallery": {"min_size": 1}}, "greater than or equal to 2"),
         ({"gallery": {"max_size": 27}}, "less than or equal to 26"),
@@ -149,9 +170,11 @@ def test_wrong_build_setting_is_refused(changes: dict[str, Any], message: str) -
     [
         ({"name": "Market-1501"}, "should match pattern"),
         ({"name": ""}, "should match pattern"),
-        ({"parser": "dukemtmc"}, "'market1501' or 'pattern'"),
-        ({"parser": "pattern"}, "needs `pattern`"),
-        ({"parser": "pattern", "pattern": ""}, "needs `pattern`"),
+        ({"trial": 0}, "greater than or equal to 1"),
+        ({"stages": [4]}, "1, 2 or 3"),
+        ({"weight": 0}, "greater than 0"),
+        ({"weight": float("inf")}, "finite"),
+        ({"unreadable": "drop"}, "'raise' or 'skip'"),
         ({"train_share": 1.5}, "less than or equal to 1"),
         ({"train_share": -0.5}, "greater than or equal to 0"),
         ({"query_cameras": "c1"}, "valid tuple"),

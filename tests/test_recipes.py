@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["data_engine.yaml", "folder_of_crops.yaml"])
+@pytest.mark.parametrize("name", ["data_engine.yaml", "data_engine_full.yaml", "folder_of_crops.yaml"])
 def test_recipe_of_the_data_engine_validates(name: str) -> None:
     settings = load_settings(ROOT / "examples" / name, [], BuildSettings)
     assert set(settings.records) == {"stage1", "stage2", "stage3"}

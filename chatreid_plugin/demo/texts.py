@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..answers import render_answer
 from ..records import Answer, Attribute, ImageReference, Instruction
-from ..tasks import TASKS, format_chat_prompt, render_answer, render_prompt
+from ..tasks import TASKS, format_chat_prompt, render_prompt
 from .people import Person, describe_person
 
 

@@ -1,13 +1,15 @@
 """``formatting: chatreid``: compact records become LLaMA-Factory conversations when they are read."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import wraps
 from types import ModuleType
 from typing import Any
 
+from ..answers import render_answer
 from ..records import Instruction, convert_row_to_instruction
-from ..tasks import TASKS, render_answer, render_prompt
+from ..tasks import TASKS, render_prompt
 from .compat import get_function, get_upstream
 
 
@@ -26,7 +28,12 @@ def find_image_root(dataset_attr: Any, data_args: Any) -> str:
     return os.path.realpath(root)
 
 
-def convert_record(record: Instruction, image_root: str) -> dict[str, Any]:
+def find_own_prompts(dataset_attr: Any) -> tuple[str, ...]:
+    """Return the user's wordings of the data set's task: ``chatreid.prompts`` of the dataset_info.json entry."""
+    return tuple((getattr(dataset_attr, "chatreid", None) or {}).get("prompts", ()))
+
+
+def convert_record(record: Instruction, image_root: str, own_prompts: Sequence[str] = ()) -> dict[str, Any]:
     """Return LLaMA-Factory's aligned form of a record.
 
     Images carry their size and the record's id, so that tokens are counted without opening a file and an unreadable
@@ -40,7 +47,7 @@ def convert_record(record: Instruction, image_root: str) -> dict[str, Any]:
         for i in record.images
     ]
     return {
-        "_prompt": [{"role": "user", "content": render_prompt(record)}],
+        "_prompt": [{"role": "user", "content": render_prompt(record, own_prompts)}],
         "_response": [{"role": "assistant", "content": render_answer(record)}],
         "_system": "",
         "_tools": "",
@@ -65,11 +72,12 @@ class ChatReIDConverter:
     def __post_init__(self) -> None:
         self.image_root = find_image_root(self.dataset_attr, self.data_args)
         # datasets caches a map by the pickled function: with the wordings inside, an edited prompt is a new cache.
-        self.wordings = repr(TASKS)
+        self.own_prompts = find_own_prompts(self.dataset_attr)
+        self.wordings = repr((TASKS, self.own_prompts))
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """Convert one row of a shard."""
-        return convert_record(convert_row_to_instruction(example), self.image_root)
+        return convert_record(convert_row_to_instruction(example), self.image_root, self.own_prompts)
 
 
 def register_converter(module: ModuleType) -> None:

@@ -13,14 +13,17 @@ import numpy as np
 from ..errors import ConfigError
 from ..records import convert_row_to_instruction
 from .compat import get_function
-from .converter import FORMATTING, convert_record, find_image_root
+from .converter import FORMATTING, convert_record, find_image_root, find_own_prompts
 from .shard_check import extend_shard_loading
 
 
-ROOT_COLUMN = "chatreid_root"
+ORIGIN_COLUMN = "chatreid_origin"
 
-# Image roots seen so far; a data set carries the index, an integer, instead of a path in every row.
-_image_roots: list[str] = []
+# Image root and the user's wordings of a data set.
+Origin = tuple[str, tuple[str, ...]]
+
+# Those seen so far; a data set carries the index, an integer, instead of a path in every row.
+_origins: list[Origin] = []
 
 
 @dataclass
@@ -28,15 +31,15 @@ class LazyTokenizer:
     """Turns a batch of compact rows into token ids; importable, so that data loader workers can receive it."""
 
     processor: Any
-    image_roots: list[str]
+    origins: list[Origin]
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Return ``input_ids``, ``attention_mask``, ``labels``, ``images``, ... for a batch of rows."""
-        roots = rows.pop(ROOT_COLUMN)
+        origins = rows.pop(ORIGIN_COLUMN)
         examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
         aligned = [
-            convert_record(convert_row_to_instruction(example), self.image_roots[root])
-            for example, root in zip(examples, roots, strict=True)
+            convert_record(convert_row_to_instruction(example), *self.origins[origin])
+            for example, origin in zip(examples, origins, strict=True)
         ]
         columns = {name: [example[name] for example in aligned] for name in aligned[0]}
         return dict(self.processor.preprocess_dataset(columns))
@@ -54,10 +57,10 @@ def extend_loader(module: ModuleType) -> None:
         if not getattr(data_args, "chatreid_lazy", False):
             return align_dataset(dataset, dataset_attr, data_args, training_args)
         _check_lazy(dataset_attr, data_args)
-        root = find_image_root(dataset_attr, data_args)
-        if root not in _image_roots:
-            _image_roots.append(root)
-        return dataset.add_column(ROOT_COLUMN, np.full(len(dataset), _image_roots.index(root), dtype=np.int32))
+        origin = find_image_root(dataset_attr, data_args), find_own_prompts(dataset_attr)
+        if origin not in _origins:
+            _origins.append(origin)
+        return dataset.add_column(ORIGIN_COLUMN, np.full(len(dataset), _origins.index(origin), dtype=np.int32))
 
     @wraps(preprocess)
     def preprocess_lazily(
@@ -70,11 +73,11 @@ def extend_loader(module: ModuleType) -> None:
         processor: Any = None,
         is_eval: bool = False,
     ) -> Any:
-        if dataset is None or ROOT_COLUMN not in (dataset.column_names or ()):
+        if dataset is None or ORIGIN_COLUMN not in (dataset.column_names or ()):
             return preprocess(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
         do_generate = training_args.predict_with_generate and is_eval
         dataset_processor = get_processor(data_args, stage, template, tokenizer, processor, do_generate)
-        lazy = dataset.with_transform(LazyTokenizer(dataset_processor, list(_image_roots)))
+        lazy = dataset.with_transform(LazyTokenizer(dataset_processor, list(_origins)))
         if training_args.should_log:
             print("eval example:" if is_eval else "training example:")
             dataset_processor.print_data_example(lazy[0])

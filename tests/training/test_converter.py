@@ -3,6 +3,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import Answer, ImageReference, Instruction, convert_instruction_to_row
+from chatreid_plugin.tasks import OWN_VARIANT, render_prompt
 from chatreid_plugin.training.converter import ChatReIDConverter, convert_record, find_image_root
 
 
@@ -124,3 +126,15 @@ def test_spawned_worker_can_import_the_tokenizer_first() -> None:
     code = "import sys, chatreid_plugin.training.lazy; sys.exit('llamafactory' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_users_wordings_come_from_the_entry_and_renew_the_map_cache(workshop: Any) -> None:
+    own = "Name the images of {image} among {gallery}"
+    row = convert_instruction_to_row(replace(RECORD, variant=OWN_VARIANT))
+    arguments = SimpleNamespace(dataset_dir=str(workshop.dataset_dir), media_dir=str(workshop.dataset_dir))
+    plain, reworded = (
+        ChatReIDConverter(SimpleNamespace(chatreid={"prompts": prompts}), arguments) for prompts in ([], [own])
+    )
+    assert reworded(row)["_prompt"][0]["content"] == "Name the images of <image> among A: <image> B: <image>"
+    assert plain(row)["_prompt"][0]["content"] == render_prompt(RECORD)
+    assert plain.wordings != reworded.wordings

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from chatreid_plugin.answers import render_answer
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.images import Aspect, ImagePolicy, apply_stage_policy, resize_by_policy
 from chatreid_plugin.records import Answer, ImageReference, Instruction, convert_instruction_to_row
-from chatreid_plugin.tasks import render_answer, render_prompt
-from chatreid_plugin.training.lazy import ROOT_COLUMN, LazyTokenizer
+from chatreid_plugin.tasks import render_prompt
+from chatreid_plugin.training.lazy import ORIGIN_COLUMN, LazyTokenizer
 
 
 THRESHOLDS = [
@@ -60,8 +61,8 @@ def tokenize(module: dict[str, Any], record: Instruction, root: Path, stage: int
 
     template, data_args = make_template(module["tokenizer"], "chatreid", stage, aspect)
     processor = _get_dataset_processor(data_args, "sft", template, module["tokenizer"], module["processor"])
-    columns = {name: [value] for name, value in convert_instruction_to_row(record).items()} | {ROOT_COLUMN: [0]}
-    batch = LazyTokenizer(processor, [str(root)])(columns)
+    columns = {name: [value] for name, value in convert_instruction_to_row(record).items()} | {ORIGIN_COLUMN: [0]}
+    batch = LazyTokenizer(processor, [(str(root), ())])(columns)
     return {name: values[0] for name, values in batch.items()}, template
 
 
