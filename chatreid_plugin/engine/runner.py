@@ -1,6 +1,7 @@
 """Run the data engine: sources -> manifests -> shards of every stage -> dataset_info.json."""
 
 import os
+import platform
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import xxhash
 from tqdm import tqdm
 
@@ -100,6 +103,8 @@ def _prepare_dataset(
         "fingerprint": fingerprint,
         "images_digest": digest,
         "version": __version__,
+        # Shards are byte-identical for equal versions of these; another pyarrow may lay a file out differently.
+        "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "numpy": np.__version__},
         "settings": settings.model_dump(mode="json"),
         "records": count,
     }

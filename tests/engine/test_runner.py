@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import chisquare
@@ -254,3 +255,5 @@ def test_provenance_stands_beside_the_data_set(make_recipe: MakeRecipe) -> None:
         pq.read_metadata(path).num_rows for path in (recipe.output_dir / PAIRS).iterdir()
     )
     assert provenance["settings"] == recipe.model_dump(mode="json")
+    assert provenance["versions"]["pyarrow"] == pa.__version__
+    assert len(provenance["fingerprint"]) == len(provenance["images_digest"]) == 32

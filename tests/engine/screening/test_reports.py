@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from chatreid_plugin.config import BuildSettings
+from chatreid_plugin.demo.layouts import LAYOUTS
 from chatreid_plugin.engine.screening.reports import audit_sources, filter_sources
 from chatreid_plugin.engine.sources import parse_sources
 from chatreid_plugin.errors import ConfigError, DataError
@@ -172,3 +173,22 @@ def test_audit_finds_images_across_data_sets_and_in_further_manifests(
 def test_wrong_table_name_is_refused_before_the_audit(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"leaks.txt: the name must end in .csv or .jsonl"):
         audit_sources(make_recipe(), write=tmp_path / "leaks.txt")
+
+
+def test_msmt17_test_people_among_icfg_pedes_training_people_are_reported(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    sources: list[dict[str, Any]] = []
+    for layout in ("msmt17:v1", "icfgpedes", "ltcc"):
+        name = layout.partition(":")[0]
+        LAYOUTS[layout](tmp_path / name, 0)
+        sources.append({"name": name, "root": tmp_path / name, "allow_count_mismatch": True})
+    settings = make_recipe(sources=sources)
+    parse_sources(settings)
+    report = audit_sources(settings)
+    pairs = {(leak.training_dataset, leak.tested_dataset, leak.kind) for leak in report.leaks}
+    assert pairs == {("icfgpedes", "msmt17", "path"), ("msmt17", "icfgpedes", "path")}
+    # Person 0 of ICFG-PEDES, trained, is person 0 of MSMT17's test set: three cameras, two images in each.
+    reused = [leak for leak in report.leaks if leak.training_dataset == "icfgpedes"]
+    assert len(reused) == 6
+    assert {(leak.training_person, leak.tested_person) for leak in reused} == {("icfgpedes:0", "msmt17:test_0000")}
