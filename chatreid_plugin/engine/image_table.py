@@ -120,7 +120,9 @@ class ImageTable:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
+        # Worked out once, though every source asks.
         self._tokens: dict[ImagePolicy, Codes] = {}
+        self._values: dict[str, Codes] = {}
         self.sources = [SourceRows(*bounds) for bounds in json.loads(table.schema.metadata[_SOURCES])]
 
     def get_column(self, name: str) -> pa.Array:
@@ -128,9 +130,9 @@ class ImageTable:
         column = self.table.column(name)
         return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
-    def encode(self, name: str) -> Codes:
-        """Return numbers that are equal where the column is; -1 where it is null."""
-        return _encode(self.get_column(name))
+    def encode(self, name: str, rows: slice = slice(None)) -> Codes:
+        """Return numbers that are equal where the column is, for some rows; -1 where it is null."""
+        return _encode(self.get_column(name)[rows])
 
     @cached_property
     def caption_starts(self) -> Codes:
@@ -163,16 +165,22 @@ class ImageTable:
         names, values = _encode(self.attributes.field("name")), _encode(self.attributes.field("value"))
         return number(names, values)
 
-    def encode_looks(self) -> Codes:
-        """Return numbers that are equal where images have the same attributes, in whatever order."""
+    @cached_property
+    def looks(self) -> Codes:
+        """Numbers that are equal where images have the same attributes, in whatever order."""
         # A sum of one random number per attribute: equal sums of different attributes are as unlikely as 2**-64.
         keys = np.random.default_rng(0).integers(2**63, size=int(self.attribute_codes.max(initial=0)) + 1)
         sums = np.concatenate([[0], np.cumsum(keys[self.attribute_codes])])
-        looks = sums[self.attribute_starts[1:]] - sums[self.attribute_starts[:-1]]
-        return np.unique(looks, return_inverse=True)[1].astype(np.int64)
+        own = sums[self.attribute_starts[1:]] - sums[self.attribute_starts[:-1]]
+        return np.unique(own, return_inverse=True)[1].astype(np.int64)
 
     def encode_attribute(self, name: str) -> Codes:
         """Return the value's number of one attribute for each image; -1 where it has none."""
+        if name not in self._values:
+            self._values[name] = self._encode_attribute(name)
+        return self._values[name]
+
+    def _encode_attribute(self, name: str) -> Codes:
         chosen = np.flatnonzero(pc.equal(self.attributes.field("name"), name).to_numpy(zero_copy_only=False))
         owners = np.searchsorted(self.attribute_starts, chosen, side="right") - 1
         codes = np.full(self.table.num_rows, -1, dtype=np.int64)

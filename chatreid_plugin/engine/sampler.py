@@ -110,9 +110,8 @@ class ImagePool:
         return pool
 
     def _index_labels(self) -> None:
-        rows, encode = self._rows, self.table.encode
-        person, camera = encode("person_id")[rows], encode("camera_id")[rows]
-        clothes, modality = encode("clothes_id")[rows], encode("modality")[rows]
+        labels = (self.table.encode(name, self._rows) for name in ("person_id", "camera_id", "clothes_id", "modality"))
+        person, camera, clothes, modality = labels
         self.people = Groups(person)
         # Of one modality, since a camera may see both.
         self._by_camera = Groups(number(camera, modality))
@@ -140,7 +139,7 @@ class ImagePool:
         has_caption = np.diff(table.caption_starts[upto]) > 0
         self.captioned = view(np.flatnonzero(has_caption))
         self.attributed = view(np.flatnonzero(np.diff(table.attribute_starts[upto]) > 0))
-        self._looks = Groups(table.encode_looks()[rows])
+        self._looks = Groups(table.looks[rows])
         colour = table.encode_attribute(HARD_ATTRIBUTE)[rows]
         self._by_camera_and_colour = Groups(number(np.asarray(self._by_camera.labels), colour))
         self._caption_codes = view(table.caption_codes)

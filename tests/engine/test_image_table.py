@@ -102,7 +102,7 @@ def test_looks_are_equal_whatever_the_order_of_attributes() -> None:
         {},
         {},
     ]
-    codes = make_table([replace(ONE, attributes=look) for look in looks]).encode_looks().tolist()
+    codes = make_table([replace(ONE, attributes=look) for look in looks]).looks.tolist()
     assert codes[0] == codes[1]
     assert codes[4] == codes[5]
     assert len(set(codes)) == 4
@@ -204,6 +204,6 @@ def test_images_without_any_description_have_codes() -> None:
     bare = replace(ONE, captions=(), attributes={}, clothes_id=None)
     table = make_table([bare, bare])
     assert table.encode("clothes_id").tolist() == [-1, -1]
-    assert table.encode_looks().tolist() == [0, 0]
+    assert table.looks.tolist() == [0, 0]
     assert table.encode_attribute("hat").tolist() == [-1, -1]
     assert (len(table.caption_codes), len(table.attribute_codes)) == (0, 0)
