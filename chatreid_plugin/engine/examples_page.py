@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from ..crops import encode_thumbnail
+from ..pages import render_template
 from ..shards import open_atomically
 from ..tasks import IMAGE_MARK
 from .examples import Example
+
+
+TEMPLATE = Path(__file__).with_name("examples.html.j2")
 
 
 def _view_example(example: Example) -> dict[str, Any]:
@@ -26,15 +28,8 @@ def _view_example(example: Example) -> dict[str, Any]:
 
 def render_page(examples: Sequence[Example]) -> str:
     """Return the HTML of the page; every text from outside is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     views = [_view_example(example) for example in examples]
-    return environment.get_template("examples.html.j2").render(views=views)
+    return render_template(TEMPLATE, views=views)
 
 
 def write_page(path: Path, examples: Sequence[Example]) -> None:

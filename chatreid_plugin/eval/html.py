@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 
 from ..crops import encode_thumbnail
+from ..pages import render_template
 from ..records import ImageRecord
 from ..shards import open_atomically
 from .protocols import Protocol
@@ -19,6 +19,7 @@ from .report import DEFINITIONS, Results
 from .ties import IntArray
 
 
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 SHOWN = 10
 
 
@@ -73,20 +74,14 @@ def build_query_view(
 
 def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
     """Return the HTML of the page; every text from outside is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ranking = results.ranking
     figures = [("mAP", ranking.mean_ap), *((f"Rank-{k}", value) for k, value in ranking.cmc.items())]
     figures += [("mINP", ranking.mean_inp), ("Filter recall", results.filter_recall)]
     figures += [("Ceiling mAP", results.ceiling.mean_ap)]
     settings = results.settings
     scorer = settings.model_name_or_path if settings.backend == "transformers" else settings.backend
-    return environment.get_template("report.html.j2").render(
+    return render_template(
+        TEMPLATE,
         protocol=results.protocol,
         scorer=scorer,
         filter=settings.filter,

@@ -5,13 +5,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-
 from ... import __version__
+from ...pages import render_template
 from ...shards import open_atomically
 from .figures import encode_png
 from .report import Statistics, compute_statistics
 from .sections import Section, build_sections
+
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def find_output(dataset_dir: Path) -> Path:
@@ -37,14 +39,8 @@ def render_page(statistics: Statistics, sections: Sequence[Section], pictures: M
         sections: the topics in their order.
         pictures: topic -> PNG file; topics without a figure have none.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        TEMPLATE,
         statistics=statistics,
         sections=sections,
         pictures={topic: _encode_picture(content) for topic, content in pictures.items()},
