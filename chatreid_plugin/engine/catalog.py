@@ -4,6 +4,7 @@ Counts carry the confidence of the shared notes on protocols: V counted in the p
 authors, K widely reported. V and P must agree with what is parsed, K only warns.
 """
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,8 @@ from .listing import Crop
 
 
 CATALOG_FILE = Path(__file__).with_name("catalog.yaml")
-
-
 Setting = Literal["standard", "cloth-changing", "visible-infrared", "text-to-image", "attributes", "captions", "any"]
+_DUKE_FOLDER = re.compile(r"duke[-_ ]?mtmc|(?:occluded|p)[-_ ]?duke", re.IGNORECASE)
 
 
 class Count(Settings):
@@ -81,7 +81,9 @@ def refuse_withdrawn(source: SourceSettings) -> None:
     Raises:
         ConfigError: the source's name, parser or folder says Duke.
     """
-    for value in (source.name, source.parser_name, source.root.name):
+    # A folder further up may be the home of somebody called Duke.
+    above = [part for part in source.root.resolve().parts[-3:] if _DUKE_FOLDER.search(part)]
+    for value in (source.name, source.parser_name, source.root.name, *above):
         if "duke" in value.lower():
             raise ConfigError(
                 f"Source {source.name}: {value!r} looks like DukeMTMC or a set made from it (Occluded-Duke, P-Duke, "

@@ -137,6 +137,8 @@ def test_unknown_variant_is_refused(name: str, message: str) -> None:
         {"name": "mine", "parser": "DukeMTMC-reID"},
         {"root": Path("raw/DukeMTMC-reID")},
         {"root": Path("raw/OCCLUDED_DUKE")},
+        {"root": Path("raw/DukeMTMC-reID/bounding_box_train")},
+        {"root": Path("raw/P-DukeMTMC-reID/train/x")},
         {"name": "mine", "parser": "pattern", "pattern": "{person}.jpg", "root": Path("raw/P-DukeMTMC-reID")},
     ],
 )
