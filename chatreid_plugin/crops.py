@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from .errors import DataError
 from .images import ImagePolicy, list_resizes
@@ -15,35 +15,104 @@ from .images import ImagePolicy, list_resizes
 # What Pillow raises for damaged files of one format or another.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
+# EXIF 2.32, tag 0x0112: what turns the stored pixels upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+# White in a file of more than 8 bits a pixel: floats from 0 to 1, then the depths of visible and infrared sensors (8,
+# 12, 14 and 16 bits), which such files hold without saying which.
+_WHITE_LEVELS = (1.0, 255.0, 4095.0, 16383.0, 65535.0)
+
 THUMBNAIL_SIZE = (96, 192)
 THUMBNAIL_QUALITY = 80
 
 
+def _read_orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns it itself, and its size says so before
+    try:
+        # Not PngImageFile's own, which decodes the pixels to look behind them. Once asked, Pillow keeps the answer, so
+        # that the header's size and the decoded pixels agree.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except DAMAGE:
+        return 1  # a viewer shows the picture as it is stored, too
+    return orientation if orientation in _TURNS else 1
+
+
+def read_upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the (width, height) that ``convert_to_rgb`` will give an opened image; no pixel is decoded."""
+    width, height = image.size
+    return (height, width) if _read_orientation(image) in _SIDEWAYS else (width, height)
+
+
+def _scale_to_bytes(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image, dtype=np.float64)
+    highest = float(pixels[np.isfinite(pixels)].max(initial=0.0))
+    levels = _WHITE_LEVELS if image.mode == "F" else _WHITE_LEVELS[1:]
+    white = next((level for level in levels if highest <= level), highest)
+    known = np.nan_to_num(pixels, nan=0.0, posinf=white, neginf=0.0).clip(0.0, white)
+    return Image.fromarray(np.rint(known * (255.0 / white)).astype(np.uint8))
+
+
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in RGB; Pillow alone would turn nearly every 16-bit (infrared) pixel white."""
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    """Return the image in RGB with 8 bits a channel, upright as its EXIF orientation (all 8) says.
+
+    Pillow alone would leave a photograph on its side, turn nearly every 16-bit (infrared) pixel white and every float
+    from 0 to 1 black. Here integers of 16 or 32 bits and floats are scaled by their sensor's depth, which is taken to
+    be the smallest of 8, 12, 14 and 16 bits that holds the file's highest value (floats: of 0 to 1 first); beyond 16
+    bits by that value. Negative values and NaN become black. The scale is linear from 0 and belongs to the sensor, not
+    to the picture: stretching each picture's own contrast would show one person dark in one crop and bright in the
+    next, and turn noise into shades.
+
+    Transparent pixels are laid over white, as Qwen's own ``qwen_vl_utils`` does: what an editor left below them is no
+    part of the picture. PNG files with 16 bits in each of several channels lose their low bytes inside Pillow.
+
+    Args:
+        image: opened; for PNG, where EXIF data may follow the pixels and is then ignored, best not yet decoded.
+
+    Returns:
+        An image of the size that ``read_upright_size`` says; the same object if there is nothing to do.
+
+    Raises:
+        One of ``DAMAGE``: the pixels cannot be decoded or have no colours (LAB).
+    """
+    turn = _TURNS.get(_read_orientation(image))
+    image.load()
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _scale_to_bytes(image)
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
+    image = image.convert("RGB") if image.mode != "RGB" else image
+    if turn is not None:
+        image = image.transpose(turn)
+        image.info = {}  # without the orientation, or the next call would turn it again
+    return image
 
 
 def open_crop(path: Path) -> Image.Image:
-    """Return the image of a file, decoded, in RGB.
+    """Return the image of a file, decoded, upright, in RGB.
 
     Raises:
         DataError: the file is missing, no image, or cut short.
     """
     try:
         with Image.open(path) as image:
-            image.load()
             return convert_to_rgb(image)
     except DAMAGE as error:
         raise DataError(f"{path} cannot be read as an image: {error}. Replace the file or drop its record.") from None
 
 
 def prepare_crop(image: Image.Image, policy: ImagePolicy) -> Image.Image:
-    """Return the image in RGB, resized as the policy says, step by step as in training.
+    """Return the image upright and in RGB, resized as the policy says, step by step as in training.
 
     The filter is Pillow's default, which LLaMA-Factory's own resizing uses. Converted first: palette images cannot be
     resized smoothly.

@@ -34,8 +34,8 @@ class ImageFacts:
     """What the pixels of one crop say.
 
     Attributes:
-        width: pixels.
-        height: pixels.
+        width: pixels, upright as the file's EXIF orientation says.
+        height: likewise.
         content_hash: of the file's bytes, 128 bits, hexadecimal.
         perceptual_hash: pHash of 256 bits, hexadecimal: hardly changed by scaling and compression.
         sharpness: variance of the Laplacian of the grey image at 64 x 128 pixels; small when blurred.
@@ -61,7 +61,6 @@ def inspect_image(path: Path) -> ImageFacts:
         if not content:
             raise DataError(f"{path} is empty (0 bytes). Copy it again or remove it.")
         with Image.open(io.BytesIO(content)) as image:
-            image.load()
             grey = convert_to_rgb(image).convert("L")
     except UnidentifiedImageError:
         # Pillow's own message holds a memory address.
@@ -70,8 +69,8 @@ def inspect_image(path: Path) -> ImageFacts:
         raise DataError(f"{path} cannot be decoded: {error}. Copy it again or remove it.") from None
     pixels = np.asarray(grey.resize(SHARPNESS_SIZE), dtype=np.float32)
     return ImageFacts(
-        width=image.width,
-        height=image.height,
+        width=grey.width,
+        height=grey.height,
         content_hash=hashlib.blake2b(content, digest_size=16).hexdigest(),
         perceptual_hash=str(imagehash.phash(grey, hash_size=HASH_SIDE)),
         sharpness=round(float(ndimage.laplace(pixels).var()), 2),
