@@ -1,7 +1,6 @@
 """LLaMA-Factory's Qwen2-VL plugin with the stage's image policy, and token counts from sizes instead of pixels."""
 
 from dataclasses import dataclass, field
-from io import BytesIO
 from types import ModuleType
 from typing import Any
 
@@ -9,8 +8,7 @@ import torch
 from llamafactory.data.mm_plugin import Qwen2VLPlugin
 from PIL import Image
 
-from ..crops import DAMAGE, prepare_crop
-from ..errors import DataError
+from ..crops import prepare_crop
 from ..images import (
     DEFAULT_IMAGE_MAX_PIXELS,
     DEFAULT_IMAGE_MIN_PIXELS,
@@ -18,60 +16,11 @@ from ..images import (
     PatchGeometry,
     count_grid,
 )
-from .compat import get_function, get_upstream
+from .compat import get_function, get_upstream, takes_token_types
+from .image_files import decode_image, read_size
 
 
 PLUGIN_NAME = "chatreid_qwen2_vl"
-
-
-def _describe(image: Any) -> str:
-    if isinstance(image, dict):
-        where = f"{image.get('path')}"
-        return f"{where} (record {image['record']})" if image.get("record") else where
-    return image if isinstance(image, str) else f"<{type(image).__name__}>"
-
-
-def open_image(image: Any) -> Image.Image:
-    """Open an image given as a path, bytes, a file, a PIL image or a dict with ``path`` or ``bytes``.
-
-    Raises:
-        DataError: the file is missing, empty or no image; names the file and, where known, the record.
-    """
-    if isinstance(image, Image.Image):
-        return image
-    source: Any = image
-    if isinstance(image, dict):
-        source = image["bytes"] if image.get("bytes") is not None else image.get("path")  # pyright: ignore
-    if isinstance(source, bytes):
-        source = BytesIO(source)
-    try:
-        return Image.open(source)
-    except FileNotFoundError:
-        raise DataError(f"Image {_describe(image)} does not exist.") from None
-    except DAMAGE as error:
-        raise DataError(f"Image {_describe(image)} cannot be opened: {error}") from None
-
-
-def read_size(image: Any) -> tuple[int, int]:
-    """Return (width, height): from the record if it says, else from the file's header; pixels are not decoded."""
-    if isinstance(image, dict) and image.get("width") and image.get("height"):
-        return image["width"], image["height"]
-    opened = open_image(image)
-    size = opened.size
-    if opened is not image:
-        opened.close()
-    return size
-
-
-def _check_size(image: Any, size: tuple[int, int]) -> None:
-    # The tokens were counted from the record's size: another image would stop the model with a shape mismatch.
-    if isinstance(image, dict) and image.get("width") and image.get("height"):
-        stated = image["width"], image["height"]
-        if stated != size:
-            raise DataError(
-                f"Image {_describe(image)} is {size[0]}x{size[1]} pixels, but the record says "
-                f"{stated[0]}x{stated[1]}: the file has been replaced. Build the records again."
-            )
 
 
 @dataclass
@@ -85,16 +34,27 @@ class ChatReIDPlugin(Qwen2VLPlugin):
         return prepare_crop(image, ImagePolicy(self.policy.stage, self.policy.aspect, *limits))
 
     def _regularize_images(self, images: list[Any], **kwargs: Any) -> Any:
-        results: list[Image.Image] = []
-        for image in images:
-            opened = open_image(image)
-            _check_size(image, opened.size)
-            try:
-                opened.load()  # here, where the file's name is known, and not inside the image processor
-            except DAMAGE as error:
-                raise DataError(f"Image {_describe(image)} is damaged: {error}") from None
-            results.append(self._preprocess_image(opened, **kwargs))
-        return {"images": results}
+        return {"images": [self._preprocess_image(decode_image(image), **kwargs) for image in images]}
+
+    def get_mm_inputs(
+        self,
+        images: list[Any],
+        videos: list[Any],
+        audios: list[Any],
+        imglens: list[int],
+        vidlens: list[int],
+        audlens: list[int],
+        batch_ids: list[list[int]],
+        processor: Any,
+    ) -> dict[str, Any]:
+        """Return the pixels, grids and, as a list for each record, which tokens are images; see ``positions.py``."""
+        inputs: dict[str, Any] = super().get_mm_inputs(
+            images, videos, audios, imglens, vidlens, audlens, batch_ids, processor
+        )
+        if (images or videos) and takes_token_types():
+            types = {processor.image_token_id: 1, processor.video_token_id: 2}  # as get_rope_index reads them
+            inputs["mm_token_type_ids"] = [[types.get(token, 0) for token in ids] for ids in batch_ids]
+        return inputs
 
     def _get_mm_token_metadata(
         self, images: list[Any], videos: list[Any], audios: list[Any], processor: Any
@@ -127,4 +87,5 @@ def register_plugin(module: ModuleType) -> None:
     get_function(module, "Qwen2VLPlugin._get_mm_token_metadata")
     get_function(module, "Qwen2VLPlugin._preprocess_image")
     get_function(module, "MMPluginMixin._regularize_images")
+    get_function(module, "BasePlugin.get_mm_inputs")
     get_upstream(module, "register_mm_plugin")(PLUGIN_NAME, ChatReIDPlugin)

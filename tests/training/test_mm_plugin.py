@@ -1,7 +1,7 @@
 """The image plugin: parity with stock Qwen2-VL, no decoding at tokenization, and what it says of damaged files."""
 
 from collections.abc import Iterator
-from io import BytesIO
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from chatreid_plugin.answers import render_answer
 from chatreid_plugin.errors import DataError
@@ -135,7 +135,7 @@ def test_same_inputs_as_stock_template_on_images_resized_first(
         assert row["labels"] == stock_row["labels"]
         ours = get_pixels(tokenizer_module, row, template)
         theirs = get_pixels(tokenizer_module, stock_row, stock)
-        assert ours.keys() == theirs.keys()
+        assert ours.keys() == theirs.keys() | {"mm_token_type_ids"}  # for generation; see test_positions.py
         assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
         assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
 
@@ -155,6 +155,7 @@ def test_same_inputs_as_transformers_processor_on_images_resized_first(
         images = [resize(size, policy) for size in sizes[first : first + 3]]
         theirs = call_transformers(workshop.model, record, images)
         assert row["input_ids"] == theirs["input_ids"][0].tolist()
+        assert ours["mm_token_type_ids"] == theirs["mm_token_type_ids"].tolist()
         assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
         assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
 
@@ -282,19 +283,43 @@ def test_every_mode_keeps_its_brightness(tokenizer_module: dict[str, Any], mode:
     assert abs(values.mean() - 127) < 20
 
 
-def test_image_is_taken_in_every_form(tokenizer_module: dict[str, Any], noise: Path) -> None:
-    from chatreid_plugin.crops import convert_to_rgb
-    from chatreid_plugin.training.mm_plugin import open_image, read_size
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sizes of picture for each EXIF orientation; ``<width>x<height>`` as stored."""
+    folder = tmp_path_factory.mktemp("turned")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        for size in ((90, 201), (210, 330)):
+            make_noise(*size).save(folder / f"{orientation}_{size[0]}x{size[1]}.png", exif=exif)
+    return folder
 
-    path = noise / "64x128.png"
-    image = Image.open(path)
-    forms = [str(path), path.read_bytes(), BytesIO(path.read_bytes()), {"path": str(path)}, image]
-    forms += [{"bytes": path.read_bytes(), "path": None}]
-    for form in forms:
-        assert read_size(form) == (64, 128)
-    assert open_image(image) is image
-    image.load()  # read_size left it open
-    assert convert_to_rgb(image) is image
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("stage", "aspect"), CASES)
+def test_tokens_grid_and_manifest_agree_for_every_exif_orientation(
+    tokenizer_module: dict[str, Any], turned: Path, orientation: int, stage: int, aspect: Aspect
+) -> None:
+    """Counted from the data engine's sizes, from the header, from training's pixels and from evaluation's."""
+    from chatreid_plugin.crops import open_crop, prepare_crop
+    from chatreid_plugin.engine.inspection import inspect_image
+
+    names = [f"{orientation}_{size}.png" for size in ("90x201", "210x330")]
+    facts = [inspect_image(turned / name) for name in names]
+    assert (facts[0].width, facts[0].height) == ((201, 90) if orientation > 4 else (90, 201))
+    stated = tuple(ImageReference(name, f.width, f.height) for name, f in zip(names, facts, strict=True))
+    record = make_record([(1, 1), (1, 1)])
+    records = [replace(record, images=stated), replace(record, images=tuple(map(ImageReference, names)))]
+    rows = [tokenize(tokenizer_module, r, turned, stage, aspect) for r in records]
+    assert rows[0][0]["input_ids"] == rows[1][0]["input_ids"]
+    crops = [prepare_crop(open_crop(turned / name), ImagePolicy(stage, aspect)) for name in names]
+    evaluated = tokenizer_module["processor"].image_processor(images=crops, return_tensors="pt")
+    mark = tokenizer_module["tokenizer"].convert_tokens_to_ids("<|image_pad|>")
+    for row, template in rows:
+        trained = get_pixels(tokenizer_module, row, template)
+        assert row["input_ids"].count(mark) == int(trained["image_grid_thw"].prod(1).sum()) // 4
+        assert torch.equal(trained["image_grid_thw"], evaluated["image_grid_thw"])
+        assert torch.equal(trained["pixel_values"], evaluated["pixel_values"])
 
 
 def test_geometry_is_the_processors_own(tokenizer_module: dict[str, Any]) -> None:
