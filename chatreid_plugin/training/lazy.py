@@ -5,6 +5,7 @@ Stock LLaMA-Factory maps the whole data set twice before the first step, into a 
 
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,9 +13,12 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..records import convert_row_to_instruction
+from .bad_images import LIST_NAME, BadImageList, SkippingDataset
 from .compat import get_function
 from .converter import FORMATTING, convert_record, find_image_root, find_own_prompts
+from .cutoff import RECORD_COLUMN, guard_processors, pack_record
 from .shard_check import extend_shard_loading
+from .tokenized_path import guard_tokenized_path
 
 
 ORIGIN_COLUMN = "chatreid_origin"
@@ -35,18 +39,28 @@ class LazyTokenizer:
 
     def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Return ``input_ids``, ``attention_mask``, ``labels``, ``images``, ... for a batch of rows."""
+        return self.tokenize(self.convert(rows))
+
+    def convert(self, rows: dict[str, list[Any]]) -> list[dict[str, Any]]:
+        """Return the records of a batch of rows in LLaMA-Factory's aligned form; takes the origins out of ``rows``."""
         origins = rows.pop(ORIGIN_COLUMN)
         examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        aligned = [
+        return [
             convert_record(convert_row_to_instruction(example), *self.origins[origin])
+            | {RECORD_COLUMN: pack_record(example, self.origins[origin][1])}
             for example, origin in zip(examples, origins, strict=True)
         ]
-        columns = {name: [example[name] for example in aligned] for name in aligned[0]}
+
+    def tokenize(self, examples: list[dict[str, Any]]) -> dict[str, list[Any]]:
+        """Return the columns that the collator takes, for aligned records."""
+        columns = {name: [example[name] for example in examples] for name in examples[0]}
         return dict(self.processor.preprocess_dataset(columns))
 
 
 def extend_loader(module: ModuleType) -> None:
     """Make ``llamafactory.data.loader`` skip both maps for ChatReID records when ``chatreid_lazy`` is set."""
+    guard_processors(module)
+    guard_tokenized_path(module)
     align_dataset = get_function(module, "align_dataset")
     preprocess = get_function(module, "_get_preprocessed_dataset")
     get_processor = get_function(module, "_get_dataset_processor")
@@ -77,7 +91,16 @@ def extend_loader(module: ModuleType) -> None:
             return preprocess(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
         do_generate = training_args.predict_with_generate and is_eval
         dataset_processor = get_processor(data_args, stage, template, tokenizer, processor, do_generate)
-        lazy = dataset.with_transform(LazyTokenizer(dataset_processor, list(_origins)))
+        lazy_tokenizer = LazyTokenizer(dataset_processor, list(_origins))
+        if do_generate:
+            # LLaMA-Factory writes the prompts beside the answers, from a column that no transform has.
+            return dataset.map(lazy_tokenizer, batched=True, remove_columns=dataset.column_names)
+        if data_args.chatreid_bad_image == "skip":
+            lazy: Any = SkippingDataset(
+                dataset, lazy_tokenizer, BadImageList(Path(training_args.output_dir) / LIST_NAME)
+            )
+        else:
+            lazy = dataset.with_transform(lazy_tokenizer)
         if training_args.should_log:
             print("eval example:" if is_eval else "training example:")
             dataset_processor.print_data_example(lazy[0])

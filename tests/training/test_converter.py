@@ -14,6 +14,7 @@ from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import Answer, ImageReference, Instruction, convert_instruction_to_row
 from chatreid_plugin.tasks import OWN_VARIANT, render_prompt
 from chatreid_plugin.training.converter import ChatReIDConverter, convert_record, find_image_root
+from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
 
 
 RECORD = Instruction(
@@ -65,7 +66,9 @@ def test_llamafactory_hands_out_our_converter_and_keeps_the_image_root(workshop:
     converter: Any = get_dataset_converter("chatreid", attributes, arguments)
     assert isinstance(converter, ChatReIDConverter)
     assert converter.image_root == str(workshop.images)
-    assert converter(convert_instruction_to_row(RECORD)) == convert_record(RECORD, str(workshop.images))
+    row = convert_instruction_to_row(RECORD)
+    packed = {RECORD_COLUMN: pack_record(row, ())}
+    assert converter(row) == convert_record(RECORD, str(workshop.images)) | packed
     assert pickle.loads(pickle.dumps(converter)).image_root == str(workshop.images)
 
 

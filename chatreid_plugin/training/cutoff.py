@@ -1,0 +1,237 @@
+"""The cutoff guard: a record over ``cutoff_len`` loses whole gallery images or is refused, never a part of an image.
+
+Stock LLaMA-Factory cuts the token ids: image tokens without their image stop the model steps later with a shape
+mismatch, and a cut answer is learnt as it is.
+"""
+
+import copy
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..answers import render_answer
+from ..errors import DataError
+from ..records import INSTRUCTION_SCHEMA, Answer, Instruction, convert_row_to_instruction
+from ..tasks import get_task, render_prompt
+from .compat import get_function
+
+
+OVER_CUTOFF = ("thin", "raise")
+RECORD_COLUMN = "_chatreid_record"
+LIST_NAME = "chatreid_thinned.txt"
+# Where processes that tokenize write down what they thinned. The environment reaches data loader workers and mapping
+# processes, forked or spawned; as a field of the guard it would be a part of the key of datasets' map cache.
+LIST_VARIABLE = "CHATREID_THINNED_LIST"
+
+
+def pack_record(row: Mapping[str, Any], own_prompts: Sequence[str]) -> str:
+    """Return a shard's row and the user's wordings as one string, which Arrow stores whatever is empty in it."""
+    return json.dumps([{name: row[name] for name in INSTRUCTION_SCHEMA.names}, list(own_prompts)])
+
+
+def drop_distractor(record: Instruction) -> tuple[Instruction, int] | None:
+    """Leave out the last gallery image that is no match; later images get the letters before theirs.
+
+    Returns:
+        The record without the image, and the image's position among ``images``; None if the record has no lettered
+        gallery, or one with a single image that is no match: without it, the question would answer itself.
+    """
+    if get_task(record.task, record.id).answer_kind != "letters":
+        return None
+    matches = set(record.answer.indices)
+    distractors = [index for index in range(record.gallery_size) if index not in matches]
+    if len(distractors) < 2:
+        return None
+    dropped = distractors[-1]
+    position = record.query_images + dropped
+    thinned = replace(
+        record,
+        images=record.images[:position] + record.images[position + 1 :],
+        answer=Answer(tuple(index - (index > dropped) for index in record.answer.indices)),
+        attributes=tuple(
+            replace(a, image=a.image - (a.image > position)) for a in record.attributes if a.image != position
+        ),
+    )
+    return thinned, position
+
+
+@dataclass
+class CutoffGuard:
+    """LLaMA-Factory's dataset processor of supervised training or generation, kept from cutting ChatReID records.
+
+    Attributes:
+        processor: LLaMA-Factory's.
+        uncut: the same, but it neither packs nor cuts, and writes one image token for each image. The guard repeats
+            the tokens: a tokenizer that has to find hundreds of them in a text takes most of its time for that.
+        over_cutoff: ``thin`` or ``raise``.
+        generate: prompt and answer are apart, as for ``predict_with_generate``.
+    """
+
+    processor: Any
+    uncut: Any
+    over_cutoff: str
+    generate: bool
+
+    def preprocess_dataset(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Return the processor's columns for a batch of aligned records.
+
+        Raises:
+            DataError: a record is too long, and cannot or must not be thinned.
+        """
+        columns = {name: values for name, values in examples.items() if name != RECORD_COLUMN}
+        packed: Sequence[Any] = examples.get(RECORD_COLUMN) or [None] * len(columns["_prompt"])
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        encoded: list[Mapping[str, list[Any]]] = []
+        for index, (row, record) in enumerate(zip(rows, packed, strict=True)):
+            if record is None:  # another data set in the mixture: LLaMA-Factory's to cut
+                encoded.append(self.processor.preprocess_dataset({name: [value] for name, value in row.items()}))
+            else:
+                rows[index], result = self._fit(row, record)
+                encoded.append(result)
+        if self.processor.data_args.packing and not self.generate:
+            return self.processor.preprocess_dataset({name: [row[name] for row in rows] for name in columns})
+        names = dict.fromkeys(name for result in encoded for name in result)
+        return {name: [value for result in encoded for value in result.get(name, ())] for name in names}
+
+    def _fit(self, row: dict[str, Any], packed: str) -> tuple[dict[str, Any], Mapping[str, list[Any]]]:
+        """Return an aligned record that fits, thinned if need be, and its columns."""
+        cutoff = self.processor.data_args.cutoff_len
+        result, length = self._encode(row)
+        if length <= cutoff:
+            return row, result
+        values, own_prompts = json.loads(packed)
+        record = convert_row_to_instruction(values)
+        fitted, images = row, list(row["_images"])
+        while length > cutoff:
+            smaller = drop_distractor(record) if self.over_cutoff == "thin" else None
+            if smaller is None:
+                raise DataError(_explain(record, length, cutoff, len(row["_images"]) - len(images), self.over_cutoff))
+            record, position = smaller
+            del images[position]
+            fitted = row | {
+                "_prompt": [{"role": "user", "content": render_prompt(record, own_prompts)}],
+                "_response": [{"role": "assistant", "content": render_answer(record)}],
+                "_images": images,
+            }
+            result, length = self._encode(fitted)
+        _note_thinned(record.id, len(row["_images"]) - len(images))
+        return fitted, result
+
+    def _encode(self, row: Mapping[str, Any]) -> tuple[Mapping[str, list[Any]], int]:
+        """Return the columns of an aligned record, uncut, and its length in tokens."""
+        result = self.uncut.preprocess_dataset({name: [value] for name, value in row.items()})
+        ids, labels = result["input_ids"][0], result["labels"][0]
+        plugin, processor = self.processor.template.mm_plugin, self.processor.processor
+        grids = plugin._get_mm_token_metadata(row["_images"], [], [], processor)["image_grid_thw"].tolist()
+        counts = (math.prod(grid) // processor.image_processor.merge_size**2 for grid in grids)
+        image_token = self.processor.tokenizer.convert_tokens_to_ids(plugin.image_token)
+        repeats = [next(counts) if token == image_token else 1 for token in ids]
+        ids = _repeat(ids, repeats)
+        labels = labels if self.generate else _repeat(labels, repeats)
+        result |= {"input_ids": [ids], "attention_mask": [[1] * len(ids)], "labels": [labels]}
+        return result, len(ids) + (len(labels) if self.generate else 0)
+
+    def print_data_example(self, example: Mapping[str, Any]) -> None:
+        """Print an example as LLaMA-Factory does."""
+        self.processor.print_data_example(example)
+
+
+def _repeat(values: Sequence[int], repeats: Sequence[int]) -> list[int]:
+    return [value for value, count in zip(values, repeats, strict=True) for _ in range(count)]
+
+
+def _explain(record: Instruction, length: int, cutoff: int, dropped: int, over_cutoff: str) -> str:
+    needs = f"Record {record.id} needs {length} tokens, but cutoff_len is {cutoff}"
+    remedy = f"Set cutoff_len: {length} or more, or a smaller image_max_pixels"
+    if over_cutoff == "raise" and drop_distractor(record) is not None:
+        return f"{needs} and chatreid_over_cutoff is raise. {remedy}, or chatreid_over_cutoff: thin."
+    if dropped:
+        return f"{needs}, even after {dropped} gallery image(s) that are no match have been left out. {remedy}."
+    return f"{needs}, and it has no gallery images that could be left out. {remedy}."
+
+
+def _note_thinned(record_id: str, images: int) -> None:
+    path = os.environ.get(LIST_VARIABLE)
+    if path is None:
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # One short write at the end of the file: lines of several processes do not mix (POSIX, O_APPEND).
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(f"{record_id}\t{images}\n")
+
+
+def start_thinned_list(training_args: Any) -> None:
+    """Make ``chatreid_thinned.txt`` in the output folder this run's list: record id, tab, images left out."""
+    path = Path(training_args.output_dir) / LIST_NAME
+    os.environ[LIST_VARIABLE] = str(path.absolute())
+    if training_args.process_index == 0:
+        # The other processes wait for this one inside get_dataset, before they tokenize anything.
+        path.unlink(missing_ok=True)
+
+
+def describe_thinned() -> str | None:
+    """Return what the list says so far, each record counted once; None if nothing has been thinned."""
+    path = Path(os.environ.get(LIST_VARIABLE, LIST_NAME))
+    if not path.is_file():
+        return None
+    thinned = dict(line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
+    images = sum(map(int, thinned.values()))
+    return f"{len(thinned)} record(s) over cutoff_len lost {images} gallery image(s); {path} lists them."
+
+
+class ThinnedReport(TrainerCallback):
+    """Says at the end of each epoch, on the first process, how many records have been thinned so far.
+
+    Data loader workers tokenize, so this process reads the list that they write. Without a shared file system, the
+    list holds the first node's records alone.
+    """
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print one line if there is something to say."""
+        line = describe_thinned() if state.is_world_process_zero else None
+        if line is not None:
+            print(f"chatreid: {line}", file=sys.stderr)
+
+
+def report_thinned(module: ModuleType) -> None:
+    """Add the report to the trainer's callbacks, inside ``llamafactory.train.tuner``."""
+    training_function = get_function(module, "_training_function")
+
+    @wraps(training_function)
+    def train_and_report(config: dict[str, Any]) -> None:
+        training_function(config | {"callbacks": [*(config.get("callbacks") or ()), ThinnedReport()]})
+
+    module._training_function = train_and_report  # type: ignore[attr-defined]
+
+
+def guard_processors(module: ModuleType) -> None:
+    """Put the guard before LLaMA-Factory's dataset processors, inside ``llamafactory.data.loader``."""
+    get_processor = get_function(module, "_get_dataset_processor")
+
+    @wraps(get_processor)
+    def get_guarded_processor(
+        data_args: Any, stage: str, template: Any, tokenizer: Any, processor: Any, do_generate: bool = False
+    ) -> Any:
+        dataset_processor = get_processor(data_args, stage, template, tokenizer, processor, do_generate)
+        if stage != "sft" or not str(data_args.template).startswith("chatreid"):
+            return dataset_processor
+        # getattr: LLaMA-Factory's own DataArguments, made in Python, do not have the key.
+        over_cutoff = getattr(data_args, "chatreid_over_cutoff", "thin")
+        uncut_args = copy.copy(data_args)
+        uncut_args.cutoff_len, uncut_args.packing = sys.maxsize, False
+        uncut_template = copy.copy(template)
+        uncut_template.mm_plugin = copy.copy(template.mm_plugin)
+        uncut_template.mm_plugin.expand_mm_tokens = False
+        uncut = get_processor(uncut_args, stage, uncut_template, tokenizer, processor, do_generate)
+        return CutoffGuard(dataset_processor, uncut, over_cutoff, do_generate)
+
+    module._get_dataset_processor = get_guarded_processor  # type: ignore[attr-defined]

@@ -1,0 +1,216 @@
+"""The cutoff guard through LLaMA-Factory's own get_dataset, against records built without the images left out."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction
+from chatreid_plugin.training.cutoff import LIST_VARIABLE, ThinnedReport, describe_thinned, drop_distractor
+
+
+# Sizes differ, so that an image left out changes the run of its image tokens.
+IMAGES = tuple(ImageReference(f"{n}.jpg", 56 + 14 * (n % 3), 112 + 28 * (n % 4)) for n in range(9))
+LONG = Instruction("long-1", "standard_reid", IMAGES, 1, Answer(indices=(2, 6)), dataset="tiny")
+SHORT = replace(LONG, id="short-1", images=IMAGES[:3], answer=Answer(indices=(1,)))
+PAIR = Instruction("pair-1", "image_to_image_one_to_one", IMAGES[:2], 1, Answer(match=True), dataset="tiny")
+# What is left when the last distractors, gallery images 7, 5 and 4, are left out; match 6 becomes the fifth, E.
+THINNED = replace(LONG, images=tuple(IMAGES[n] for n in (0, 1, 2, 3, 4, 7)), answer=Answer(indices=(2, 4)))
+UNCUT = 4096
+
+
+@pytest.fixture
+def load(load_rows: Callable[..., Any], write_dataset: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
+    """Return a function that writes records and gives their rows as LLaMA-Factory's get_dataset does."""
+    folders = iter(range(100))
+
+    def load_records(*records: Instruction, **changes: Any) -> Any:
+        folder = tmp_path / f"info{next(folders)}"
+        write_dataset(folder, records, tmp_path)
+        return load_rows(3, dataset="made", dataset_dir=str(folder), **changes)
+
+    return load_records
+
+
+def list_image_runs(row: Any, tokenizer: Any) -> list[int]:
+    """Return the lengths of the runs of image tokens."""
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    return [len(list(run)) for token, run in groupby(row["input_ids"]) if token == image]
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_thinned_record_is_the_record_without_the_images(
+    load: Callable[..., Any], tokenizer_module: dict[str, Any], lazy: bool
+) -> None:
+    wanted, short, full = load(THINNED, SHORT, LONG, cutoff_len=UNCUT)
+    length = len(wanted["input_ids"])
+    assert len(short["input_ids"]) < length < len(full["input_ids"])
+    found, other = load(LONG, SHORT, cutoff_len=length, chatreid_lazy=lazy)
+    assert found["input_ids"] == wanted["input_ids"] and found["labels"] == wanted["labels"]
+    assert found["attention_mask"] == [1] * length
+    names = [Path(image["path"]).name for image in found["images"]]
+    assert names == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "7.jpg"]
+    assert {image["record"] for image in found["images"]} == {"long-1"}
+    assert other["input_ids"] == short["input_ids"]
+    answer = tokenizer_module["tokenizer"].decode([token for token in found["labels"] if token >= 0])
+    assert "C, E" in answer.replace(" ,", ",")
+    full_runs = list_image_runs(full, tokenizer_module["tokenizer"])
+    assert len(full_runs) == 9
+    assert list_image_runs(found, tokenizer_module["tokenizer"]) == [full_runs[n] for n in (0, 1, 2, 3, 4, 7)]
+
+
+def test_one_token_less_costs_one_more_image_and_the_exact_length_none(load: Callable[..., Any]) -> None:
+    (full,) = load(LONG, cutoff_len=UNCUT)
+    length = len(full["input_ids"])
+    (same,) = load(LONG, cutoff_len=length)
+    (less,) = load(LONG, cutoff_len=length - 1)
+    assert same["input_ids"] == full["input_ids"]
+    assert [Path(i["path"]).name for i in less["images"]] == [f"{n}.jpg" for n in range(8)]
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_long_record_is_refused_as_configured(load: Callable[..., Any], lazy: bool) -> None:
+    (full,) = load(LONG, cutoff_len=UNCUT)
+    length = len(full["input_ids"])
+    message = (
+        f"Record long-1 needs {length} tokens, but cutoff_len is {length - 1} and chatreid_over_cutoff is raise. "
+        f"Set cutoff_len: {length} or more, or a smaller image_max_pixels, or chatreid_over_cutoff: thin"
+    )
+    with pytest.raises(DataError, match=message):
+        load(LONG, cutoff_len=length - 1, chatreid_over_cutoff="raise", chatreid_lazy=lazy)
+    assert len(load(LONG, cutoff_len=length, chatreid_over_cutoff="raise", chatreid_lazy=lazy)) == 1
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_record_that_cannot_be_thinned_is_an_error(load: Callable[..., Any], lazy: bool) -> None:
+    message = r"Record pair-1 needs \d+ tokens, but cutoff_len is 40, and it has no gallery images"
+    with pytest.raises(DataError, match=message):
+        load(PAIR, cutoff_len=40, chatreid_lazy=lazy)
+
+
+def test_matches_and_one_other_image_stay_even_if_the_record_is_then_refused(load: Callable[..., Any]) -> None:
+    smallest = replace(LONG, images=tuple(IMAGES[n] for n in (0, 1, 3, 7)), answer=Answer(indices=(1, 2)))
+    (row,) = load(smallest, cutoff_len=UNCUT)
+    length = len(row["input_ids"])
+    (thinned,) = load(LONG, cutoff_len=length)
+    assert thinned["input_ids"] == row["input_ids"]
+    with pytest.raises(DataError, match=f"needs {length} tokens, .*even after 5 gallery image"):
+        load(LONG, cutoff_len=length - 1)
+
+
+def test_wrong_value_of_the_key(load: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="chatreid_over_cutoff must be thin or raise, not 'cut'"):
+        load(SHORT, chatreid_over_cutoff="cut")
+
+
+def test_attributes_follow_their_images() -> None:
+    attributes = tuple(Attribute(n, "hat", f"kind {n}") for n in (-1, 0, 3, 6, 8))
+    record = replace(LONG, answer=Answer(indices=(2, 7)), attributes=attributes)
+    thinned, position = drop_distractor(record) or (record, -1)
+    assert position == 7
+    assert thinned.answer.indices == (2, 6)
+    assert [(a.image, a.value) for a in thinned.attributes] == [
+        (-1, "kind -1"),
+        (0, "kind 0"),
+        (3, "kind 3"),
+        (6, "kind 6"),
+        (7, "kind 8"),
+    ]
+    dropped = [Attribute(7, "hat", "none")]
+    assert (drop_distractor(replace(record, attributes=tuple(dropped))) or (record, 0))[0].attributes == ()
+
+
+def test_packed_records_are_thinned_and_not_cut(load: Callable[..., Any], tokenizer_module: dict[str, Any]) -> None:
+    wanted = load(THINNED, cutoff_len=UNCUT)[0]["input_ids"]
+    cutoff = -(-len(wanted) // 8) * 8
+    packed = load(LONG, SHORT, cutoff_len=cutoff, chatreid_lazy=False, packing=True)
+    found = next(row for row in packed if len(row["images"]) == 6)
+    assert found["input_ids"][: len(wanted)] == wanted
+
+
+def test_prompt_of_generation_is_thinned(parse: Callable[..., Any], tokenizer_module: dict[str, Any]) -> None:
+    from llamafactory.data import get_template_and_fix_tokenizer, loader
+
+    from chatreid_plugin.records import convert_instruction_to_row
+    from chatreid_plugin.training.compat import get_upstream
+    from chatreid_plugin.training.converter import convert_record
+    from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
+
+    def encode(record: Instruction, cutoff: int) -> Any:
+        parsed = parse(3, cutoff_len=cutoff)
+        template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], parsed.data)
+        processor = get_upstream(loader, "_get_dataset_processor")(
+            parsed.data, "sft", template, tokenizer_module["tokenizer"], tokenizer_module["processor"], True
+        )
+        row = convert_record(record, "/images") | {RECORD_COLUMN: pack_record(convert_instruction_to_row(record), ())}
+        return processor.preprocess_dataset({name: [value] for name, value in row.items()})
+
+    wanted = encode(THINNED, UNCUT)
+    length = len(wanted["input_ids"][0]) + len(wanted["labels"][0])
+    found = encode(LONG, length)
+    assert found["input_ids"] == wanted["input_ids"] and found["labels"] == wanted["labels"]
+
+
+def test_other_data_in_the_mixture_is_cut_as_ever(
+    load_rows: Callable[..., Any], write_dataset: Any, tmp_path: Path
+) -> None:
+    write_dataset(tmp_path / "info", [SHORT], tmp_path)
+    info = tmp_path / "info" / "dataset_info.json"
+    (tmp_path / "info" / "text.json").write_text(
+        json.dumps([{"instruction": "Say yes. " * 900, "input": "", "output": "Yes"}])
+    )
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"text": {"file_name": "text.json"}}))
+    rows = load_rows(3, dataset="made,text", dataset_dir=str(tmp_path / "info"), chatreid_lazy=False, cutoff_len=600)
+    assert len(rows) == 2
+    assert len(rows[1]["input_ids"]) == 600 and rows[1]["images"] is None
+
+
+def test_list_and_report_count_each_record_once(
+    load: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    report, control = ThinnedReport(), SimpleNamespace()
+    (full,) = load(LONG, cutoff_len=UNCUT)
+    assert describe_thinned() is None
+    report.on_epoch_end(None, SimpleNamespace(is_world_process_zero=True), control)
+    rows = load(LONG, SHORT, cutoff_len=len(full["input_ids"]) - 1)  # the example that is printed is read here
+    _ = rows[0], rows[1]
+    path = tmp_path / "out" / "chatreid_thinned.txt"
+    assert path.read_text() == "long-1\t1\n" * 2
+    capsys.readouterr()
+    report.on_epoch_end(None, SimpleNamespace(is_world_process_zero=False), control)
+    report.on_epoch_end(None, SimpleNamespace(is_world_process_zero=True), control)
+    line = f"chatreid: 1 record(s) over cutoff_len lost 1 gallery image(s); {path} lists them.\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_new_run_starts_a_new_list(
+    parse: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out" / "chatreid_thinned.txt"
+    path.parent.mkdir()
+    path.write_text("old\t1\n")
+    monkeypatch.setenv(LIST_VARIABLE, "elsewhere")
+    parse(3)
+    assert not path.exists() and describe_thinned() is None
+
+
+@pytest.mark.slow
+def test_epoch_ends_with_one_line_when_workers_tokenize(
+    run_llamafactory: Callable[..., subprocess.CompletedProcess[str]], workshop: Any, tmp_path: Path
+) -> None:
+    changes = {"cutoff_len": 165, "dataloader_num_workers": 2, "max_steps": -1, "num_train_epochs": 1}
+    names = [f"chatreid_stage2_{kind}" for kind in ("image_to_image_many_to_many", "text_to_image_one_to_many")]
+    overrides = workshop.list_overrides(2, tmp_path / "out", dataset=",".join(names), **changes)
+    result = run_llamafactory("train", "examples/stage2.yaml", overrides=overrides)
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [line for line in result.stderr.splitlines() if "over cutoff_len lost" in line]
+    listed = {line.split("\t")[0] for line in (tmp_path / "out" / "chatreid_thinned.txt").read_text().splitlines()}
+    assert len(lines) == 1 and f"chatreid: {len(listed)} record(s)" in lines[0]
+    assert len(listed) > 1
