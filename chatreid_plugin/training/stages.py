@@ -9,8 +9,11 @@ from functools import wraps
 from types import ModuleType
 from typing import Any, Literal
 
-from ..errors import ConfigError
+from llamafactory.extras import logging
+
+from ..errors import ConfigError, UpstreamError
 from .compat import get_function
+from .vision_tower import batch_vision_attention
 
 
 Part = Literal["vision", "projector", "language"]
@@ -68,8 +71,18 @@ def check_trainable(parameters: Iterable[tuple[str, bool]], stage: int, projecto
         )
 
 
+def _speed_up_vision_tower(model: Any) -> None:
+    logger: Any = logging.get_logger(__name__)  # LLaMA-Factory adds info_rank0 and its like to the class
+    try:
+        layers = batch_vision_attention(model)
+    except UpstreamError as error:  # only speed is lost, so the run goes on
+        logger.warning_rank0(f"chatreid: the vision tower attends to one image at a time, as stock: {error}")
+    else:
+        logger.info_rank0(f"chatreid: {layers} vision layers attend to all images of one size in one call.")
+
+
 def extend_model_loader(module: ModuleType) -> None:
-    """Check the trainable parameters right after ``init_adapter``, inside ``llamafactory.model.loader``."""
+    """After ``init_adapter`` of ``llamafactory.model.loader``: check what trains, speed up the vision tower."""
     init_adapter = get_function(module, "init_adapter")
 
     @wraps(init_adapter)
@@ -81,6 +94,8 @@ def extend_model_loader(module: ModuleType) -> None:
         if is_trainable and stage is not None:
             parameters = ((name, parameter.requires_grad) for name, parameter in model.named_parameters())
             check_trainable(parameters, stage, finetuning_args.chatreid_projector, finetuning_args.finetuning_type)
+        if stage is not None:
+            _speed_up_vision_tower(model)
         return model
 
     module.init_adapter = init_checked_adapter  # type: ignore[attr-defined]
