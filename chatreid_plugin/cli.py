@@ -56,12 +56,24 @@ def init(
 
 @app.command()
 def doctor(
+    overrides: Overrides = None,
+    recipe: Annotated[Path | None, typer.Option("--yaml", metavar="FILE", help="Check a training recipe too.")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Evaluation file that has to have the recipe's image settings.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Report versions, the plugin's hooks in LLaMA-Factory, torchrun and GPUs; exit code 4 if something is wrong."""
-    from .doctor import examine
+    if recipe is not None:
+        from .doctor import examine_with_recipe
 
-    report = examine()
+        report = examine_with_recipe(recipe, overrides or [], compare)
+    elif overrides or compare:
+        raise typer.BadParameter("KEY=VALUE and --compare need --yaml FILE")
+    else:
+        from .doctor import examine
+
+        report = examine()
     print(report.to_json() if as_json else report.render())
     raise typer.Exit(report.exit_code)
 

@@ -1,6 +1,7 @@
 """``chatreid doctor``: is the plugin at work in this environment, and if not, why.
 
 It imports the LLaMA-Factory modules that the plugin extends, in this process, and reports what became of each hook.
+With ``--yaml`` it looks at a training recipe as well.
 """
 
 import importlib
@@ -12,15 +13,16 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from . import __version__, _autoload
 from .errors import UpstreamError
+from .training.recipe import Finding
 
 
 DISTRIBUTION = "chatreid-plugin"
@@ -66,15 +68,25 @@ class Report:
     gpus: tuple[str, ...]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
+    recipe: str | None = None
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is no problem with the environment and no error in the recipe."""
+        return not self.problems and not any(finding.state == "error" for finding in self.findings)
 
     @property
     def exit_code(self) -> int:
         """0 if healthy, else the code of errors outside this package."""
-        return UpstreamError.exit_code if self.problems else 0
+        return 0 if self.healthy else UpstreamError.exit_code
 
     def to_json(self) -> str:
         """Return the report as one JSON object."""
-        return json.dumps(asdict(self) | {"healthy": not self.problems}, indent=2)
+        values = asdict(self) | {"healthy": self.healthy}
+        if self.recipe is None:
+            del values["recipe"], values["findings"]
+        return json.dumps(values, indent=2)
 
     def render(self) -> str:
         """Return the report as text for people."""
@@ -90,9 +102,14 @@ class Report:
             *(f"  {row.state:<8} {row.name} ({row.target}){_add_reason(row.reason)}" for row in self.hooks),
             *(f"warning: {text}" for text in self.warnings),
             *(f"problem: {text}" for text in self.problems),
-            "healthy" if not self.problems else f"{len(self.problems)} problem(s)",
+            *([f"recipe {self.recipe}:"] if self.recipe is not None else []),
+            *(f"  {finding.render()}" for finding in self.findings),
+            "healthy" if self.healthy else f"{self._count_faults()} problem(s)",
         ]
         return "\n".join(lines)
+
+    def _count_faults(self) -> int:
+        return len(self.problems) + sum(finding.state == "error" for finding in self.findings)
 
 
 def _add_reason(reason: str) -> str:
@@ -125,6 +142,26 @@ def examine() -> Report:
         problems=tuple(problems),
         warnings=tuple(_check_autoload(active) + check_torchrun(torchrun, sysconfig.get_path("scripts"))),
     )
+
+
+def examine_with_recipe(path: Path, overrides: Sequence[str], compare: Path | None) -> Report:
+    """Look at this environment and at a training recipe; the recipe only where LLaMA-Factory can be imported.
+
+    Args:
+        path: the recipe's YAML file.
+        overrides: ``key=value``, as ``llamafactory-cli train`` takes them.
+        compare: an evaluation or inference file whose image settings have to be the recipe's.
+    """
+    report = examine()
+    if any(row.state != "applied" for row in report.hooks):
+        advice = "Repair the environment first"
+        findings = [Finding("arguments", "error", "not looked at: the plugin is not at work here", advice)]
+    else:
+        with redirect_stdout(sys.stderr):
+            from .training.recipe_examination import examine_recipe
+
+            findings = examine_recipe(path, overrides, compare)
+    return replace(report, recipe=str(path), findings=tuple(findings))
 
 
 def find_version(name: str) -> str | None:

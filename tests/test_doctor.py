@@ -4,11 +4,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from chatreid_plugin import _autoload, doctor
+from chatreid_plugin.cli import app
 from chatreid_plugin.doctor import HookRow, Report
+from chatreid_plugin.training.recipe import Finding
 
 
 HEALTHY = Report(
@@ -102,6 +106,43 @@ def test_json_holds_the_whole_report() -> None:
     assert report["versions"] == {"torch": "2.11.0", "deepspeed": None}
 
 
+def test_findings_of_a_recipe_are_shown_and_decide_the_exit_code() -> None:
+    findings = Finding("stage", "ok", "2"), Finding("data", "warning", "odd")
+    warned = replace(HEALTHY, recipe="a.yaml", findings=findings)
+    assert (warned.exit_code, warned.render().splitlines()[-1]) == (0, "healthy")
+    assert "recipe a.yaml:\n  ok       stage: 2\n  warning  data: odd" in warned.render()
+    failed = replace(warned, findings=(*warned.findings, Finding("memory", "error", "too much", "Buy a GPU")))
+    assert (failed.exit_code, failed.render().splitlines()[-1]) == (4, "1 problem(s)")
+    report = json.loads(failed.to_json())
+    assert (report["healthy"], report["recipe"]) == (False, "a.yaml")
+    assert report["findings"][-1] == {
+        "check": "memory",
+        "state": "error",
+        "found": "too much",
+        "advice": "Buy a GPU",
+    }
+    assert "findings" not in json.loads(HEALTHY.to_json())
+
+
+def test_recipe_is_not_looked_at_where_the_plugin_is_not_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = replace(HEALTHY, hooks=(HookRow("formatting", "a.b", "pending", ""),))
+    monkeypatch.setattr(doctor, "examine", lambda: broken)
+    report = doctor.examine_with_recipe(tmp_path / "a.yaml", [], None)
+    assert report.exit_code == 4
+    assert "not at work here" in report.findings[0].found
+    monkeypatch.setattr(doctor, "examine", lambda: HEALTHY)
+    assert "does not exist" in doctor.examine_with_recipe(tmp_path / "a.yaml", [], None).findings[0].found
+
+
+@pytest.mark.parametrize("arguments", [["a=1"], ["--compare", "eval.yaml"]])
+def test_overrides_need_a_recipe(arguments: list[str]) -> None:
+    result = CliRunner().invoke(app, ["doctor", *arguments])
+    assert result.exit_code == 2
+    assert "--yaml" in result.output
+
+
 def test_autoload_file_of_the_repository_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: str(tmp_path / "site"))
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
@@ -134,3 +175,22 @@ def test_every_hook_is_applied_and_stdout_is_json_alone() -> None:
     assert {row["target"] for row in report["hooks"]} == set(_autoload.TARGETS)
     assert {row["state"] for row in report["hooks"]} == {"applied"}, result.stdout
     assert (result.returncode, report["problems"]) == (0, [])
+
+
+@pytest.mark.slow
+def test_recipe_with_a_fault_gives_exit_code_4_and_json_alone(workshop: Any, tmp_path: Path) -> None:
+    values = workshop.list_overrides(1, tmp_path / "out", freeze_vision_tower=True)
+    overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
+    result = subprocess.run(
+        [sys.executable, "-m", "chatreid_plugin", "doctor", "--yaml", "examples/stage1.yaml", *overrides, "--json"],
+        cwd=Path(__file__).parents[1],
+        env={name: value for name, value in os.environ.items() if name != "CHATREID_PLUGIN"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    report = json.loads(result.stdout)
+    assert result.returncode == 4
+    assert [finding["check"] for finding in report["findings"] if finding["state"] == "error"] == ["stage"]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,239 @@
+"""Checks of a recipe's own values: stage, freezing, image limits, and settings known to fail hours later.
+
+The failures are those of LLaMA-Factory 0.9.5 with transformers 5, each seen to happen; none is announced by it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS
+from ..shards import read_json
+from .recipe import Finding, Recipe, read_values
+from .stages import FLAGS, list_trained_parts
+from .tokenized_path import DATA_KEYS, PROCESSOR_KEYS, STAMP
+
+
+# Keys that decide what the model sees of a crop, with what an inference file means that leaves them out.
+POLICY_KEYS: dict[str, Any] = {
+    "image_max_pixels": DEFAULT_IMAGE_MAX_PIXELS,
+    "image_min_pixels": DEFAULT_IMAGE_MIN_PIXELS,
+    "chatreid_stage": None,
+    "chatreid_aspect": "stretch",
+}
+# transformers' TrainingArguments.ddp_timeout, in seconds.
+DEFAULT_TIMEOUT = 1800
+# LLaMA-Factory pads a batch to a multiple of this many tokens (data/collator.py, pad_to_multiple_of).
+PADDING = 8
+
+
+def check_stage(recipe: Recipe) -> list[Finding]:
+    """Compare the stage with what trains: all parts in Stages 1 and 2, no encoder in Stage 3 (``stages.py``)."""
+    stage = recipe.data.chatreid_stage
+    if stage is None:
+        return [
+            Finding("stage", "warning", "no chatreid_stage", "Set 1, 2 or 3: no image policy and no check otherwise")
+        ]
+    kind = recipe.finetuning.finetuning_type
+    trained = list_trained_parts(stage, recipe.data.chatreid_projector)
+    findings: list[Finding] = []
+    for part, flag in FLAGS.items():
+        frozen = getattr(recipe.finetuning, flag)
+        found = f"but {flag} is {str(frozen).lower()}"
+        if part in trained and frozen and kind == "full":
+            findings.append(
+                Finding("stage", "error", f"Stage {stage} trains the {part}, {found}", f"Set {flag}: false")
+            )
+        elif part not in trained and not frozen:
+            findings.append(
+                Finding("stage", "error", f"Stage {stage} freezes the {part}, {found}", f"Set {flag}: true")
+            )
+    return findings or [Finding("stage", "ok", f"{stage}, {kind} tuning of {', '.join(sorted(trained))}")]
+
+
+def check_swap(recipe: Recipe) -> list[Finding]:
+    """Warn of a Stage 2 that keeps its encoder; the key in another stage does not parse at all."""
+    if recipe.data.chatreid_stage != 2:
+        return []
+    if recipe.data.chatreid_encoder is None:
+        return [
+            Finding(
+                "decoder swap",
+                "warning",
+                "Stage 2 without chatreid_encoder: model_name_or_path's own encoder trains",
+                "Set chatreid_encoder to Stage 1's output (paper section 3.3)",
+            )
+        ]
+    return [Finding("decoder swap", "ok", f"encoder of {recipe.data.chatreid_encoder}")]
+
+
+def check_template(recipe: Recipe) -> list[Finding]:
+    """Warn of a template without the plugin's images; with a stage set, it does not parse at all."""
+    template = recipe.data.template
+    if str(template).startswith("chatreid"):
+        return [Finding("template", "ok", f"{template}")]
+    return [Finding("template", "warning", f"{template}: stock image handling", "Set template: chatreid")]
+
+
+def check_image_limits(recipe: Recipe, compare: Path | None) -> list[Finding]:
+    """Compare what the model sees in training and at inference; with other sizes it answers worse, without a word.
+
+    Args:
+        recipe: the recipe.
+        compare: an evaluation file, or an inference file of LLaMA-Factory; None compares with both's defaults.
+    """
+    own = {key: recipe.values.get(key, default) for key, default in POLICY_KEYS.items()}
+    absent = [key for key in ("image_max_pixels", "image_min_pixels") if key not in recipe.values]
+    findings: list[Finding] = []
+    if absent:
+        advice = "Write them down, so that inference can use the same"
+        findings.append(Finding("image limits", "warning", f"{', '.join(absent)} not given", advice))
+    other, name = dict(POLICY_KEYS), "inference files that do not set them"
+    if compare is not None:
+        given = read_values(compare, [])
+        other, name = {key: given.get(key, default) for key, default in POLICY_KEYS.items()}, str(compare)
+    keys = POLICY_KEYS if compare is not None else ("image_max_pixels", "image_min_pixels")
+    for key in keys:
+        if own[key] != other[key]:
+            found = f"{key} is {own[key]} here, {other[key]} in {name}"
+            advice = f"Set {key}: {own[key]} there as well"
+            findings.append(Finding("image limits", "warning" if compare is None else "error", found, advice))
+    area = f"{own['image_min_pixels']} to {own['image_max_pixels']} pixels"
+    return findings or [Finding("image limits", "ok", f"{area}, the same in {name}")]
+
+
+def check_packing(recipe: Recipe) -> list[Finding]:
+    """Refuse ``neat_packing`` with a length that the collator pads beyond its position ids."""
+    if recipe.data.neat_packing and recipe.cutoff_len % PADDING:
+        length = (recipe.cutoff_len // PADDING + 1) * PADDING
+        found = f"neat_packing with cutoff_len {recipe.cutoff_len}, no multiple of {PADDING}: shapes do not match"
+        return [Finding("packing", "error", found, f"Set cutoff_len: {length}")]
+    return [Finding("packing", "ok", "neat_packing" if recipe.data.neat_packing else "no neat_packing")]
+
+
+def check_mixing(recipe: Recipe) -> list[Finding]:
+    """Refuse ``interleave_once``, which the ``datasets`` that LLaMA-Factory 0.9.5 pins (4.0.0) does not know."""
+    strategy = recipe.data.mix_strategy
+    if strategy == "interleave_once":
+        return [
+            Finding(
+                "mixing", "error", "mix_strategy: interleave_once raises ValueError", "Use concat or interleave_under"
+            )
+        ]
+    return [Finding("mixing", "ok", strategy)]
+
+
+def check_streaming(recipe: Recipe) -> list[Finding]:
+    """Refuse streaming settings that crash: batches cut across images, and no worker to make a shard."""
+    if not recipe.data.streaming:
+        return [Finding("streaming", "ok", "off")]
+    findings: list[Finding] = []
+    if recipe.training.accelerator_config.dispatch_batches is not False:
+        found = "streaming with dispatch_batches: the first process cuts pixel values at the wrong places"
+        findings.append(Finding("streaming", "error", found, "Set accelerator_config: {dispatch_batches: false}"))
+    if recipe.training.dataloader_num_workers == 0:
+        found = "streaming with dataloader_num_workers: 0 ends with StopIteration"
+        findings.append(Finding("streaming", "error", found, "Set dataloader_num_workers: 1 or more"))
+    advice = "Prefer chatreid_lazy: true: no cache either, and a known length"
+    return findings or [Finding("streaming", "warning", "on: resuming reads everything again", advice)]
+
+
+def check_lazy(recipe: Recipe) -> list[Finding]:
+    """Refuse what needs all token ids first together with ``chatreid_lazy``, and warn of what reads everything."""
+    if not recipe.data.chatreid_lazy:
+        return [Finding("lazy mode", "ok", "off")]
+    findings = [
+        Finding("lazy mode", "error", f"chatreid_lazy and {key} exclude each other", "Set one to false or null")
+        for key in ("streaming", "packing", "tokenized_path")
+        if getattr(recipe.data, key)
+    ]
+    readers = {
+        "train_sampling_strategy: group_by_length": recipe.training.train_sampling_strategy == "group_by_length",
+        "include_effective_tokens_per_second": recipe.finetuning.include_effective_tokens_per_second,
+    }
+    for key, used in readers.items():
+        if used:
+            found = f"{key} reads and decodes every record before the first step"
+            findings.append(Finding("lazy mode", "warning", found, "Leave it out with chatreid_lazy"))
+    return findings or [Finding("lazy mode", "ok", "on")]
+
+
+def check_eager(recipe: Recipe) -> list[Finding]:
+    """Look at what only counts when all records are tokenized before the first step."""
+    data = recipe.data
+    if data.chatreid_lazy or data.streaming:
+        return []
+    findings: list[Finding] = []
+    cores = len(os.sched_getaffinity(0))
+    if (data.preprocessing_num_workers or 0) > cores:
+        found = f"preprocessing_num_workers: {data.preprocessing_num_workers} on {cores} core(s) may run out of memory"
+        findings.append(Finding("tokenization", "warning", found, f"Set preprocessing_num_workers: {cores}"))
+    if recipe.training.ddp_timeout <= DEFAULT_TIMEOUT:
+        found = f"other processes wait {recipe.training.ddp_timeout} s for the first one's tokenization, then abort"
+        findings.append(Finding("tokenization", "warning", found, "Set ddp_timeout: 180000000 or chatreid_lazy"))
+    return findings or [Finding("tokenization", "ok", "before the first step")]
+
+
+def check_tokenized_path(recipe: Recipe) -> list[Finding]:
+    """Compare saved tokens with the recipe; records, tokenizer and wordings are only compared as training starts."""
+    name = recipe.data.tokenized_path
+    if name is None:
+        return []
+    folder = Path(name)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return [Finding("tokenized_path", "ok", f"{name} will be written")]
+    advice = "Remove it to tokenize again, or name a new folder"
+    if not str(recipe.data.template).startswith("chatreid"):
+        found = f"{name} exists: LLaMA-Factory takes what is in it, whatever the other settings are"
+        return [Finding("tokenized_path", "warning", found, advice)]
+    if not (folder / STAMP).is_file():
+        found = f"{name} holds no tokens that this plugin has written whole"
+        return [Finding("tokenized_path", "error", found, advice)]
+    stamp = read_json(folder / STAMP)
+    own = {key: getattr(recipe.data, key) for key in DATA_KEYS}
+    own |= {key: getattr(recipe.model, key) for key in PROCESSOR_KEYS}
+    different = [key for key, value in own.items() if stamp.get(key) != value]
+    if different:
+        return [Finding("tokenized_path", "error", f"{name} was made with other {', '.join(different)}", advice)]
+    return [Finding("tokenized_path", "ok", f"{name} was made with these settings")]
+
+
+def check_deepspeed(recipe: Recipe) -> list[Finding]:
+    """Compare the DeepSpeed file's batch sizes with the recipe's; transformers stops at a difference."""
+    content = recipe.read_deepspeed()
+    if content is None:
+        return [Finding("DeepSpeed", "ok", "not used")]
+    wanted = {
+        "train_micro_batch_size_per_gpu": recipe.training.per_device_train_batch_size,
+        "gradient_accumulation_steps": recipe.training.gradient_accumulation_steps,
+    }
+    findings: list[Finding] = []
+    for key, value in wanted.items():
+        if content.get(key, "auto") not in ("auto", value):
+            found = f"{key} is {content[key]} in the file, {value} in the recipe"
+            findings.append(Finding("DeepSpeed", "error", found, f'Set "{key}": "auto"'))
+    if content.get("train_batch_size", "auto") != "auto":
+        found = f"train_batch_size: {content['train_batch_size']} fits one number of GPUs only"
+        findings.append(Finding("DeepSpeed", "warning", found, 'Set "train_batch_size": "auto"'))
+    stage = (content.get("zero_optimization") or {}).get("stage", 0)
+    return findings or [Finding("DeepSpeed", "ok", f"ZeRO-{stage}; launch with FORCE_TORCHRUN=1")]
+
+
+def check_output(recipe: Recipe) -> list[Finding]:
+    """Look for an earlier run in ``output_dir``, and for the checkpoint to resume from."""
+    folder = Path(recipe.training.output_dir)
+    resume = recipe.values.get("resume_from_checkpoint")
+    if isinstance(resume, str) and not Path(resume).is_dir():
+        return [Finding("output", "error", f"resume_from_checkpoint: {resume} is no folder", "Name a checkpoint")]
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    if resume or not (checkpoints or any(folder.glob("*.safetensors*"))):
+        return [Finding("output", "ok", f"{folder}" + (f", resumed from {resume}" if resume else ""))]
+    if recipe.values.get("overwrite_output_dir"):
+        last = checkpoints[-1] if checkpoints else "CHECKPOINT"
+        advice = f"To go on with it, set resume_from_checkpoint: {last}"
+        return [Finding("output", "warning", f"{folder} holds an earlier run, which will be overwritten", advice)]
+    if checkpoints:
+        advice = "Set overwrite_output_dir: true or another output_dir to start anew"
+        return [Finding("output", "warning", f"{folder}: training goes on from {checkpoints[-1].name}", advice)]
+    advice = "Set another output_dir, or overwrite_output_dir: true"
+    return [Finding("output", "error", f"{folder} holds a finished model", advice)]

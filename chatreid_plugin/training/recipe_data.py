@@ -1,0 +1,188 @@
+"""Checks of the data sets that a recipe names: entered, complete, readable, images present, no record too long."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ..answers import render_answer
+from ..errors import ChatReIDError
+from ..images import ImagePolicy, PatchGeometry, count_visual_tokens
+from ..records import INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
+from ..shards import check_shard, read_json, read_shard
+from ..tasks import IMAGE_MARK, format_chat_prompt, render_prompt
+from .compat import get_upstream
+from .converter import FORMATTING, find_image_root, find_own_prompts
+from .image_files import read_size
+from .recipe import Finding, Recipe
+from .recipe_model import find_model_folder
+from .shard_check import check_dataset_files
+
+
+SAMPLED_RECORDS = 200
+# A shard is read whole; of hundreds, these many evenly spread ones are.
+SAMPLED_SHARDS = 20
+# Records of each data set whose image files are looked for.
+RECORDS_WITH_IMAGES = 20
+# English prose takes 4 to 5 characters a token; attribute lists fewer.
+CHARACTERS_PER_TOKEN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some records of a data set, evenly spread, with what is needed to render them."""
+
+    name: str
+    total: int
+    records: list[Instruction]
+    image_root: str
+    own_prompts: tuple[str, ...]
+
+
+def check_datasets(recipe: Recipe) -> list[Finding]:
+    """Check every data set of ``dataset`` and ``eval_dataset``; reads some records of each."""
+    data = recipe.data
+    if not Path(data.dataset_dir).is_dir():
+        if data.dataset_dir == "ONLINE" or data.dataset_dir.startswith("REMOTE:"):
+            return [Finding("data", "warning", f"dataset_dir {data.dataset_dir} is not looked at")]
+        advice = "Build the data with `chatreid build`, or start in the folder that dataset_dir is relative to"
+        return [Finding("data", "error", f"dataset_dir {data.dataset_dir} is no folder", advice)]
+    entries = read_json(Path(data.dataset_dir) / "dataset_info.json")
+    names: Iterable[str] = dict.fromkeys([*(data.dataset or ()), *(data.eval_dataset or ())])
+    count = find_token_counter(recipe)
+    findings: list[Finding] = []
+    for name in names:
+        try:
+            findings += _check_dataset(name, entries, recipe, count)
+        except ChatReIDError as error:
+            findings.append(Finding(f"data {name}", "error", str(error)))
+    return findings
+
+
+def _check_dataset(
+    name: str, entries: dict[str, Any], recipe: Recipe, count: Callable[[Sample, Instruction], int]
+) -> list[Finding]:
+    import llamafactory.data.parser as module
+
+    check = f"data {name}"
+    if name not in entries:
+        known = ", ".join(sorted(entries)) or "none"
+        advice = "Build it with `chatreid build`, or correct the name"
+        return [Finding(check, "error", f"not entered in dataset_info.json; entered are {known}", advice)]
+    attributes = get_upstream(module, "get_dataset_list")([name], recipe.data.dataset_dir)[0]
+    if attributes.formatting != FORMATTING or attributes.load_from != "file":
+        if recipe.data.chatreid_lazy:
+            found = f"formatting {attributes.formatting}, which chatreid_lazy cannot read"
+            return [Finding(check, "error", found, "Set chatreid_lazy: false to mix data sets")]
+        return [Finding(check, "ok", f"formatting {attributes.formatting}: not looked at")]
+    check_dataset_files(attributes, recipe.data)
+    sample = draw_sample(attributes, recipe.data)
+    if not sample.records:
+        return [Finding(check, "warning", "no Parquet shards: records not looked at", "`chatreid build` writes them")]
+    longest = max(sample.records, key=lambda record: count(sample, record))
+    found = f"{sample.total} record(s), {len(sample.records)} read"
+    return [
+        Finding(check, "ok", found),
+        check_images(sample),
+        check_length(sample, longest, count(sample, longest), recipe),
+    ]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Return up to ``count`` positions below ``total``, evenly spread, with the first and the last."""
+    if total <= count:
+        return list(range(total))
+    return [position * (total - 1) // (count - 1) for position in range(count)]
+
+
+def draw_sample(attributes: Any, data_args: Any) -> Sample:
+    """Read evenly spread records of a data set's shards; none if it has no Parquet shards.
+
+    Raises:
+        DataError: a shard or a record cannot be read.
+    """
+    path = Path(data_args.dataset_dir) / attributes.dataset_name
+    shards = sorted(path.glob("*.parquet")) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    shards = [shard for shard in shards if check_shard(shard)]
+    total = sum(map(check_shard, shards))
+    chosen = [shards[position] for position in spread(len(shards), SAMPLED_SHARDS)]
+    records: list[Instruction] = []
+    for shard in chosen:
+        table = read_shard(shard, INSTRUCTION_SCHEMA)
+        rows = table.take(spread(table.num_rows, -(-SAMPLED_RECORDS // len(chosen)))).to_pylist()
+        records += map(convert_row_to_instruction, rows)
+    root, prompts = find_image_root(attributes, data_args), find_own_prompts(attributes)
+    return Sample(str(attributes.dataset_name), total, records, root, prompts)
+
+
+def check_images(sample: Sample) -> Finding:
+    """Look for the image files of some records."""
+    records = [sample.records[position] for position in spread(len(sample.records), RECORDS_WITH_IMAGES)]
+    paths = [os.path.join(sample.image_root, image.path) for record in records for image in record.images]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        found = f"{len(missing)} of {len(paths)} image(s) do not exist, first {missing[0]}"
+        return Finding(f"images {sample.name}", "error", found, "Set media_dir to the folder where the images are")
+    return Finding(f"images {sample.name}", "ok", f"{len(paths)} found in {sample.image_root}")
+
+
+def check_length(sample: Sample, longest: Instruction, tokens: int, recipe: Recipe) -> Finding:
+    """Compare the longest record with ``cutoff_len``: stock LLaMA-Factory cuts image tokens, and training stops."""
+    found = f"longest record of {len(sample.records)} read has {tokens} tokens, cutoff_len is {recipe.cutoff_len}"
+    if tokens > recipe.cutoff_len:
+        found += f" (record {longest.id})"
+        advice = f"Set cutoff_len: {-(-tokens // 8) * 8} or build with smaller galleries"
+        if recipe.data.chatreid_over_cutoff == "thin":
+            return Finding(f"length {sample.name}", "warning", f"{found}: its gallery will be thinned", advice)
+        return Finding(f"length {sample.name}", "error", found, advice)
+    return Finding(f"length {sample.name}", "ok", found)
+
+
+def find_token_counter(recipe: Recipe) -> Callable[[Sample, Instruction], int]:
+    """Return a function that counts a record's tokens, with the model's own tokenizer if its files are here."""
+    try:
+        folder = find_model_folder(recipe.model.model_name_or_path, recipe.model)
+    except ChatReIDError:  # reported by check_checkpoints
+        folder = None
+    geometry = PatchGeometry() if folder is None else read_patch_geometry(folder)
+    tokenizer: Any = None
+    if folder is not None and (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    limits = recipe.model.image_max_pixels, recipe.model.image_min_pixels
+    policy = ImagePolicy(recipe.data.chatreid_stage, recipe.data.chatreid_aspect, *limits)
+
+    def count(sample: Sample, record: Instruction) -> int:
+        prompt = render_prompt(record, sample.own_prompts).replace(IMAGE_MARK, "<|vision_start|><|vision_end|>")
+        # As LLaMA-Factory's template qwen2_vl writes a conversation.
+        text = f"{format_chat_prompt(prompt)}{render_answer(record)}<|im_end|>\n"
+        words = len(text) // CHARACTERS_PER_TOKEN if tokenizer is None else len(tokenizer.encode(text).ids)
+        images = (
+            {"path": os.path.join(sample.image_root, i.path), "width": i.width, "height": i.height}
+            for i in record.images
+        )
+        return words + sum(count_visual_tokens(*read_size(image), policy, geometry) for image in images)
+
+    return count
+
+
+def read_patch_geometry(folder: Path) -> PatchGeometry:
+    """Return the image processor's numbers from a checkpoint folder; Qwen2-VL's where it does not say.
+
+    transformers 5 writes them into processor_config.json, earlier versions into preprocessor_config.json.
+    """
+    values: dict[str, Any] = {}
+    if (folder / "preprocessor_config.json").is_file():
+        values = read_json(folder / "preprocessor_config.json")
+    elif (folder / "processor_config.json").is_file():
+        values = read_json(folder / "processor_config.json").get("image_processor") or {}
+    stock = PatchGeometry()
+    size = values.get("size") or {}
+    return PatchGeometry(
+        values.get("patch_size") or stock.patch_size,
+        values.get("merge_size") or stock.merge_size,
+        size.get("shortest_edge") or values.get("min_pixels") or stock.min_pixels,
+        size.get("longest_edge") or values.get("max_pixels") or stock.max_pixels,
+    )

@@ -1,0 +1,243 @@
+"""Checks of the checkpoints that a recipe starts from, and of the GPU memory that training them takes."""
+
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import ChatReIDError, ConfigError
+from ..shards import read_json
+from .checkpoint import find_vision_suffix, find_weight_files
+from .recipe import Finding, Recipe
+from .stages import FLAGS, find_part
+
+
+GIBIBYTE = 1 << 30
+# A part of the GPU that weights and optimizer may take before the activations are likely not to fit.
+COMFORTABLE_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """How many parameters a recipe trains and how many it leaves frozen."""
+
+    trained: int
+    frozen: int
+
+
+@dataclass(frozen=True, slots=True)
+class BytesPerParameter:
+    """Bytes that one parameter takes: weight, gradient and optimizer state while it trains, weight while frozen."""
+
+    weight: int
+    gradient: int
+    state: int
+    frozen: int
+
+
+def find_model_folder(name: str, model_args: Any) -> Path | None:
+    """Return the folder of a checkpoint, None if it would have to be downloaded.
+
+    Raises:
+        ConfigError: neither a folder nor a hub name.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise ConfigError(f"{name} is not a folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=model_args.model_revision, cache_dir=model_args.cache_dir, local_files_only=True
+            )
+        )
+    except (HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return tensor name -> shape of a checkpoint, from the headers of its safetensors files.
+
+    Raises:
+        ConfigError: no safetensors weights, or a file that is missing or cut short.
+    """
+    files = find_weight_files(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(set(files.values())):
+        try:
+            with safe_open(path, framework="pt") as opened:
+                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{path} cannot be read (missing or cut short?): {error}") from None
+    missing = sorted(files.keys() - shapes.keys())
+    if missing:
+        raise ConfigError(f"{folder}: {len(missing)} tensor(s) of its index are in no file, first {missing[0]}")
+    return shapes
+
+
+def check_checkpoints(recipe: Recipe) -> list[Finding]:
+    """Look for configuration and weights of the model and of the encoder that is swapped in."""
+    findings: list[Finding] = []
+    for key, name in _list_checkpoints(recipe).items():
+        try:
+            findings.append(_check_checkpoint(key, name, recipe))
+        except ChatReIDError as error:
+            findings.append(Finding(key, "error", str(error), "Name a checkpoint folder with safetensors weights"))
+    if len(findings) == 2 and all(finding.state == "ok" for finding in findings):
+        findings.append(_check_encoder(recipe))
+    return findings
+
+
+def _list_checkpoints(recipe: Recipe) -> dict[str, str]:
+    names = {"model_name_or_path": recipe.model.model_name_or_path}
+    if recipe.data.chatreid_encoder is not None:
+        names["chatreid_encoder"] = recipe.data.chatreid_encoder
+    return names
+
+
+def _check_checkpoint(key: str, name: str, recipe: Recipe) -> Finding:
+    folder = find_model_folder(name, recipe.model)
+    if folder is None:
+        found = f"{name} is no folder here and is not in the hub's cache: it will be downloaded"
+        return Finding(key, "warning", found, "Check the name; without a network, give a folder")
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind is None:
+        return Finding(key, "error", f"{folder / 'config.json'} names no model_type", "Is it a model's folder?")
+    shapes = read_shapes(folder)
+    return Finding(key, "ok", f"{folder}, {kind}, {len(shapes)} tensors")
+
+
+def _check_encoder(recipe: Recipe) -> Finding:
+    """Compare the vision tensors that the swap exchanges; the swap itself refuses the same, after the launch."""
+    kinds: list[str] = []
+    shapes: list[dict[str, tuple[int, ...]]] = []
+    for name in _list_checkpoints(recipe).values():
+        folder = find_model_folder(name, recipe.model)
+        assert folder is not None  # both are "ok"
+        kinds.append(read_json(folder / "config.json")["model_type"])
+        tensors = ((find_vision_suffix(tensor), shape) for tensor, shape in read_shapes(folder).items())
+        shapes.append({suffix: shape for suffix, shape in tensors if suffix is not None})
+    different = sorted(s for s in shapes[0].keys() | shapes[1].keys() if shapes[0].get(s) != shapes[1].get(s))
+    advice = "Take Stage 1's output of the same model size"
+    if kinds[0] != kinds[1]:
+        return Finding("chatreid_encoder", "error", f"a {kinds[1]}, but the model is a {kinds[0]}", advice)
+    if different:
+        found = f"{len(different)} vision tensor(s) differ in shape from the model's, first visual.{different[0]}"
+        return Finding("chatreid_encoder", "error", found, advice)
+    return Finding("chatreid_encoder", "ok", f"{len(shapes[0])} vision tensors fit the model")
+
+
+def count_parameters(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> ParameterCounts | None:
+    """Return what trains: by the freeze flags with full tuning, the adapters with LoRA; None for other tuning.
+
+    LoRA adds rank * (inputs + outputs) to each adapted matrix (Hu et al. 2022, arXiv:2106.09685, section 4.1).
+    """
+    total = sum(map(prod, shapes.values()))
+    frozen_parts = {part for part, flag in FLAGS.items() if getattr(recipe.finetuning, flag)}
+    kind = recipe.finetuning.finetuning_type
+    if kind == "full":
+        trained = sum(prod(shape) for name, shape in shapes.items() if find_part(name) not in frozen_parts)
+        return ParameterCounts(trained, total - trained)
+    if kind == "lora" and not recipe.model.quantization_bit:
+        targets = set(recipe.finetuning.lora_target)
+        adapted = [
+            sum(shape)
+            for name, shape in shapes.items()
+            # LLaMA-Factory 0.9.5 (model_utils/misc.py): `all` spares the head, the projector and frozen parts.
+            if len(shape) == 2
+            and name.split(".")[-2] not in ("lm_head", "embed_tokens")
+            and find_part(name) not in frozen_parts | {"projector"}
+            and ("all" in targets or name.split(".")[-2] in targets)
+        ]
+        return ParameterCounts(recipe.finetuning.lora_rank * sum(adapted), total)
+    return None
+
+
+def find_sizes(recipe: Recipe, zero_stage: int) -> BytesPerParameter:
+    """Return the bytes that a parameter takes with AdamW.
+
+    Mixed precision with DeepSpeed: 2 + 2 + 12 (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1). Without it
+    LLaMA-Factory 0.9.5 (model/adapter.py) keeps what trains in float32: 4 + 4 + 8.
+    """
+    if recipe.values.get("pure_bf16"):
+        return BytesPerParameter(2, 2, 4, 2)
+    mixed = bool(recipe.values.get("bf16") or recipe.values.get("fp16"))
+    if mixed and zero_stage:
+        return BytesPerParameter(2, 2, 12, 2)
+    return BytesPerParameter(4, 4, 8, 2 if mixed else 4)
+
+
+def estimate_memory(recipe: Recipe, counts: ParameterCounts, processes: int) -> float:
+    """Return bytes per GPU of weights, gradients and optimizer states; activations and buffers not included.
+
+    ZeRO-1 divides the states by the number of processes, ZeRO-2 the gradients too, ZeRO-3 the weights too (the same
+    paper, figure 1).
+    """
+    zero = (recipe.read_deepspeed() or {}).get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    sizes = find_sizes(recipe, stage)
+    weights = counts.trained * sizes.weight + counts.frozen * sizes.frozen
+    gradients, states = counts.trained * sizes.gradient, counts.trained * sizes.state
+    if _is_offloaded(zero, "offload_optimizer"):
+        states = 0
+    if _is_offloaded(zero, "offload_param"):
+        weights = 0
+    return (
+        weights / (processes if stage >= 3 else 1)
+        + gradients / (processes if stage >= 2 else 1)
+        + states / (processes if stage >= 1 else 1)
+    )
+
+
+def _is_offloaded(zero: dict[str, Any], key: str) -> bool:
+    return (zero.get(key) or {}).get("device", "none") != "none"
+
+
+def list_process_counts(gpus: int) -> list[int]:
+    """Return the numbers of processes to estimate for: as LLaMA-Factory's launcher counts, else one and eight."""
+    per_node = os.environ.get("NPROC_PER_NODE") or (str(gpus) if gpus else "")
+    if not per_node.isdigit():
+        return [1, 8]
+    nodes = os.environ.get("NNODES", "1")
+    return [int(per_node) * (int(nodes) if nodes.isdigit() else 1)]
+
+
+def check_memory(recipe: Recipe) -> list[Finding]:
+    """Estimate the memory per GPU and compare it with the smallest GPU of this machine."""
+    try:
+        folder = find_model_folder(recipe.model.model_name_or_path, recipe.model)
+        shapes = None if folder is None else read_shapes(folder)
+        recipe.read_deepspeed()
+    except ChatReIDError:
+        return []  # reported by check_checkpoints and check_deepspeed
+    counts = None if shapes is None else count_parameters(recipe, shapes)
+    if counts is None:
+        reason = "the model is not here" if shapes is None else f"for {recipe.finetuning.finetuning_type} tuning"
+        return [Finding("memory", "warning", f"not estimated: {reason}", "Watch the first steps")]
+    gpus = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    needs = {number: estimate_memory(recipe, counts, number) for number in list_process_counts(len(gpus))}
+    found = (
+        f"{counts.trained:,} parameters train, {counts.frozen:,} are frozen: weights, gradients and AdamW take "
+        + ", ".join(f"{need / GIBIBYTE:.1f} GiB on each of {number} process(es)" for number, need in needs.items())
+        + ", activations not included"
+    )
+    return [judge_memory(found, next(iter(needs.values())), min(gpus, default=None))]
+
+
+def judge_memory(found: str, need: float, available: int | None) -> Finding:
+    """Return the finding for a need and a GPU's memory, both in bytes; None if there is no GPU."""
+    if available is None:
+        return Finding("memory", "ok", f"{found}; no GPU here to compare with")
+    found = f"{found}; the GPU has {available / GIBIBYTE:.1f} GiB"
+    advice = "Use more GPUs, ZeRO-3, offload_optimizer or LoRA"
+    if need > available:
+        return Finding("memory", "error", found, advice)
+    return Finding("memory", "ok" if need <= COMFORTABLE_SHARE * available else "warning", found, advice)

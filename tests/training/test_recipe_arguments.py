@@ -1,0 +1,159 @@
+"""Each check of a recipe's values: what it finds in a recipe with that fault alone, and nothing once it is mended."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatreid_plugin.training import recipe_arguments
+from chatreid_plugin.training.recipe import Finding, Recipe
+from chatreid_plugin.training.recipe_examination import CHECKS
+from chatreid_plugin.training.tokenized_path import STAMP
+
+
+ReadRecipe = Callable[..., Recipe]
+ARGUMENT_CHECKS = [check for check in CHECKS if check.__module__ == recipe_arguments.__name__]
+STREAMING = {"streaming": True, "chatreid_lazy": False, "chatreid_over_cutoff": "raise"}
+DISPATCH = {"accelerator_config": "{dispatch_batches: false}"}
+
+
+def find_faults(recipe: Recipe) -> list[Finding]:
+    findings = [finding for check in ARGUMENT_CHECKS for finding in check(recipe)]
+    findings += recipe_arguments.check_image_limits(recipe, None)
+    return [finding for finding in findings if finding.state != "ok"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "check", "state", "message"),
+    [
+        (1, {"freeze_vision_tower": True}, "stage", "error", "Stage 1 trains the vision, but freeze_vision_tower is"),
+        (2, {"freeze_multi_modal_projector": True}, "stage", "error", "Set freeze_multi_modal_projector: false"),
+        (3, {"freeze_vision_tower": False}, "stage", "error", "Stage 3 freezes the vision"),
+        (3, {"freeze_vision_tower": False, "finetuning_type": "lora"}, "stage", "error", "Stage 3 freezes"),
+        (3, {"chatreid_projector": "decoder"}, "stage", "error", "Stage 3 trains the projector"),
+        (1, {"chatreid_stage": None}, "stage", "warning", "no chatreid_stage"),
+        (2, {"chatreid_encoder": None}, "decoder swap", "warning", "own encoder trains"),
+        (
+            1,
+            {"neat_packing": True, "cutoff_len": 1001, "chatreid_lazy": False, "ddp_timeout": 9999},
+            "packing",
+            "error",
+            "Set cutoff_len: 1008",
+        ),
+        (1, {"mix_strategy": "interleave_once"}, "mixing", "error", "raises ValueError"),
+        (1, STREAMING | {"dataloader_num_workers": 1}, "streaming", "error", "dispatch_batches: false"),
+        (1, STREAMING | DISPATCH, "streaming", "error", "StopIteration"),
+        (1, STREAMING | DISPATCH | {"dataloader_num_workers": 1}, "streaming", "warning", "Prefer chatreid_lazy"),
+        (1, {"packing": True}, "lazy mode", "error", "chatreid_lazy and packing exclude"),
+        (1, {"tokenized_path": "no/such"}, "lazy mode", "error", "chatreid_lazy and tokenized_path exclude"),
+        (1, {"train_sampling_strategy": "group_by_length"}, "lazy mode", "warning", "reads and decodes every record"),
+        (1, {"include_effective_tokens_per_second": True}, "lazy mode", "warning", "reads and decodes every record"),
+        (
+            1,
+            {"chatreid_lazy": False, "ddp_timeout": 9999, "preprocessing_num_workers": 4096},
+            "tokenization",
+            "warning",
+            "preprocessing_num_workers: 4096",
+        ),
+        (1, {"chatreid_lazy": False, "ddp_timeout": 1800}, "tokenization", "warning", "wait 1800 s"),
+        (1, {"deepspeed": "{train_micro_batch_size_per_gpu: 64}"}, "DeepSpeed", "error", "64 in the file, 2 in the"),
+        (1, {"deepspeed": "{train_batch_size: 64}"}, "DeepSpeed", "warning", "one number of GPUs only"),
+        (1, {"resume_from_checkpoint": "no/such"}, "output", "error", "no/such is no folder"),
+        (1, {"image_min_pixels": 32768}, "image limits", "warning", "32768 here, 1024 in inference files"),
+    ],
+)
+def test_check_finds_its_fault_alone(
+    read_recipe: ReadRecipe, stage: int, changes: dict[str, Any], check: str, state: str, message: str
+) -> None:
+    faults = find_faults(read_recipe(stage, **changes))
+    assert {(fault.check, fault.state) for fault in faults} == {(check, state)}
+    assert any(message in fault.render() for fault in faults)
+    assert all(fault.advice for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        (1, {}),
+        (2, {}),
+        (3, {}),
+        (3, {"chatreid_projector": "decoder", "freeze_multi_modal_projector": False}),
+        (2, {"finetuning_type": "lora", "freeze_vision_tower": True}),
+        (1, {"neat_packing": True, "cutoff_len": 1008, "chatreid_lazy": False, "ddp_timeout": 9999}),
+        (
+            1,
+            {"chatreid_lazy": False, "ddp_timeout": 9999, "preprocessing_num_workers": 1, "tokenized_path": "no/such"},
+        ),
+        (1, {"mix_strategy": "interleave_over"}),
+        (1, {"deepspeed": "examples/deepspeed/ds_z2_config.json"}),
+        (1, {"deepspeed": "{train_micro_batch_size_per_gpu: 2, gradient_accumulation_steps: 1}"}),
+    ],
+)
+def test_sound_recipe_has_no_fault(read_recipe: ReadRecipe, stage: int, changes: dict[str, Any]) -> None:
+    assert find_faults(read_recipe(stage, **changes)) == []
+
+
+def test_stock_template_is_a_warning(read_recipe: ReadRecipe) -> None:
+    faults = find_faults(read_recipe(1, chatreid_stage=None, template="qwen2_vl"))
+    assert {fault.check for fault in faults} == {"stage", "template"}
+
+
+def test_tokenized_path_is_compared(read_recipe: ReadRecipe, load_rows: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "tokenized"
+    changes = {"chatreid_lazy": False, "ddp_timeout": 9999, "tokenized_path": str(folder), "image_max_pixels": 589824}
+    load_rows(1, **changes)
+    del changes["image_max_pixels"]  # read_recipe's own
+    assert find_faults(read_recipe(1, **changes)) == []
+    ((check, state, found),) = [
+        (fault.check, fault.state, fault.found) for fault in find_faults(read_recipe(1, **changes, cutoff_len=1024))
+    ]
+    assert (check, state) == ("tokenized_path", "error") and "made with other cutoff_len" in found
+    (folder / STAMP).unlink()
+    assert "written whole" in find_faults(read_recipe(1, **changes))[0].found
+    stock = find_faults(read_recipe(1, **changes, chatreid_stage=None, template="qwen2_vl"))
+    assert ("tokenized_path", "warning") in [(fault.check, fault.state) for fault in stock]
+    shutil.rmtree(folder)
+    assert find_faults(read_recipe(1, **changes)) == []
+
+
+def test_output_folder_with_an_earlier_run(read_recipe: ReadRecipe, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    (output / "checkpoint-4").mkdir(parents=True)
+    overwriting = read_recipe(1)
+    assert "set resume_from_checkpoint" in find_faults(overwriting)[0].advice
+    assert find_faults(read_recipe(1, resume_from_checkpoint=output / "checkpoint-4")) == []
+    going_on = find_faults(read_recipe(1, overwrite_output_dir=False))
+    assert [(fault.state, fault.check) for fault in going_on] == [("warning", "output")]
+    assert "goes on from checkpoint-4" in going_on[0].found
+    (output / "checkpoint-4").rename(tmp_path / "elsewhere")
+    assert find_faults(overwriting) == []
+    (output / "model.safetensors").touch()
+    finished = find_faults(read_recipe(1, overwrite_output_dir=False))
+    assert [(fault.state, fault.check) for fault in finished] == [("error", "output")]
+
+
+def test_limits_left_out_are_a_warning(read_recipe: ReadRecipe) -> None:
+    recipe = read_recipe(1)
+    del recipe.values["image_max_pixels"]
+    assert [fault.found for fault in find_faults(recipe)] == ["image_max_pixels not given"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("image_max_pixels: 589824", None),
+        ("image_max_pixels: 8192", "image_max_pixels is 589824 here, 8192 in"),
+        ("chatreid_aspect: keep", "chatreid_aspect is stretch here, keep in"),
+        ("chatreid_stage: 1", "chatreid_stage is 3 here, 1 in"),
+    ],
+)
+def test_compared_file_has_the_same_limits(
+    read_recipe: ReadRecipe, tmp_path: Path, line: str, message: str | None
+) -> None:
+    path = tmp_path / "eval.yaml"
+    path.write_text(("" if "stage" in line else "chatreid_stage: 3\n") + line + "\n")
+    findings = recipe_arguments.check_image_limits(read_recipe(3), path)
+    assert [finding.state for finding in findings] == ["ok" if message is None else "error"]
+    assert message is None or message in findings[0].found
