@@ -31,8 +31,11 @@ TARGETS = (
     "llamafactory.data.mm_plugin",
     "llamafactory.data.template",
     "llamafactory.data.parser",
+    "llamafactory.data.collator",
     "llamafactory.data.loader",
     "llamafactory.model.loader",
+    "llamafactory.train.sft.trainer",
+    "llamafactory.train.tuner",
 )
 ERRORS: dict[str, str] = {}
 

@@ -13,8 +13,11 @@ from llamafactory.hparams.data_args import DataArguments
 
 from ..errors import ConfigError, UpstreamError
 from ..images import ImagePolicy
+from .bad_images import BAD_IMAGE, start_bad_image_list
 from .checkpoint import compose_checkpoint, find_local_checkpoint
 from .compat import ARGUMENT_LISTS, get_function, get_upstream
+from .cutoff import OVER_CUTOFF, start_thinned_list
+from .learning_rates import check_vision_rate, parse_rate
 
 
 COMPOSED_FOLDER = "chatreid_initial"
@@ -44,9 +47,28 @@ class ChatReIDDataArguments(DataArguments):
         default="stretch",
         metadata={"help": "How the stage's image policy resizes: `stretch` (the paper) or `keep` the aspect ratio."},
     )
+    chatreid_vision_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the vision encoder (chatreid_projector: and merger), if its own."},
+    )
     chatreid_lazy: bool = field(
         default=False,
         metadata={"help": "Tokenize ChatReID records on the fly instead of caching the whole data set first."},
+    )
+
+    chatreid_over_cutoff: str = field(
+        default="thin",
+        metadata={
+            "help": "A record over cutoff_len: `thin` leaves out gallery images that are no match, `raise` stops."
+        },
+    )
+
+    chatreid_bad_image: str = field(
+        default="raise",
+        metadata={
+            "help": "An image that cannot be read: `raise` stops; `skip` trains on the next record instead and lists "
+            "the file in chatreid_bad_images.jsonl (needs chatreid_lazy)."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -54,6 +76,16 @@ class ChatReIDDataArguments(DataArguments):
         ImagePolicy(self.chatreid_stage, self.chatreid_aspect)  # type: ignore[arg-type]  # it refuses wrong values
         if self.chatreid_projector not in ("encoder", "decoder"):
             raise ConfigError(f"chatreid_projector must be encoder or decoder, not {self.chatreid_projector!r}.")
+        if self.chatreid_over_cutoff not in OVER_CUTOFF:
+            raise ConfigError(f"chatreid_over_cutoff must be thin or raise, not {self.chatreid_over_cutoff!r}.")
+        if self.chatreid_bad_image not in BAD_IMAGE:
+            raise ConfigError(f"chatreid_bad_image must be raise or skip, not {self.chatreid_bad_image!r}.")
+        if self.chatreid_bad_image == "skip" and not self.chatreid_lazy:
+            raise ConfigError(
+                "chatreid_bad_image: skip needs chatreid_lazy: true; without it all records are tokenized before an "
+                "image is opened, and no other can be drawn. Set chatreid_lazy: true or chatreid_bad_image: raise."
+            )
+        self.chatreid_vision_learning_rate = parse_rate(self.chatreid_vision_learning_rate)
         if self.chatreid_encoder is not None and self.chatreid_stage not in (None, 2):
             raise ConfigError(
                 f"chatreid_encoder is set with chatreid_stage: {self.chatreid_stage}, but the decoder is swapped in "
@@ -73,12 +105,16 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
     wait and then load the same folder.
 
     Raises:
-        ConfigError: the swap is impossible.
+        ConfigError: the swap is impossible, or the vision encoder cannot have its own learning rate.
         UpstreamError: a hook that the run needs has failed.
     """
     _refuse_failed_hooks(data_args)
+    start_thinned_list(training_args)
+    start_bad_image_list(data_args, training_args)
     finetuning_args.chatreid_stage = data_args.chatreid_stage
     finetuning_args.chatreid_projector = data_args.chatreid_projector
+    finetuning_args.chatreid_vision_learning_rate = data_args.chatreid_vision_learning_rate
+    check_vision_rate(data_args.chatreid_vision_learning_rate, training_args, finetuning_args)
     if data_args.chatreid_encoder is None or not training_args.do_train:
         return
     output = Path(training_args.output_dir) / COMPOSED_FOLDER
@@ -98,6 +134,7 @@ def _refuse_failed_hooks(data_args: Any) -> None:
     from .hooks import list_hooks  # late: hooks.py imports this module
 
     used = data_args.chatreid_stage is not None or data_args.chatreid_encoder is not None or data_args.chatreid_lazy
+    used = used or data_args.chatreid_vision_learning_rate is not None
     failed = [hook for hook in list_hooks() if hook.state == "failed"]
     if failed and (used or str(data_args.template).startswith("chatreid")):
         raise UpstreamError("; ".join(f"{h.name} is not at work: {h.reason}" for h in failed))

@@ -6,6 +6,7 @@ Tested with 0.9.5. When a signature drifts, the hook stops with both versions na
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from ..errors import UpstreamError
 
 
 TESTED_VERSION = "0.9.5"
+TESTED_TRANSFORMERS = "5.5.4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ WRAPPED_FUNCTIONS = (
         ("data_args", "stage", "template", "tokenizer", "processor", "do_generate"),
     ),
     UpstreamFunction(
+        "llamafactory.data.loader",
+        "get_dataset",
+        ("template", "model_args", "data_args", "training_args", "stage", "tokenizer", "processor"),
+    ),
+    UpstreamFunction("llamafactory.train.tuner", "_training_function", ("config",)),
+    UpstreamFunction(
         "llamafactory.model.loader",
         "init_adapter",
         ("config", "model", "model_args", "finetuning_args", "is_trainable"),
@@ -60,6 +68,15 @@ WRAPPED_FUNCTIONS = (
     ),
     UpstreamFunction("llamafactory.data.mm_plugin", "Qwen2VLPlugin._preprocess_image", ("self", "image", "kwargs")),
     UpstreamFunction("llamafactory.data.mm_plugin", "MMPluginMixin._regularize_images", ("self", "images", "kwargs")),
+    UpstreamFunction(
+        "llamafactory.data.mm_plugin",
+        "BasePlugin.get_mm_inputs",
+        ("self", "images", "videos", "audios", "imglens", "vidlens", "audlens", "batch_ids", "processor"),
+    ),
+    UpstreamFunction(
+        "llamafactory.train.sft.trainer", "CustomSeq2SeqTrainer.create_optimizer", ("self", "args", "kwargs")
+    ),
+    UpstreamFunction("llamafactory.data.collator", "MultiModalDataCollatorForSeq2Seq.__call__", ("self", "features")),
 )
 
 # Lists of argument classes inside llamafactory.hparams.parser, in which DataArguments is replaced in place.
@@ -69,16 +86,35 @@ ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS")
 USED_NAMES: dict[str, tuple[str, ...]] = {
     "llamafactory.hparams.parser": ("DataArguments", *ARGUMENT_LISTS),
     "llamafactory.data.converter": ("register_dataset_converter",),
-    "llamafactory.data.parser": ("DatasetAttr",),
+    "llamafactory.data.loader": ("get_dataset_list",),
+    "llamafactory.data.parser": ("DatasetAttr", "get_dataset_list"),
     "llamafactory.data.mm_plugin": ("register_mm_plugin", "Qwen2VLPlugin"),
+    "llamafactory.data.collator": ("MultiModalDataCollatorForSeq2Seq",),
     "llamafactory.data.template": ("TEMPLATES", "get_mm_plugin"),
+    "llamafactory.train.sft.trainer": ("CustomSeq2SeqTrainer",),
+    "transformers.utils.generic": ("is_flash_attention_requested",),
+    "transformers.models.qwen2_vl.modeling_qwen2_vl": ("VisionAttention", "eager_attention_forward"),
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl": ("Qwen2_5_VLVisionAttention", "eager_attention_forward"),
+    "transformers.models.qwen3_vl.modeling_qwen3_vl": ("Qwen3VLVisionAttention", "eager_attention_forward"),
 }
 
 
-def find_version() -> str:
-    """Return LLaMA-Factory's installed version, or ``unknown``."""
+@cache
+def takes_token_types() -> bool:
+    """Tell whether transformers places image tokens by ``mm_token_type_ids``.
+
+    Those before its pull request 43972 find the images themselves, and ``generate`` refuses the argument there.
+    LLaMA-Factory's collator asks the same question in the same way.
+    """
+    from transformers import Qwen2VLModel
+
+    return "mm_token_type_ids" in inspect.signature(Qwen2VLModel.get_rope_index).parameters
+
+
+def find_version(package: str = "llamafactory") -> str:
+    """Return a package's installed version, or ``unknown``."""
     try:
-        return version("llamafactory")
+        return version(package)
     except PackageNotFoundError:
         return "unknown"
 
@@ -92,9 +128,11 @@ def get_upstream(module: ModuleType, name: str) -> Any:
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
+            package = module.__name__.partition(".")[0]
+            tested = TESTED_VERSION if package == "llamafactory" else TESTED_TRANSFORMERS
             raise UpstreamError(
-                f"LLaMA-Factory {find_version()} has no {module.__name__}.{name}; this plugin was tested with "
-                f"{TESTED_VERSION}. Install llamafactory=={TESTED_VERSION} or a newer chatreid-plugin."
+                f"{package} {find_version(package)} has no {module.__name__}.{name}; this plugin was tested with "
+                f"{tested}. Install {package}=={tested} or a newer chatreid-plugin."
             )
         value = getattr(value, part)
     return value

@@ -27,8 +27,11 @@ _NAMES = {
     "llamafactory.data.mm_plugin": "image policy and header-only token counts",
     "llamafactory.data.converter": "formatting: chatreid",
     "llamafactory.data.template": "template: chatreid",
+    "llamafactory.data.collator": "positions of image tokens in generation",
     "llamafactory.data.loader": "chatreid_lazy: tokenize on the fly",
-    "llamafactory.model.loader": "check of the trainable parameters",
+    "llamafactory.model.loader": "check of the trainable parameters, batched vision attention",
+    "llamafactory.train.sft.trainer": "learning rate of the vision encoder",
+    "llamafactory.train.tuner": "report of thinned records",
 }
 
 
@@ -49,8 +52,14 @@ def _find_hook(module_name: str) -> Callable[[ModuleType], None]:
         from .converter import register_converter as hook
     elif module_name == "llamafactory.data.template":
         from .templates import register_templates as hook
+    elif module_name == "llamafactory.data.collator":
+        from .positions import extend_collator as hook
     elif module_name == "llamafactory.data.loader":
         from .lazy import extend_loader as hook
+    elif module_name == "llamafactory.train.sft.trainer":
+        from .learning_rates import extend_trainer as hook
+    elif module_name == "llamafactory.train.tuner":
+        from .cutoff import report_thinned as hook
     else:
         from .stages import extend_model_loader as hook
     return hook

@@ -76,6 +76,20 @@ def load_rows(parse: Callable[..., Parsed], tokenizer_module: dict[str, Any]) ->
     return load
 
 
+@pytest.fixture
+def read_recipe(workshop: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Return a function that parses a shipped recipe with overrides, as ``chatreid doctor --yaml`` does."""
+    from chatreid_plugin.training.recipe import parse_recipe
+
+    def read(stage: int, **changes: object) -> Any:
+        # Both limits as inference files that are silent about them take them.
+        overrides = workshop.list_overrides(stage, tmp_path / "out", image_max_pixels=589824, **changes)
+        path = RECIPES / f"stage{stage}.yaml"
+        return parse_recipe(path, [f"{k}={'null' if v is None else v}" for k, v in overrides.items()])
+
+    return read
+
+
 @pytest.fixture(scope="session")
 def tokenizer_module(workshop: Any) -> dict[str, Any]:
     """Return tokenizer and processor as LLaMA-Factory loads them."""

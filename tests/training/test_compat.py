@@ -68,7 +68,7 @@ def drifted() -> ModuleType:
 
 
 def test_drifted_signature_names_both_versions(drifted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "find_version", lambda: "0.9.9")
+    monkeypatch.setattr(compat, "find_version", lambda package="llamafactory": "0.9.9")
     with pytest.raises(UpstreamError) as caught:
         compat.get_function(drifted, "align_dataset")
     text = str(caught.value)
@@ -78,7 +78,7 @@ def test_drifted_signature_names_both_versions(drifted: ModuleType, monkeypatch:
 
 
 def test_missing_name_names_both_versions(drifted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "find_version", lambda: "0.9.9")
+    monkeypatch.setattr(compat, "find_version", lambda package="llamafactory": "0.9.9")
     with pytest.raises(
         UpstreamError, match=r"0\.9\.9 has no llamafactory\.data\.loader\._load_single_dataset.*0\.9\.5"
     ):
