@@ -6,7 +6,7 @@ from typing import Any
 
 from ..crops import encode_thumbnail
 from ..pages import render_template
-from ..shards import open_atomically
+from ..shards import write_text
 from ..tasks import IMAGE_MARK
 from .examples import Example
 
@@ -34,6 +34,4 @@ def render_page(examples: Sequence[Example]) -> str:
 
 def write_page(path: Path, examples: Sequence[Example]) -> None:
     """Write the page, atomically."""
-    page = render_page(examples)
-    with open_atomically(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, render_page(examples))

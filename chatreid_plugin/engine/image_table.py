@@ -8,23 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 import xxhash
 
 from ..images import ImagePolicy, count_visual_tokens
 from ..shards import open_atomically
+from .arrow_compute import pc
 from .draws import number
 
 
 Codes = npt.NDArray[np.int64]
 
-# Its functions are made when it is imported, so no type checker knows them.
-pc: Any = pyarrow.compute
 
 # English takes about 4.5 bytes a token and Chinese 3 or more; fewer here, so that a caption is not underestimated.
 BYTES_PER_TOKEN = 3

@@ -20,14 +20,12 @@ from .. import __version__
 from ..config import BuildSettings
 from ..errors import DataError
 from ..shards import check_shard, read_json, write_json
+from .built_datasets import DATASET_INFO, FORMATTING
 from .executors import open_workers, run_jobs
 from .image_table import ImageTable, combine_images, digest_images, write_image_table
 from .plan import BuildReport, name_dataset, plan_datasets
 from .shard_jobs import ShardJob, index_sources, list_variants
 from .sources import read_training_images
-
-
-DATASET_INFO = "dataset_info.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,5 +211,5 @@ def enter_dataset(output_dir: Path, name: str, image_root: Path, own_prompts: Se
     block: dict[str, Any] = {"image_root": relative}
     if own_prompts:
         block["prompts"] = list(own_prompts)
-    entries[name] = {"file_name": name, "formatting": "chatreid", "chatreid": block}
+    entries[name] = {"file_name": name, "formatting": FORMATTING, "chatreid": block}
     write_json(path, entries)

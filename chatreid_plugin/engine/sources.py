@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute
 import xxhash
 
 from .. import __version__
 from ..config import BuildSettings, SourceSettings
 from ..errors import DataError
 from ..shards import make_manifest_table, read_manifest_provenance, read_manifest_table, write_manifest
+from .arrow_compute import pc
 from .screening.selection import select_training
 
 
 if TYPE_CHECKING:
     from .parsing import ParseReport
-
-# Its functions are made when it is imported, so no type checker knows them.
-pc: Any = pyarrow.compute
 
 
 def describe_parse(name: str, report: "ParseReport") -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..crops import encode_thumbnail
 from ..pages import render_template
 from ..records import ImageRecord
-from ..shards import open_atomically
+from ..shards import write_text
 from .protocols import Protocol
 from .report import DEFINITIONS, Results
 from .ties import IntArray
@@ -95,6 +95,4 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
 
 def write_page(path: Path, results: Results, views: Sequence[Mapping[str, Any]]) -> None:
     """Write the page, atomically."""
-    page = render_page(results, views)
-    with open_atomically(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, render_page(results, views))

@@ -23,6 +23,11 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPIED_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 
 
+def is_hub_name(name: str) -> bool:
+    """Return whether a name is of the form ``owner/model`` and no path."""
+    return not Path(name).is_absolute() and not name.startswith(".") and name.count("/") == 1
+
+
 def find_local_checkpoint(name: str, model_args: Any, key: str) -> Path:
     """Return the folder of a checkpoint: a local path as it is, a hub name after downloading it.
 
@@ -32,7 +37,7 @@ def find_local_checkpoint(name: str, model_args: Any, key: str) -> Path:
     folder = Path(name)
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    if not is_hub_name(name):
         raise ConfigError(f"{key}: {name} is not a folder.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

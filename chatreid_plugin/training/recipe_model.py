@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import ChatReIDError, ConfigError
 from ..shards import read_json
-from .checkpoint import find_vision_suffix, find_weight_files
+from .checkpoint import find_vision_suffix, find_weight_files, is_hub_name
 from .recipe import Finding, Recipe
 from .stages import FLAGS, find_part
 
@@ -48,7 +48,7 @@ def find_model_folder(name: str, model_args: Any) -> Path | None:
     folder = Path(name)
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    if not is_hub_name(name):
         raise ConfigError(f"{name} is not a folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

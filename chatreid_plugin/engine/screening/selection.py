@@ -3,20 +3,15 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute
 
 from ...config import BuildSettings
 from ...errors import DataError
 from ...records import ImageRecord, convert_row_to_image_record
+from ..arrow_compute import pc
 from .audit import TESTED_SPLITS, apply_leak_rule, read_tested_manifests
 from .quality import filter_records
-
-
-# Its functions are made when it is imported, so no type checker knows them.
-pc: Any = pyarrow.compute
 
 
 def select_training(

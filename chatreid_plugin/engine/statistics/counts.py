@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -20,13 +18,12 @@ from ...errors import DataError
 from ...images import ImagePolicy, count_visual_tokens
 from ...records import INSTRUCTION_SCHEMA
 from ...tasks import Task
+from ..arrow_compute import pc
 from ..built_datasets import BuiltDataset
 
 
 IntArray = npt.NDArray[np.int64]
 
-# Untyped: the functions of pyarrow.compute are made at run time, and a type checker sees none of them.
-pc: Any = pyarrow.compute
 
 BATCH_RECORDS = 65536
 # Qwen2-VL's chat frame with the default system prompt, the marks that end both turns included.

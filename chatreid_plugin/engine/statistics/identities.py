@@ -3,21 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ...config import BuildSettings
 from ...errors import DataError
+from ..arrow_compute import pc
 from ..sources import find_manifest
 from .counts import IntArray
 
-
-# Untyped: the functions of pyarrow.compute are made at run time, and a type checker sees none of them.
-pc: Any = pyarrow.compute
 
 COLUMNS = ["split", "person_id", "camera_id"]
 

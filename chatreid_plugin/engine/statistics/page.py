@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ... import __version__
 from ...pages import render_template
-from ...shards import open_atomically
+from ...shards import open_atomically, write_text
 from .figures import encode_png
 from .report import Statistics, compute_statistics
 from .sections import Section, build_sections
@@ -20,11 +20,6 @@ def find_output(dataset_dir: Path) -> Path:
     """Return the folder for the statistics: beside the data sets', which training reads and users copy or share."""
     folder = dataset_dir.resolve()
     return folder.with_name(f"{folder.name}_stats")
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with open_atomically(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def _encode_picture(content: bytes) -> str:
@@ -63,9 +58,10 @@ def write_statistics(dataset_dir: Path, output: Path | None = None) -> Statistic
     sections = list(build_sections(statistics))
     pictures = {section.topic: encode_png(section.figure) for section in sections if section.figure is not None}
     for topic, content in pictures.items():
-        _write_bytes(output / f"{topic}.png", content)
-    _write_bytes(output / "stats.json", (statistics.to_json() + "\n").encode())
-    _write_bytes(output / "stats.html", render_page(statistics, sections, pictures).encode())
+        with open_atomically(output / f"{topic}.png") as temporary:
+            temporary.write_bytes(content)
+    write_text(output / "stats.json", statistics.to_json() + "\n")
+    write_text(output / "stats.html", render_page(statistics, sections, pictures))
     # stdout belongs to the numbers.
     print(f"Written: {output / 'stats.html'}, stats.json and {len(pictures)} PNG figures", file=sys.stderr)
     return statistics
