@@ -11,7 +11,6 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError
-from .images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, ImagePolicy
 from .tasks import LETTERS, TASKS, check_wording, list_stage_tasks
 
 
@@ -24,7 +23,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def _raise_faults(faults: list[str]) -> None:
+def raise_faults(faults: list[str]) -> None:
     """Raise one ValueError for all faults, as pydantic wants them from a validator."""
     if faults:
         raise ValueError("; ".join(faults))
@@ -129,7 +128,7 @@ class QualitySettings(Settings):
             "aspect": (self.min_aspect, self.max_aspect),
             "brightness": (self.min_brightness, self.max_brightness),
         }
-        _raise_faults(
+        raise_faults(
             [
                 f"quality.min_{name} {least} is above quality.max_{name} {most}"
                 for name, (least, most) in ranges.items()
@@ -194,67 +193,12 @@ class BuildSettings(Settings):
                 faults.append(f"prompts names the unknown task {name}; known tasks: {', '.join(TASKS)}")
             else:
                 faults += filter(None, (check_wording(TASKS[name], wording) for wording in wordings))
-        _raise_faults(faults)
+        raise_faults(faults)
         return self
 
     def count_workers(self) -> int:
         """Return how many processes to use: ``workers``, or the cores this process may run on."""
         return self.workers or len(os.sched_getaffinity(0))
-
-
-class EvalSettings(Settings):
-    """One evaluation: data, filter, scorer, outputs."""
-
-    # data
-    protocol: Literal["market1501", "folder"]
-    manifest: Path
-    image_root: Path | None = None
-    camera_rule: bool = True
-    max_queries: Annotated[int, Field(ge=1)] | None = None
-    # model
-    model_name_or_path: str | None = None
-    chatreid_stage: Literal[1, 2, 3] | None = 3
-    chatreid_aspect: Aspect = "stretch"
-    image_max_pixels: Annotated[int, Field(ge=784)] = DEFAULT_IMAGE_MAX_PIXELS
-    image_min_pixels: Annotated[int, Field(ge=1)] = DEFAULT_IMAGE_MIN_PIXELS
-    # filter
-    filter: Literal["none", "colour", "npz", "torchvision"] = "colour"
-    filter_features: Path | None = None
-    filter_weights: Path | None = None
-    tau: float = -1.0
-    top_k: Annotated[int, Field(ge=1)] | None = 100
-    floor: Annotated[int, Field(ge=0)] = 20
-    # scoring
-    backend: Literal["transformers", "features", "random", "oracle"] = "transformers"
-    mode: Literal["pointwise"] = "pointwise"
-    task: Literal["image_to_image_one_to_one"] = "image_to_image_one_to_one"
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # output
-    output_dir: Path
-    report_queries: Annotated[int, Field(ge=0)] = 50
-    overwrite: bool = False
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _check_needs(self) -> "EvalSettings":
-        faults: list[str] = []
-        if self.backend == "transformers" and not self.model_name_or_path:
-            faults.append("backend: transformers needs model_name_or_path (a checkpoint folder or hub name)")
-        if self.filter == "npz" and self.filter_features is None:
-            faults.append("filter: npz needs filter_features (an .npz file with `paths` and `features`)")
-        if self.filter == "torchvision" and self.filter_weights is None:
-            faults.append("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
-        if self.backend == "features" and self.filter == "none":
-            faults.append("backend: features ranks by the filter's features, so filter must not be none")
-        _raise_faults(faults)
-        return self
-
-    @property
-    def policy(self) -> ImagePolicy:
-        """The image policy the model was trained with."""
-        return ImagePolicy(self.chatreid_stage, self.chatreid_aspect, self.image_max_pixels, self.image_min_pixels)
 
 
 SettingsType = TypeVar("SettingsType", bound=Settings)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from chatreid_plugin.config import BuildSettings, EvalSettings, GallerySettings, SourceSettings, load_settings
+from chatreid_plugin.config import BuildSettings, GallerySettings, SourceSettings, load_settings
 from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import ImagePolicy
 from chatreid_plugin.tasks import list_stage_tasks
 

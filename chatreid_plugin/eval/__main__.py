@@ -6,9 +6,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..config import EvalSettings, load_settings
+from ..config import load_settings
 from ..errors import ChatReIDError
-from .pipeline import describe_plan, run_evaluation
+from ..eval_settings import EvalSettings
+from .pipeline import run_evaluation
+from .plan import describe_plan
 from .report import render_table
 
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..config import EvalSettings
 from ..crops import open_crop
 from ..errors import ConfigError, DataError
+from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .metrics import IgnoreMask
 from .ties import IntArray

@@ -15,6 +15,7 @@ from ..pages import render_template
 from ..records import ImageRecord
 from ..shards import write_text
 from .protocols import Protocol
+from .queries import Query
 from .report import DEFINITIONS, Results
 from .ties import IntArray
 
@@ -30,6 +31,12 @@ def _view_image(record: ImageRecord, image_root: Path) -> dict[str, Any]:
         "person": record.person_id,
         "camera": record.camera_id,
     }
+
+
+def _view_query(query: Query, image_root: Path) -> dict[str, Any]:
+    picture = {} if query.image is None else _view_image(query.image, image_root)
+    words = {"image_id": query.query_id, "person": query.person_id, "camera": query.camera_id, "text": query.label}
+    return {"picture": "", **picture, **words}
 
 
 def build_query_view(
@@ -62,7 +69,7 @@ def build_query_view(
         return {**image, "rank": rank + 1, "same": bool(is_match[rank]), "score": known.get(index)}
 
     return {
-        "query": _view_image(protocol.queries[query], protocol.image_root),
+        "query": _view_query(protocol.queries[query], protocol.image_root),
         "average_precision": average_precision,
         "right_at_one": bool(is_match[0]),
         "matches": int(is_match.sum()),

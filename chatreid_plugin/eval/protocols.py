@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..config import EvalSettings
 from ..errors import ConfigError, DataError
+from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from ..shards import read_manifest
 from .metrics import Cmc
+from .queries import Query, make_image_query
 from .ties import AveragePrecision, IntArray
 
 
@@ -52,7 +53,7 @@ class Protocol:
 
     name: str
     variant: str
-    queries: list[ImageRecord]
+    queries: list[Query]
     gallery: list[ImageRecord]
     image_root: Path
     same_camera_ignored: bool = True
@@ -85,7 +86,7 @@ class Labels:
 
 def label_protocol(protocol: Protocol) -> Labels:
     """Return the protocol's identities and cameras as integer codes, fast to compare."""
-    records = [*protocol.queries, *protocol.gallery]
+    records: list[Query | ImageRecord] = [*protocol.queries, *protocol.gallery]
     persons = np.unique([record.person_id for record in records], return_inverse=True)[1]
     cameras = np.unique([record.camera_id for record in records], return_inverse=True)[1]
     count = len(protocol.queries)
@@ -189,7 +190,7 @@ def load_protocol(settings: EvalSettings) -> Protocol:
     return Protocol(
         name=settings.protocol,
         variant=f"single query, {rule}",
-        queries=kept,
+        queries=[make_image_query(record) for record in kept],
         gallery=gallery,
         image_root=image_root,
         same_camera_ignored=settings.camera_rule,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .. import __version__
-from ..config import EvalSettings
+from ..eval_settings import EvalSettings
 from ..shards import read_json, write_json, write_shard
 from .metrics import RankingMetrics
 from .protocols import Protocol
@@ -171,7 +171,7 @@ def build_ranking_row(
     known = dict(zip(candidates.tolist(), scores.tolist(), strict=True))
     shown: list[int] = order[:RANKING_DEPTH].tolist()
     return {
-        "query_id": protocol.queries[query].image_id,
+        "query_id": protocol.queries[query].query_id,
         "gallery_ids": [protocol.gallery[index].image_id for index in shown],
         "scores": [known.get(index) for index in shown],
         "matches": matches[shown].tolist(),

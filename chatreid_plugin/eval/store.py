@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from ..records import ImageRecord
+from .queries import Query
 
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,11 @@ logger = logging.getLogger(__name__)
 ScoreArray = npt.NDArray[np.float32]
 
 
-def hash_candidates(query: ImageRecord, candidates: Sequence[ImageRecord]) -> str:
+def hash_candidates(query: Query, candidates: Sequence[ImageRecord]) -> str:
     """Return a digest of the query, its candidates and their order."""
-    lines = [f"{record.image_id}\t{record.path}\t{record.width}x{record.height}" for record in (query, *candidates)]
+    pictures = candidates if query.image is None else [query.image, *candidates]
+    lines = [f"{record.image_id}\t{record.path}\t{record.width}x{record.height}" for record in pictures]
+    lines += [query.query_id, query.text, json.dumps(dict(query.attributes), sort_keys=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -98,22 +101,22 @@ class ScoreStore:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def get(self, query: ImageRecord, candidates: Sequence[ImageRecord]) -> ScoreArray | None:
+    def get(self, query: Query, candidates: Sequence[ImageRecord]) -> ScoreArray | None:
         """Return the saved scores (K,) of a query, or None if it is unfinished or had other candidates."""
-        saved = self._finished.get(query.image_id)
+        saved = self._finished.get(query.query_id)
         if saved is None or saved[0] != hash_candidates(query, candidates) or len(saved[1]) != len(candidates):
             return None
         return saved[1]
 
-    def add(self, query: ImageRecord, candidates: Sequence[ImageRecord], scores: ScoreArray) -> None:
+    def add(self, query: Query, candidates: Sequence[ImageRecord], scores: ScoreArray) -> None:
         """Save the scores (K,) of a finished query; they are on disk when this returns."""
         entry = {
-            "query": query.image_id,
+            "query": query.query_id,
             "candidates": hash_candidates(query, candidates),
             "scores": base64.b64encode(scores.astype("<f4").tobytes()).decode(),
         }
         self._write(json.dumps(entry).encode() + b"\n")
-        self._finished[query.image_id] = (entry["candidates"], scores.astype(np.float32))
+        self._finished[query.query_id] = (entry["candidates"], scores.astype(np.float32))
 
     def __enter__(self) -> "ScoreStore":
         """Return the store."""

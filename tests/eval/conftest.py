@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chatreid_plugin.config import EvalSettings
+from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord, Split
 from chatreid_plugin.shards import write_manifest
 

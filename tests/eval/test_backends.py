@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatreid_plugin.config import EvalSettings
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.backends import make_scorer
+from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.protocols import Protocol, load_protocol
+from chatreid_plugin.eval_settings import EvalSettings
 
 
 MakeWorld = Callable[..., Path]
@@ -26,29 +27,33 @@ def protocol(make_world: MakeWorld, make_settings: MakeSettings) -> Protocol:
 
 
 def test_oracle_knows_the_person(protocol: Protocol, make_settings: MakeSettings) -> None:
-    scores = make_scorer(make_settings(Path()), protocol)(protocol.queries[1], protocol.gallery)
+    scores = make_scorer(make_settings(Path()), protocol).score_pairs(
+        protocol.queries[1], protocol.gallery, IMAGE_PAIR
+    )
     assert scores.dtype == np.float32
     assert scores.tolist() == [0.0] * 3 + [1.0] * 3 + [0.0] * 6
 
 
 def test_random_depends_on_query_and_seed_alone(protocol: Protocol, make_settings: MakeSettings) -> None:
     scorer = make_scorer(make_settings(Path(), backend="random", seed=3), protocol)
-    first = scorer(protocol.queries[0], protocol.gallery)
+    first = scorer.score_pairs(protocol.queries[0], protocol.gallery, IMAGE_PAIR)
     assert first.dtype == np.float32
-    assert np.array_equal(first, scorer(protocol.queries[0], protocol.gallery))
-    assert not np.array_equal(first, scorer(protocol.queries[1], protocol.gallery))
+    assert np.array_equal(first, scorer.score_pairs(protocol.queries[0], protocol.gallery, IMAGE_PAIR))
+    assert not np.array_equal(first, scorer.score_pairs(protocol.queries[1], protocol.gallery, IMAGE_PAIR))
     other = make_scorer(make_settings(Path(), backend="random", seed=4), protocol)
-    assert not np.array_equal(first, other(protocol.queries[0], protocol.gallery))
+    assert not np.array_equal(first, other.score_pairs(protocol.queries[0], protocol.gallery, IMAGE_PAIR))
 
 
 def test_features_scores_are_dot_products(protocol: Protocol, make_settings: MakeSettings) -> None:
-    records = [*protocol.queries, *protocol.gallery]
-    vectors = np.random.default_rng(0).normal(size=(len(records), 5)).astype(np.float32)
-    features = {record.image_id: vector for record, vector in zip(records, vectors, strict=True)}
+    names = [query.query_id for query in protocol.queries] + [record.image_id for record in protocol.gallery]
+    vectors = np.random.default_rng(0).normal(size=(len(names), 5)).astype(np.float32)
+    features = dict(zip(names, vectors, strict=True))
     settings = make_settings(Path(), backend="features", filter="colour")
     scorer = make_scorer(settings, protocol, features)
-    assert scorer(protocol.queries[2], protocol.gallery) == pytest.approx(vectors[4:] @ vectors[2], abs=1e-6)
-    assert scorer(protocol.queries[2], []).shape == (0,)
+    assert scorer.score_pairs(protocol.queries[2], protocol.gallery, IMAGE_PAIR) == pytest.approx(
+        vectors[4:] @ vectors[2], abs=1e-6
+    )
+    assert scorer.score_pairs(protocol.queries[2], [], IMAGE_PAIR).shape == (0,)
     with pytest.raises(ConfigError, match="needs features"):
         make_scorer(settings, protocol)
 

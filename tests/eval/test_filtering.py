@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chatreid_plugin.config import EvalSettings
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.filtering import describe_colours, extract_features, filter_gallery, iterate_similarities
+from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 
 

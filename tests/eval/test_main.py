@@ -7,9 +7,10 @@ from typing import NoReturn
 
 import pytest
 
-from chatreid_plugin.config import EvalSettings, load_settings
+from chatreid_plugin.config import load_settings
 from chatreid_plugin.eval import __main__ as command
 from chatreid_plugin.eval.__main__ import main
+from chatreid_plugin.eval_settings import EvalSettings
 
 
 MakeWorld = Callable[..., Path]

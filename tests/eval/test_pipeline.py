@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from chatreid_plugin.config import EvalSettings
 from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.eval import pipeline
-from chatreid_plugin.eval.pipeline import describe_fingerprint, describe_plan, run_evaluation
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.plan import describe_plan
+from chatreid_plugin.eval.queries import Query
+from chatreid_plugin.eval.scoring import describe_fingerprint
+from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 
 
@@ -21,20 +25,21 @@ MakeSettings = Callable[..., EvalSettings]
 class CountingScorer:
     """Scores like the oracle, keeps a log, and may be interrupted or give another shape or value."""
 
-    fingerprint = "weights-1"
+    confidence = "margins"
+    fingerprint: ClassVar[dict[str, str]] = {"weights": "weights-1"}
 
     def __init__(self, stop_after: int | None = None, wrong: float | None = None, extra: int = 0) -> None:
         self.stop_after, self.wrong, self.extra = stop_after, wrong, extra
         self.scored: list[str] = []
         self.prepared: list[list[str]] = []
 
-    def prepare(self, records: Sequence[ImageRecord]) -> None:
-        self.prepared.append([record.image_id for record in records])
+    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+        self.prepared.append([*(query.query_id for query in queries), *(record.image_id for record in gallery)])
 
-    def __call__(self, query: ImageRecord, candidates: Sequence[ImageRecord]) -> npt.NDArray[np.float32]:
+    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> npt.NDArray[np.float32]:
         if self.stop_after is not None and len(self.scored) >= self.stop_after:
             raise KeyboardInterrupt
-        self.scored.append(query.image_id)
+        self.scored.append(query.query_id)
         values = [float(record.person_id == query.person_id) for record in candidates] + [0.0] * self.extra
         return np.array(values if self.wrong is None else [self.wrong, *values[1:]], dtype=np.float32)
 

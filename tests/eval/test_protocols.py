@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chatreid_plugin.config import EvalSettings
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.protocols import label_protocol, load_protocol, take_evenly
+from chatreid_plugin.eval_settings import EvalSettings
 
 
 MakeWorld = Callable[..., Path]

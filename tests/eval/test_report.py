@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from chatreid_plugin.config import EvalSettings
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import RANKING_SCHEMA, render_table
+from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_shard
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.errors import DataError
+from chatreid_plugin.eval.queries import make_image_query
 from chatreid_plugin.eval.store import ScoreStore
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest
@@ -26,13 +27,13 @@ def records(make_world: Callable[..., Path]) -> list[ImageRecord]:
 def fill(folder: Path, records: list[ImageRecord], count: int = 3) -> Path:
     with ScoreStore(folder, FINGERPRINT) as store:
         for number, query in enumerate(records[:count]):
-            store.add(query, records[4:8], SCORES + np.float32(number))
+            store.add(make_image_query(query), records[4:8], SCORES + np.float32(number))
         return store.path
 
 
 def read(folder: Path, records: list[ImageRecord], fingerprint: dict[str, Any] = FINGERPRINT) -> list[Any]:
     with ScoreStore(folder, fingerprint) as store:
-        return [store.get(query, records[4:8]) for query in records[:3]]
+        return [store.get(make_image_query(query), records[4:8]) for query in records[:3]]
 
 
 def test_gives_back_the_same_bits(tmp_path: Path, records: list[ImageRecord]) -> None:
@@ -50,9 +51,9 @@ def test_drops_a_torn_last_line_and_goes_on(
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     with ScoreStore(tmp_path, FINGERPRINT) as store:
-        assert store.get(records[1], records[4:8]) is not None
-        assert store.get(records[2], records[4:8]) is None
-        store.add(records[2], records[4:8], SCORES + np.float32(2))
+        assert store.get(make_image_query(records[1]), records[4:8]) is not None
+        assert store.get(make_image_query(records[2]), records[4:8]) is None
+        store.add(make_image_query(records[2]), records[4:8], SCORES + np.float32(2))
     assert path.read_bytes() == whole
     assert "torn line" in caplog.text
 
@@ -82,14 +83,14 @@ def test_starts_a_new_file_and_says_so_when_the_fingerprint_changed(
 def test_scores_again_when_the_candidates_changed(tmp_path: Path, records: list[ImageRecord]) -> None:
     fill(tmp_path, records)
     with ScoreStore(tmp_path, FINGERPRINT) as store:
-        assert store.get(records[0], records[4:9]) is None
-        assert store.get(records[0], records[7:3:-1]) is None
+        assert store.get(make_image_query(records[0]), records[4:9]) is None
+        assert store.get(make_image_query(records[0]), records[7:3:-1]) is None
 
 
 def test_overwrite_forgets_everything(tmp_path: Path, records: list[ImageRecord]) -> None:
     fill(tmp_path, records)
     with ScoreStore(tmp_path, FINGERPRINT, overwrite=True) as store:
-        assert store.get(records[0], records[4:8]) is None
+        assert store.get(make_image_query(records[0]), records[4:8]) is None
     assert read(tmp_path, records) == [None] * 3
 
 

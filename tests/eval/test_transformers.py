@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from chatreid_plugin.config import EvalSettings
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
+from chatreid_plugin.eval.prompts import IMAGE_PAIR
+from chatreid_plugin.eval.queries import make_image_query
+from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import resize_by_policy
 from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction
 from chatreid_plugin.tasks import format_chat_prompt, render_prompt
@@ -49,7 +51,7 @@ def make_settings(checkpoint: Path, tmp_path: Path, **changes: Any) -> EvalSetti
 
 def score_plainly(scorer: TransformersScorer, root: Path, first: ImageRecord, second: ImageRecord) -> float:
     """One forward pass through transformers' own processor and model, nothing shared, nothing cached."""
-    pair = Instruction("pair", scorer.settings.task, (ImageReference("a"), ImageReference("b")), 2, Answer(match=True))
+    pair = Instruction("pair", IMAGE_PAIR, (ImageReference("a"), ImageReference("b")), 2, Answer(match=True))
     text = format_chat_prompt(render_prompt(pair)).replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
     images = [Image.open(root / record.path).convert("RGB") for record in (first, second)]
     images = [image.resize(resize_by_policy(*image.size, scorer.settings.policy)) for image in images]
@@ -68,7 +70,7 @@ def test_scorer_equals_one_forward_pass_per_pair(
     root, records = crops
     scorer = TransformersScorer(make_settings(checkpoint, tmp_path, chatreid_stage=stage, batch_size=2), root)
     query, candidates = records[0], records[1:]
-    margins = scorer(query, candidates)
+    margins = scorer.score_pairs(make_image_query(query), candidates, IMAGE_PAIR)
     expected = [score_plainly(scorer, root, query, candidate) for candidate in candidates]
     np.testing.assert_allclose(margins, expected, atol=1e-4)
     assert np.argsort(margins).tolist() == np.argsort(expected).tolist()
@@ -89,9 +91,9 @@ def test_scorer_encodes_every_image_once(
         return get_image_features(pixels, grids)
 
     monkeypatch.setattr(scorer.model, "get_image_features", count)
-    scorer.prepare(records)
-    scorer(records[0], records[1:])
-    scorer(records[1], records[:1])
+    scorer.prepare([], records)
+    scorer.score_pairs(make_image_query(records[0]), records[1:], IMAGE_PAIR)
+    scorer.score_pairs(make_image_query(records[1]), records[:1], IMAGE_PAIR)
     assert sum(encoded) == len(records)
 
 
@@ -105,7 +107,7 @@ def test_fingerprint_changes_when_a_weight_changes(
     assert scorer.fingerprint == again.fingerprint
     with torch.no_grad():
         next(iter(again.model.parameters())).view(-1)[0] += 1
-    assert compute_weights_fingerprint(again.model) != scorer.fingerprint
+    assert compute_weights_fingerprint(again.model) != scorer.fingerprint["weights"]
 
 
 def test_missing_checkpoint_is_a_config_error(tmp_path: Path) -> None:
@@ -117,4 +119,4 @@ def test_damaged_image_is_named(checkpoint: Path, crops: tuple[Path, list[ImageR
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     scorer = TransformersScorer(make_settings(checkpoint, tmp_path), tmp_path)
     with pytest.raises(DataError, match=r"cut\.jpg"):
-        scorer.prepare([replace(crops[1][0], path="cut.jpg")])
+        scorer.prepare([], [replace(crops[1][0], path="cut.jpg")])

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from chatreid_plugin.config import EvalSettings
+from chatreid_plugin.eval.prompts import IMAGE_PAIR
+from chatreid_plugin.eval.queries import make_image_query
+from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction
 from chatreid_plugin.tasks import render_prompt
 
@@ -202,7 +204,7 @@ def test_evaluator_scores_with_the_positions_and_logits_of_chat(
         for image in record.images
     )
     with trace(scorer.model) as scored:
-        (margin,) = scorer(query, [candidate])
+        (margin,) = scorer.score_pairs(make_image_query(query), [candidate], IMAGE_PAIR)
     asked = service.ask(record)
     assert torch.equal(scored.all_positions, asked.positions[0])
     yes, no = (scorer.processor.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No"))

@@ -1,49 +1,75 @@
-"""Who scores: one function makes the scorer that the settings name; a scorer is a plain callable.
+"""Who scores: one function makes the scorer that the settings name."""
 
-``scorer(query, candidates)`` returns float32 scores (K,), higher meaning more likely the same person. A scorer may
-also have ``fingerprint`` (a string that changes with its weights) and ``prepare(records)`` (called once with every
-image that will be needed).
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ...config import EvalSettings
 from ...errors import ConfigError
+from ...eval_settings import EvalSettings
 from ...records import ImageRecord
-from ..protocols import Protocol
-from .simple import score_features, score_oracle, score_random
+from ..protocols import Protocol as Benchmark
+from ..queries import Query
+from .simple import FeatureScorer, OracleScorer, RandomScorer
 
 
-Scorer = Callable[[ImageRecord, Sequence[ImageRecord]], npt.NDArray[np.float32]]
+ScoreArray = npt.NDArray[np.float32]
+
+# What a score is: a confidence from the model's own logits, one rebuilt from a server's few best log-probabilities, or
+# a hard answer (a vote); the report says which.
+Confidence = Literal["margins", "top_logprobs", "answers"]
+
+
+class Scorer(Protocol):
+    """What every backend offers; higher scores mean more likely the one that is searched for."""
+
+    @property
+    def confidence(self) -> Confidence:
+        """What its scores are."""
+        ...
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What its scores depend on beyond the settings, e.g. a hash of the weights; JSON values."""
+        ...
+
+    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+        """Learn of everything that will be scored, before the first pair; encode images once, for instance."""
+        ...
+
+    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
+        """Return one score a candidate (K,) for the yes/no question ``task`` (``prompts.build_pair_prompt``)."""
+        ...
+
+    def choose(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
+        """Return one score a candidate (N,), N <= 26, from one question over all of them (``build_choice_prompt``)."""
+        ...
 
 
 def make_scorer(
-    settings: EvalSettings, protocol: Protocol, features: Mapping[str, npt.NDArray[np.float32]] | None = None
+    settings: EvalSettings, benchmark: Benchmark, features: Mapping[str, npt.NDArray[np.float32]] | None = None
 ) -> Scorer:
     """Return the scorer of ``settings.backend``.
 
     Args:
         settings: the evaluation.
-        protocol: says where the images are.
-        features: image id to the filter's vector (D,), for ``backend: features``.
+        benchmark: says where the images are.
+        features: query id or image id to the filter's vector (D,), for ``backend: features``.
 
     Raises:
         ConfigError: ``backend: features`` without features.
         UpstreamError: the model cannot be loaded.
     """
     if settings.backend == "random":
-        return partial(score_random, seed=settings.seed)
+        return RandomScorer(settings.seed)
     if settings.backend == "oracle":
-        return score_oracle
+        return OracleScorer()
     if settings.backend == "features":
         if features is None:
             raise ConfigError("backend: features needs features; set filter to colour, npz or torchvision.")
-        return partial(score_features, features=features)
+        return FeatureScorer(features)
     # Imported here: torch and transformers take seconds to load and nothing else needs them.
     from .transformers import TransformersScorer
 
-    return TransformersScorer(settings, protocol.image_root)
+    return TransformersScorer(settings, benchmark.image_root)

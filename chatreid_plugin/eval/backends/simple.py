@@ -2,37 +2,73 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ...records import ImageRecord
+from ..queries import Query
 
 
 ScoreArray = npt.NDArray[np.float32]
 
 
-def score_random(query: ImageRecord, candidates: Sequence[ImageRecord], seed: int = 0) -> ScoreArray:
-    """Return uniform scores (K,) that depend on the query, the seed and K alone: the lower bound."""
-    generator = np.random.default_rng([seed, zlib.crc32(query.image_id.encode())])
-    return generator.random(len(candidates), dtype=np.float32)
+class RandomScorer:
+    """Uniform scores that depend on the query, the seed and the number of candidates alone: the lower bound."""
+
+    confidence: Literal["margins"] = "margins"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.fingerprint: dict[str, Any] = {"seed": seed}
+
+    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+        """Nothing to prepare."""
+
+    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
+        """Return uniform scores (K,)."""
+        generator = np.random.default_rng([self.seed, zlib.crc32(query.query_id.encode())])
+        return generator.random(len(candidates), dtype=np.float32)
+
+    choose = score_pairs
 
 
-def score_oracle(query: ImageRecord, candidates: Sequence[ImageRecord]) -> ScoreArray:
-    """Return 1 for the query's own identity and 0 else, (K,): the upper bound."""
-    return np.array([record.person_id == query.person_id for record in candidates], dtype=np.float32)
+class OracleScorer:
+    """1 for the query's own identity and 0 else: the upper bound."""
+
+    confidence: Literal["margins"] = "margins"
+
+    def __init__(self) -> None:
+        self.fingerprint: dict[str, Any] = {}
+
+    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+        """Nothing to prepare."""
+
+    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
+        """Return 1 or 0 for each candidate, (K,)."""
+        return np.array([record.person_id == query.person_id for record in candidates], dtype=np.float32)
+
+    choose = score_pairs
 
 
-def score_features(
-    query: ImageRecord, candidates: Sequence[ImageRecord], features: Mapping[str, npt.NDArray[np.float32]]
-) -> ScoreArray:
-    """Return the cosine similarity of the filter's features, (K,): the baseline alone.
+class FeatureScorer:
+    """Cosine similarity of the filter's features: the baseline alone."""
 
-    Args:
-        query: the query.
-        candidates: K gallery images.
-        features: image id to L2-normalised vector (D,).
-    """
-    if not candidates:
-        return np.empty(0, dtype=np.float32)
-    return np.stack([features[record.image_id] for record in candidates]) @ features[query.image_id]
+    confidence: Literal["margins"] = "margins"
+
+    def __init__(self, features: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """``features``: query id or image id to L2-normalised vector (D,)."""
+        self.features = features
+        self.fingerprint: dict[str, Any] = {}
+
+    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+        """Nothing to prepare."""
+
+    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
+        """Return the similarities (K,)."""
+        if not candidates:
+            return np.empty(0, dtype=np.float32)
+        return np.stack([self.features[record.image_id] for record in candidates]) @ self.features[query.query_id]
+
+    choose = score_pairs

@@ -7,7 +7,7 @@ saturate in half precision and tie; margins do not (paper section 4.1 ranks by "
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,13 @@ import torch
 import xxhash
 from tqdm import tqdm
 
-from ...config import EvalSettings
 from ...crops import open_crop, prepare_crop
 from ...errors import ConfigError, UpstreamError
-from ...records import Answer, ImageRecord, ImageReference, Instruction
-from ...tasks import IMAGE_MARK, NO, YES, format_chat_prompt, render_prompt
+from ...eval_settings import EvalSettings
+from ...records import ImageRecord
+from ...tasks import IMAGE_MARK, NO, YES, format_chat_prompt
+from ..prompts import IMAGE_PAIR, build_pair_prompt
+from ..queries import Query
 
 
 IMAGE_TOKENS = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -61,7 +63,9 @@ def compute_weights_fingerprint(model: Any) -> str:
 
 
 class TransformersScorer:
-    """Callable ``scorer(query, candidates) -> margins``; ``prepare`` encodes all images first."""
+    """Scores pairs by margins; ``prepare`` encodes all images first."""
+
+    confidence: Literal["margins"] = "margins"
 
     def __init__(self, settings: EvalSettings, image_root: Path) -> None:
         """Load the checkpoint.
@@ -73,7 +77,7 @@ class TransformersScorer:
         self.settings = settings
         self.image_root = image_root
         self.model, self.processor = load_checkpoint(settings)
-        self.fingerprint = compute_weights_fingerprint(self.model)
+        self.fingerprint: dict[str, Any] = {"weights": compute_weights_fingerprint(self.model)}
         self._features: dict[str, torch.Tensor] = {}
         self._grids: dict[str, tuple[int, ...]] = {}
         self._prompts: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[torch.Tensor, ...]] = {}
@@ -85,12 +89,13 @@ class TransformersScorer:
         self._direction = rows[0] - rows[1]
 
     @torch.inference_mode()
-    def prepare(self, records: Sequence[ImageRecord]) -> None:
+    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
         """Encode the images that are not encoded yet, each file once.
 
         Raises:
             DataError: a file cannot be decoded.
         """
+        records = [*(query.image for query in queries if query.image is not None), *gallery]
         pending = list({r.image_id: r for r in records if r.image_id not in self._features}.values())
         if not pending:
             return
@@ -107,14 +112,20 @@ class TransformersScorer:
             self._features[record.image_id] = vector
             self._grids[record.image_id] = tuple(grid)
 
-    def __call__(self, query: ImageRecord, candidates: Sequence[ImageRecord]) -> npt.NDArray[np.float32]:
+    def choose(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> npt.NDArray[np.float32]:
+        """Not there yet."""
+        raise ConfigError("mode: choice is not offered by this backend.")
+
+    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> npt.NDArray[np.float32]:
         """Return the margins (K,), fp32, higher for "the same person", in the order of the candidates."""
-        self.prepare([query, *candidates])
+        if query.image is None or task != IMAGE_PAIR:
+            raise ConfigError(f"This backend scores image queries; {query.query_id} asks {task}.")
+        self.prepare([query], candidates)
         margins = np.empty(len(candidates), dtype=np.float32)
         for grid, positions in self._bucket(candidates):
             for start in range(0, len(positions), self.settings.batch_size):
                 part = positions[start : start + self.settings.batch_size]
-                margins[part] = self._score_batch(query, [candidates[i] for i in part], grid)
+                margins[part] = self._score_batch(query, query.image, [candidates[i] for i in part], grid)
         return margins
 
     def _bucket(self, candidates: Sequence[ImageRecord]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
@@ -124,17 +135,15 @@ class TransformersScorer:
             buckets[self._grids[record.image_id]].append(position)
         yield from buckets.items()
 
-    def _make_prompt(self, first: tuple[int, ...], second: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    def _make_prompt(self, query: Query, first: tuple[int, ...], second: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
         """Return token ids (1, L), which of them are image tokens (1, L), and position ids (3, 1, L) of a pair.
 
         They depend on the two images' grids alone, so the few that occur are kept.
         """
         if (first, second) in self._prompts:
             return self._prompts[first, second]
-        pair = Instruction(
-            "evaluation", self.settings.task, (ImageReference(""), ImageReference("")), 2, Answer(match=True)
-        )
-        text = format_chat_prompt(render_prompt(pair))
+        pair = build_pair_prompt(query, IMAGE_PAIR)
+        text = format_chat_prompt(IMAGE_MARK.join(pair.segments))
         merge = self.model.config.vision_config.spatial_merge_size**2
         for grid in (first, second):
             tokens = IMAGE_TOKENS.replace("<|image_pad|>", "<|image_pad|>" * (int(np.prod(grid)) // merge))
@@ -152,11 +161,11 @@ class TransformersScorer:
 
     @torch.inference_mode()
     def _score_batch(
-        self, query: ImageRecord, candidates: Sequence[ImageRecord], grid: tuple[int, ...]
+        self, query: Query, image: ImageRecord, candidates: Sequence[ImageRecord], grid: tuple[int, ...]
     ) -> npt.NDArray[np.float32]:
-        input_ids, is_image, position_ids = self._make_prompt(self._grids[query.image_id], grid)
+        input_ids, is_image, position_ids = self._make_prompt(query, self._grids[image.image_id], grid)
         count = len(candidates)
-        first = self._features[query.image_id].expand(count, -1, -1)
+        first = self._features[image.image_id].expand(count, -1, -1)
         second = torch.stack([self._features[record.image_id] for record in candidates])
         embeds = self.model.get_input_embeddings()(input_ids).repeat(count, 1, 1)
         embeds[is_image.expand(count, -1)] = torch.cat([first, second], 1).flatten(0, 1).to(embeds.dtype)

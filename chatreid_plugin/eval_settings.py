@@ -1,0 +1,63 @@
+"""The settings of one evaluation, as its YAML gives them; every file in ``eval/`` is checked against this class."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .config import Settings, raise_faults
+from .images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, ImagePolicy
+
+
+class EvalSettings(Settings):
+    """One evaluation: data, filter, scorer, outputs."""
+
+    # data
+    protocol: Literal["market1501", "folder"]
+    manifest: Path
+    image_root: Path | None = None
+    camera_rule: bool = True
+    max_queries: Annotated[int, Field(ge=1)] | None = None
+    # model
+    model_name_or_path: str | None = None
+    chatreid_stage: Literal[1, 2, 3] | None = 3
+    chatreid_aspect: Aspect = "stretch"
+    image_max_pixels: Annotated[int, Field(ge=784)] = DEFAULT_IMAGE_MAX_PIXELS
+    image_min_pixels: Annotated[int, Field(ge=1)] = DEFAULT_IMAGE_MIN_PIXELS
+    # filter
+    filter: Literal["none", "colour", "npz", "torchvision"] = "colour"
+    filter_features: Path | None = None
+    filter_weights: Path | None = None
+    tau: float = -1.0
+    top_k: Annotated[int, Field(ge=1)] | None = 100
+    floor: Annotated[int, Field(ge=0)] = 20
+    # scoring
+    backend: Literal["transformers", "features", "random", "oracle"] = "transformers"
+    mode: Literal["pointwise"] = "pointwise"
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # output
+    output_dir: Path
+    report_queries: Annotated[int, Field(ge=0)] = 50
+    overwrite: bool = False
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _check_needs(self) -> "EvalSettings":
+        faults: list[str] = []
+        if self.backend == "transformers" and not self.model_name_or_path:
+            faults.append("backend: transformers needs model_name_or_path (a checkpoint folder or hub name)")
+        if self.filter == "npz" and self.filter_features is None:
+            faults.append("filter: npz needs filter_features (an .npz file with `paths` and `features`)")
+        if self.filter == "torchvision" and self.filter_weights is None:
+            faults.append("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
+        if self.backend == "features" and self.filter == "none":
+            faults.append("backend: features ranks by the filter's features, so filter must not be none")
+        raise_faults(faults)
+        return self
+
+    @property
+    def policy(self) -> ImagePolicy:
+        """The image policy the model was trained with."""
+        return ImagePolicy(self.chatreid_stage, self.chatreid_aspect, self.image_max_pixels, self.image_min_pixels)
