@@ -18,6 +18,7 @@ from .checkpoint import compose_checkpoint, find_local_checkpoint
 from .compat import ARGUMENT_LISTS, get_function, get_upstream
 from .cutoff import OVER_CUTOFF, start_thinned_list
 from .learning_rates import check_vision_rate, parse_rate
+from .pitfalls import refuse_pitfalls
 
 
 COMPOSED_FOLDER = "chatreid_initial"
@@ -105,10 +106,12 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
     wait and then load the same folder.
 
     Raises:
-        ConfigError: the swap is impossible, or the vision encoder cannot have its own learning rate.
+        ConfigError: the settings are known to crash later, the swap is impossible, or the vision encoder cannot have
+            its own learning rate.
         UpstreamError: a hook that the run needs has failed.
     """
     _refuse_failed_hooks(data_args)
+    refuse_pitfalls(model_args, data_args, training_args, finetuning_args)
     start_thinned_list(training_args)
     start_bad_image_list(data_args, training_args)
     finetuning_args.chatreid_stage = data_args.chatreid_stage

@@ -85,7 +85,7 @@ ARGUMENT_LISTS = ("_TRAIN_ARGS", "_INFER_ARGS", "_EVAL_ARGS", "_TRAIN_MCA_ARGS")
 # Names that are used as they are: module -> what `get_upstream` is asked for.
 USED_NAMES: dict[str, tuple[str, ...]] = {
     "llamafactory.hparams.parser": ("DataArguments", *ARGUMENT_LISTS),
-    "llamafactory.data.converter": ("register_dataset_converter",),
+    "llamafactory.data.converter": ("get_dataset_converter", "register_dataset_converter"),
     "llamafactory.data.loader": ("get_dataset_list",),
     "llamafactory.data.parser": ("DatasetAttr", "get_dataset_list"),
     "llamafactory.data.mm_plugin": ("register_mm_plugin", "Qwen2VLPlugin"),

@@ -7,10 +7,10 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from .. import __version__
 from ..answers import render_answer
 from ..records import Instruction, convert_row_to_instruction
 from ..tasks import TASKS, render_prompt
+from .code_version import find_code_version
 from .compat import get_function, get_upstream
 from .cutoff import RECORD_COLUMN, pack_record
 
@@ -75,7 +75,8 @@ class ChatReIDConverter:
         self.image_root = find_image_root(self.dataset_attr, self.data_args)
         # datasets caches a map by the pickled function: with the wordings inside, an edited prompt is a new cache.
         self.own_prompts = find_own_prompts(self.dataset_attr)
-        self.wordings = repr((__version__, TASKS, self.own_prompts))
+        self.wordings = repr((TASKS, self.own_prompts))
+        self.version = find_code_version()
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """Convert one row of a shard."""

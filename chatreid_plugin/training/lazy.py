@@ -17,6 +17,7 @@ from .bad_images import LIST_NAME, BadImageList, SkippingDataset
 from .compat import get_function
 from .converter import FORMATTING, convert_record, find_image_root, find_own_prompts
 from .cutoff import RECORD_COLUMN, guard_processors, pack_record
+from .eager import extend_eager_maps, make_token_features
 from .shard_check import extend_shard_loading
 from .tokenized_path import guard_tokenized_path
 
@@ -61,6 +62,7 @@ def extend_loader(module: ModuleType) -> None:
     """Make ``llamafactory.data.loader`` skip both maps for ChatReID records when ``chatreid_lazy`` is set."""
     guard_processors(module)
     guard_tokenized_path(module)
+    extend_eager_maps(module)
     align_dataset = get_function(module, "align_dataset")
     preprocess = get_function(module, "_get_preprocessed_dataset")
     get_processor = get_function(module, "_get_dataset_processor")
@@ -94,7 +96,8 @@ def extend_loader(module: ModuleType) -> None:
         lazy_tokenizer = LazyTokenizer(dataset_processor, list(_origins))
         if do_generate:
             # LLaMA-Factory writes the prompts beside the answers, from a column that no transform has.
-            return dataset.map(lazy_tokenizer, batched=True, remove_columns=dataset.column_names)
+            features = make_token_features(packing=False, neat_packing=False)
+            return dataset.map(lazy_tokenizer, batched=True, remove_columns=dataset.column_names, features=features)
         if data_args.chatreid_bad_image == "skip":
             lazy: Any = SkippingDataset(
                 dataset, lazy_tokenizer, BadImageList(Path(training_args.output_dir) / LIST_NAME)

@@ -56,7 +56,7 @@ class Finding:
 class Recipe:
     """A recipe: the YAML's values with the overrides, and LLaMA-Factory's argument objects made of them.
 
-    ``values`` is what the user wrote; LLaMA-Factory changes some while it parses, e.g. ``cutoff_len`` with packing.
+    ``values`` is what the user wrote; LLaMA-Factory changes some while it parses.
     """
 
     path: Path
@@ -68,8 +68,8 @@ class Recipe:
 
     @property
     def cutoff_len(self) -> int:
-        """The longest sequence as written, in tokens; 2048 is the default of LLaMA-Factory 0.9.5 (data_args.py)."""
-        return self.values.get("cutoff_len", 2048)
+        """The longest sequence as written, in tokens; LLaMA-Factory 0.9.5 takes one off for packing (data_args.py)."""
+        return self.data.cutoff_len + bool(self.data.packing)
 
     def read_deepspeed(self) -> dict[str, Any] | None:
         """Return the DeepSpeed configuration, None without one.

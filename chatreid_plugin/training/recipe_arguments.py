@@ -9,6 +9,7 @@ from typing import Any
 
 from ..images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS
 from ..shards import read_json
+from .pitfalls import find_whole_reads
 from .recipe import Finding, Recipe, read_values
 from .stages import FLAGS, list_trained_parts
 from .tokenized_path import DATA_KEYS, PROCESSOR_KEYS, STAMP
@@ -23,8 +24,6 @@ POLICY_KEYS: dict[str, Any] = {
 }
 # transformers' TrainingArguments.ddp_timeout, in seconds.
 DEFAULT_TIMEOUT = 1800
-# LLaMA-Factory pads a batch to a multiple of this many tokens (data/collator.py, pad_to_multiple_of).
-PADDING = 8
 
 
 def check_stage(recipe: Recipe) -> list[Finding]:
@@ -102,42 +101,6 @@ def check_image_limits(recipe: Recipe, compare: Path | None) -> list[Finding]:
     return findings or [Finding("image limits", "ok", f"{area}, the same in {name}")]
 
 
-def check_packing(recipe: Recipe) -> list[Finding]:
-    """Refuse ``neat_packing`` with a length that the collator pads beyond its position ids."""
-    if recipe.data.neat_packing and recipe.cutoff_len % PADDING:
-        length = (recipe.cutoff_len // PADDING + 1) * PADDING
-        found = f"neat_packing with cutoff_len {recipe.cutoff_len}, no multiple of {PADDING}: shapes do not match"
-        return [Finding("packing", "error", found, f"Set cutoff_len: {length}")]
-    return [Finding("packing", "ok", "neat_packing" if recipe.data.neat_packing else "no neat_packing")]
-
-
-def check_mixing(recipe: Recipe) -> list[Finding]:
-    """Refuse ``interleave_once``, which the ``datasets`` that LLaMA-Factory 0.9.5 pins (4.0.0) does not know."""
-    strategy = recipe.data.mix_strategy
-    if strategy == "interleave_once":
-        return [
-            Finding(
-                "mixing", "error", "mix_strategy: interleave_once raises ValueError", "Use concat or interleave_under"
-            )
-        ]
-    return [Finding("mixing", "ok", strategy)]
-
-
-def check_streaming(recipe: Recipe) -> list[Finding]:
-    """Refuse streaming settings that crash: batches cut across images, and no worker to make a shard."""
-    if not recipe.data.streaming:
-        return [Finding("streaming", "ok", "off")]
-    findings: list[Finding] = []
-    if recipe.training.accelerator_config.dispatch_batches is not False:
-        found = "streaming with dispatch_batches: the first process cuts pixel values at the wrong places"
-        findings.append(Finding("streaming", "error", found, "Set accelerator_config: {dispatch_batches: false}"))
-    if recipe.training.dataloader_num_workers == 0:
-        found = "streaming with dataloader_num_workers: 0 ends with StopIteration"
-        findings.append(Finding("streaming", "error", found, "Set dataloader_num_workers: 1 or more"))
-    advice = "Prefer chatreid_lazy: true: no cache either, and a known length"
-    return findings or [Finding("streaming", "warning", "on: resuming reads everything again", advice)]
-
-
 def check_lazy(recipe: Recipe) -> list[Finding]:
     """Refuse what needs all token ids first together with ``chatreid_lazy``, and warn of what reads everything."""
     if not recipe.data.chatreid_lazy:
@@ -147,14 +110,7 @@ def check_lazy(recipe: Recipe) -> list[Finding]:
         for key in ("streaming", "packing", "tokenized_path")
         if getattr(recipe.data, key)
     ]
-    readers = {
-        "train_sampling_strategy: group_by_length": recipe.training.train_sampling_strategy == "group_by_length",
-        "include_effective_tokens_per_second": recipe.finetuning.include_effective_tokens_per_second,
-    }
-    for key, used in readers.items():
-        if used:
-            found = f"{key} reads and decodes every record before the first step"
-            findings.append(Finding("lazy mode", "warning", found, "Leave it out with chatreid_lazy"))
+    findings += find_whole_reads(recipe)
     return findings or [Finding("lazy mode", "ok", "on")]
 
 

@@ -5,17 +5,15 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import ChatReIDError
+from .pitfalls import check_mixing, check_packing, check_streaming
 from .recipe import Finding, Recipe, parse_recipe
 from .recipe_arguments import (
     check_deepspeed,
     check_eager,
     check_image_limits,
     check_lazy,
-    check_mixing,
     check_output,
-    check_packing,
     check_stage,
-    check_streaming,
     check_swap,
     check_template,
     check_tokenized_path,

@@ -84,9 +84,10 @@ def test_evaluation_set_is_lazy_too(parse: Callable[..., Any], tokenizer_module:
 def test_lazy_and_its_opposites_exclude_each_other(
     load_rows: Callable[..., Any], tmp_path: Path, key: str, value: Any
 ) -> None:
-    changes = {key: str(tmp_path / value) if key == "tokenized_path" else value}
+    changes: dict[str, Any] = {key: str(tmp_path / value) if key == "tokenized_path" else value}
+    changes |= {"dataloader_num_workers": 1, "accelerator_config": {"dispatch_batches": False}}
     with pytest.raises(ConfigError, match=f"chatreid_lazy: true and {key} exclude each other"):
-        load_rows(1, dataloader_num_workers=1, **changes)
+        load_rows(1, **changes)
 
 
 def test_other_records_are_refused_when_lazy_and_mixed_when_not(

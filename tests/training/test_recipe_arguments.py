@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from chatreid_plugin.training import recipe_arguments
+from chatreid_plugin.training import pitfalls, recipe_arguments
 from chatreid_plugin.training.recipe import Finding, Recipe
 from chatreid_plugin.training.recipe_examination import CHECKS
 from chatreid_plugin.training.tokenized_path import STAMP
 
 
 ReadRecipe = Callable[..., Recipe]
-ARGUMENT_CHECKS = [check for check in CHECKS if check.__module__ == recipe_arguments.__name__]
+ARGUMENT_CHECKS = [check for check in CHECKS if check.__module__ in (recipe_arguments.__name__, pitfalls.__name__)]
 STREAMING = {"streaming": True, "chatreid_lazy": False, "chatreid_over_cutoff": "raise"}
 DISPATCH = {"accelerator_config": "{dispatch_batches: false}"}
 
