@@ -11,6 +11,7 @@ from ..errors import ChatReIDError
 from ..eval_settings import EvalSettings
 from .pipeline import run_evaluation
 from .plan import describe_plan
+from .processes import join_processes
 from .report import render_table
 
 
@@ -21,7 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m chatreid_plugin.eval",
-        description="Measure a checkpoint on a person Re-ID benchmark. A killed run goes on where it stopped.",
+        description="Measure a checkpoint on a person Re-ID benchmark. A killed run goes on where it stopped. "
+        "On several GPUs or machines: torchrun --nproc-per-node 8 -m chatreid_plugin.eval CONFIG.yaml",
         epilog="Example: python -m chatreid_plugin.eval eval/market1501.yaml model_name_or_path=saves/stage3 top_k=50",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="what to evaluate, e.g. eval/market1501.yaml")
@@ -41,7 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.dry_run:
             print(describe_plan(settings))
             return 0
-        results = run_evaluation(settings)
+        with join_processes() as processes:
+            results = run_evaluation(settings, processes)
+        if not processes.is_first:
+            return 0
         if arguments.json:
             print((settings.output_dir / "results.json").read_text(encoding="utf-8"), end="")
         else:

@@ -1,5 +1,6 @@
 """An evaluation from settings to files: protocol, filter, scorer, store, ranking, metrics, report, in this order."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from .backends import make_scorer
 from .html import build_query_view, write_page
 from .metrics import RankingMetrics, evaluate_ranking
 from .plan import Plan, make_plan
+from .processes import Processes
 from .ranking import iterate_rows, measure_recall, order_gallery, score_perfectly
 from .report import Results, build_ranking_row, write_rankings, write_results
 from .scoring import describe_fingerprint, score_queries
@@ -83,15 +85,18 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
     write_page(output / "report.html", results, [views[query] for query in worst])
 
 
-def run_evaluation(settings: EvalSettings) -> Results:
+def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -> Results:
     """Run one evaluation and write its files into ``settings.output_dir``; finished queries are not scored again.
+
+    Of several processes (``join_processes``) each scores its share; all return the results, the first one writes.
 
     Raises:
         ConfigError: settings that do not fit together.
         DataError: a missing manifest, image or feature, or no query with a match.
         UpstreamError: the model cannot be loaded or gives scores that are not numbers.
     """
-    plan = make_plan(settings)
+    started, processes = time.monotonic(), processes or Processes()
+    plan = make_plan(settings, processes)
     features = None
     if plan.query_features is not None and plan.gallery_features is not None:
         names = [query.query_id for query in plan.protocol.queries]
@@ -99,9 +104,15 @@ def run_evaluation(settings: EvalSettings) -> Results:
         features = dict(zip(names, [*plan.query_features, *plan.gallery_features], strict=True))
     scorer = make_scorer(settings, plan.protocol, features)
     fingerprint = describe_fingerprint(settings, scorer)
-    with ScoreStore(settings.output_dir, fingerprint, overwrite=settings.overwrite) as store:
-        scores = score_queries(settings, plan, scorer, store)
+    if not processes.is_first:
+        processes.wait()  # until the first has removed what it shall overwrite
+    overwrite = settings.overwrite and processes.is_first
+    with ScoreStore(settings.output_dir, fingerprint, overwrite=overwrite, rank=processes.rank) as store:
+        if processes.is_first:
+            processes.wait()
+        scores = score_queries(settings, plan, scorer, store, processes)
     results = _measure_all(settings, plan, scores, fingerprint, store.path)
-    _write_rankings_and_page(results, plan, scores)
-    write_results(results)
+    if processes.is_first:
+        _write_rankings_and_page(results, plan, scores)
+        write_results(results, time.monotonic() - started, processes.count)
     return results

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .filtering import extract_features, filter_gallery, iterate_similarities
+from .processes import Processes
 from .protocols import Labels, Protocol, label_protocol, load_protocol
 from .ties import IntArray
 
@@ -41,15 +42,19 @@ class Plan:
         return [self.protocol.gallery[index] for index in self.kept[query].tolist()]
 
 
-def make_plan(settings: EvalSettings) -> Plan:
-    """Load the protocol and run the filter."""
+def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Plan:
+    """Load the protocol and run the filter; several processes share the work of extracting its features."""
+    processes = processes or Processes()
     protocol = load_protocol(settings)
     labels = label_protocol(protocol)
     if settings.filter == "none":
         kept = [np.flatnonzero(~labels.find_ignored(query)) for query in range(len(protocol.queries))]
         return Plan(protocol, labels, None, None, kept)
     pictures = [query.image for query in protocol.queries if query.image is not None]
-    features = extract_features([*pictures, *protocol.gallery], protocol.image_root, settings)
+    records = [*pictures, *protocol.gallery]
+    share = processes.take_share(records) if len(records) >= processes.count else records
+    features = np.concatenate(processes.gather(extract_features(share, protocol.image_root, settings)))
+    features = features[: len(records)]  # of fewer records than processes everyone took all
     count = len(protocol.queries)
     kept = filter_gallery(
         features[:count], features[count:], labels.find_ignored, settings.tau, settings.top_k, settings.floor

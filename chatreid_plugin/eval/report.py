@@ -138,16 +138,22 @@ def describe_results(results: Results) -> dict[str, Any]:
             "image_root": str(protocol.image_root),
             "scores": str(results.scores_path),
             "fingerprint": dict(results.fingerprint),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     }
 
 
-def write_results(results: Results) -> dict[str, Any]:
-    """Write ``results.json`` into the output folder and return its content."""
-    content = describe_results(results)
-    write_json(results.settings.output_dir / "results.json", content)
-    return content
+def write_results(results: Results, seconds: float, processes: int) -> None:
+    """Write ``results.json``, and beside it what differs from one run to the next: ``run.json``.
+
+    Args:
+        results: the evaluation.
+        seconds: what this run took; a resumed one does not know of the runs before.
+        processes: how many there were.
+    """
+    output = results.settings.output_dir
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(output / "run.json", {"finished": finished, "seconds": round(seconds, 1), "processes": processes})
+    write_json(output / "results.json", describe_results(results))
 
 
 def build_ranking_row(

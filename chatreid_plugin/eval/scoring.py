@@ -1,6 +1,7 @@
 """Score what is planned and not yet in the store: the long part of an evaluation, which may be killed at any time."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..eval_settings import EvalSettings
 from .backends import Scorer
 from .modes import score_query
 from .plan import Plan
+from .processes import Processes
 from .prompts import IMAGE_PAIR, TEXT_PAIR
 from .store import ScoreStore
 
@@ -45,25 +47,50 @@ def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, An
     return fingerprint
 
 
-def score_queries(settings: EvalSettings, plan: Plan, scorer: Scorer, store: ScoreStore) -> list[ScoreArray]:
-    """Return the scores (K,) of every query's candidates; queries already in the store are not scored again."""
+def score_queries(
+    settings: EvalSettings, plan: Plan, scorer: Scorer, store: ScoreStore, processes: Processes
+) -> list[ScoreArray]:
+    """Return the scores (K,) of every query's candidates, in every process.
+
+    Queries that are in any process's store are not scored again; the others are shared out among the processes, and
+    the first one's store holds all of them in the end.
+    """
     queries = plan.protocol.queries
+    for finished in processes.gather(store.finished):
+        store.finished |= finished  # what other machines have on their disks
     scores = [store.get(query, plan.list_candidates(index)) for index, query in enumerate(queries)]
     pending = [index for index, saved in enumerate(scores) if saved is None]
-    if len(pending) < len(queries):
+    if len(pending) < len(queries) and processes.is_first:
         finished = len(queries) - len(pending)
         logger.warning("%d of %d queries were scored before (%s).", finished, len(queries), store.path)
-    if pending:
-        needed: list[int] = np.unique(np.concatenate([plan.kept[query] for query in pending])).tolist()
-        gallery = [plan.protocol.gallery[index] for index in needed]
-        scorer.prepare([queries[index] for index in pending], gallery)
-    total = sum(len(indices) for indices in plan.kept)
-    done = total - sum(len(plan.kept[index]) for index in pending)
-    with tqdm(total=total, initial=done, desc="scoring", unit="pair", unit_scale=True) as progress:
-        for index in pending:
-            candidates = plan.list_candidates(index)
-            values = score_query(settings, scorer, queries[index], candidates)
-            store.add(queries[index], candidates, values)
+    share = processes.take_share(pending)
+    _score_share(settings, plan, scorer, store, share)
+    for part in processes.gather({index: store.get(queries[index], plan.list_candidates(index)) for index in share}):
+        for index, values in part.items():
             scores[index] = values
+    if processes.is_first:
+        for index in pending[len(share) :]:
+            store.add(queries[index], plan.list_candidates(index), _get_scored(scores, index))
+        store.remove_parts()
+    return [_get_scored(scores, index) for index in range(len(queries))]
+
+
+def _get_scored(scores: Sequence[ScoreArray | None], query: int) -> ScoreArray:
+    values = scores[query]
+    assert values is not None  # every query is in exactly one process's share or in a store
+    return values
+
+
+def _score_share(settings: EvalSettings, plan: Plan, scorer: Scorer, store: ScoreStore, share: Sequence[int]) -> None:
+    """Score the queries of one process and store each as it is finished; the bar counts this process's pairs."""
+    if not share:
+        return
+    queries = plan.protocol.queries
+    needed: list[int] = np.unique(np.concatenate([plan.kept[query] for query in share])).tolist()
+    scorer.prepare([queries[index] for index in share], [plan.protocol.gallery[index] for index in needed])
+    total = sum(len(plan.kept[index]) for index in share)
+    with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True) as progress:
+        for index in share:
+            candidates = plan.list_candidates(index)
+            store.add(queries[index], candidates, score_query(settings, scorer, queries[index], candidates))
             progress.update(len(candidates))
-    return [values for values in scores if values is not None]

@@ -2,6 +2,7 @@
 
 Between the scorer and the ranking. The first line says what the scores depend on (model, prompt, pixels, settings);
 the file is named after its digest, so another model or prompt starts another file and never mixes with this one.
+Of several processes each writes a file of its own, and any run reads what all of them left.
 """
 
 import base64
@@ -40,25 +41,37 @@ def digest_fingerprint(fingerprint: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]
 
 
+Finished = dict[str, tuple[str, ScoreArray]]
+
+
 class ScoreStore:
     """The scores of one fingerprint, in ``<folder>/scores-<digest>.jsonl``; use it in a ``with`` block.
 
-    Scores are stored as base64 of little-endian float32, so they are read back bit by bit.
+    Scores are stored as base64 of little-endian float32, so they are read back bit by bit. ``finished`` maps a
+    query's id to a hash of its candidates and their scores (K,).
 
     Raises:
-        DataError: the file was damaged otherwise than by a cut in its last line.
+        DataError: a file was damaged otherwise than by a cut in its last line.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False):
-        """Open the file of this fingerprint and load what is finished; ``overwrite`` starts it anew."""
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False, rank: int = 0):
+        """Open the file of this fingerprint and process, and load what any process has finished.
+
+        ``overwrite`` removes all of it first; among several processes only the first may ask for that, before the
+        others open theirs.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"scores-{digest_fingerprint(fingerprint)}.jsonl"
-        self._finished: dict[str, tuple[str, ScoreArray]] = {}
-        header = json.dumps({"fingerprint": dict(fingerprint)}, sort_keys=True).encode() + b"\n"
-        others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path != self.path)
+        digest = digest_fingerprint(fingerprint)
+        self.path = folder / (f"scores-{digest}.rank{rank}.jsonl" if rank else f"scores-{digest}.jsonl")
+        self.finished: Finished = {}
+        self.header = json.dumps({"fingerprint": dict(fingerprint)}, sort_keys=True).encode() + b"\n"
+        same = sorted(folder.glob(f"scores-{digest}.*jsonl"))
+        others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path not in same)
         if overwrite:
-            self.path.unlink(missing_ok=True)
-        elif others and not self.path.exists():
+            for path in same:
+                path.unlink()
+            same = []
+        elif others and not same and not rank:
             logger.warning(
                 "%s holds scores of another model, prompt or setting (%s); they are kept, and this evaluation starts "
                 "a new file, %s.",
@@ -66,32 +79,35 @@ class ScoreStore:
                 ", ".join(others),
                 self.path.name,
             )
-        usable = self._read(header) if self.path.exists() else 0
+        for path in same:
+            if path != self.path:
+                self._read(path)
+        usable = self._read(self.path) if self.path.exists() else 0
         self._file = self.path.open("r+b" if self.path.exists() else "w+b")
         self._file.truncate(usable)
         self._file.seek(usable)
         if not usable:
-            self._write(header)
+            self._write(self.header)
 
-    def _read(self, header: bytes) -> int:
-        """Load the finished queries; return how many bytes of the file are whole lines."""
-        content = self.path.read_bytes()
+    def _read(self, path: Path) -> int:
+        """Load a file's finished queries; return how many of its bytes are whole lines."""
+        content = path.read_bytes()
         usable = content.rfind(b"\n") + 1
-        if usable < len(content):
-            logger.warning("%s ends in a torn line; that query is scored again.", self.path)
+        if usable < len(content) and path == self.path:
+            logger.warning("%s ends in a torn line; that query is scored again.", path)
         lines = content[:usable].splitlines(keepends=True)
         if not lines:
             return 0
-        if lines[0] != header:
-            raise DataError(f"{self.path}, line 1: not the header of these scores. Remove it or set overwrite=true.")
+        if lines[0] != self.header:
+            raise DataError(f"{path}, line 1: not the header of these scores. Remove it or set overwrite=true.")
         for number, line in enumerate(lines[1:], 2):
             try:
                 entry = json.loads(line)
                 scores = np.frombuffer(base64.b64decode(entry["scores"], validate=True), dtype="<f4")
-                self._finished[entry["query"]] = (entry["candidates"], scores.astype(np.float32))
+                self.finished[entry["query"]] = (entry["candidates"], scores.astype(np.float32))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
-                    f"{self.path}, line {number}: damaged ({error}). Remove the line, or set overwrite=true to score "
+                    f"{path}, line {number}: damaged ({error}). Remove the line, or set overwrite=true to score "
                     "everything again."
                 ) from None
         return usable
@@ -103,7 +119,7 @@ class ScoreStore:
 
     def get(self, query: Query, candidates: Sequence[ImageRecord]) -> ScoreArray | None:
         """Return the saved scores (K,) of a query, or None if it is unfinished or had other candidates."""
-        saved = self._finished.get(query.query_id)
+        saved = self.finished.get(query.query_id)
         if saved is None or saved[0] != hash_candidates(query, candidates) or len(saved[1]) != len(candidates):
             return None
         return saved[1]
@@ -116,7 +132,12 @@ class ScoreStore:
             "scores": base64.b64encode(scores.astype("<f4").tobytes()).decode(),
         }
         self._write(json.dumps(entry).encode() + b"\n")
-        self._finished[query.query_id] = (entry["candidates"], scores.astype(np.float32))
+        self.finished[query.query_id] = (entry["candidates"], scores.astype(np.float32))
+
+    def remove_parts(self) -> None:
+        """Remove the files of the other processes, once this one has everything in its own."""
+        for path in self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"):
+            path.unlink()
 
     def __enter__(self) -> "ScoreStore":
         """Return the store."""

@@ -10,6 +10,7 @@ import pytest
 from chatreid_plugin.config import load_settings
 from chatreid_plugin.eval import __main__ as command
 from chatreid_plugin.eval.__main__ import main
+from chatreid_plugin.eval.processes import Processes
 from chatreid_plugin.eval_settings import EvalSettings
 
 
@@ -98,7 +99,7 @@ def test_query_without_a_match_is_named_with_its_reason(
 def test_interruption_shows_the_line_that_resumes(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(settings: EvalSettings) -> NoReturn:
+    def interrupt(settings: EvalSettings, processes: Processes) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "run_evaluation", interrupt)

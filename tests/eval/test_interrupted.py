@@ -1,0 +1,129 @@
+"""A killed evaluation goes on where it stopped, in one process or several, and ends with the same results."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from chatreid_plugin.eval.processes import Processes
+from chatreid_plugin.eval_settings import EvalSettings
+
+
+MakeWorld = Callable[..., Path]
+MakeSettings = Callable[..., EvalSettings]
+
+# The evaluator with a scorer that takes its time: `python slow.py SECONDS CONFIG.yaml ...`.
+SLOW = """
+import sys, time
+from chatreid_plugin.eval.backends.simple import RandomScorer
+from chatreid_plugin.eval.__main__ import main
+
+pause, score_pairs = float(sys.argv[1]), RandomScorer.score_pairs
+
+def score_slowly(self, query, candidates, task):
+    time.sleep(pause)
+    return score_pairs(self, query, candidates, task)
+
+RandomScorer.score_pairs = score_slowly
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def slow(make_world: MakeWorld, tmp_path: Path) -> list[str]:
+    """Return the script and the configuration of an evaluation of 40 queries, without the pause."""
+    items = [("query", str(person), "1") for person in range(40)]
+    items += [("gallery", str(person), str(camera)) for person in range(40) for camera in (2, 3)]
+    script, config = tmp_path / "slow.py", tmp_path / "slow.yaml"
+    script.write_text(SLOW)
+    lines = ["protocol: folder", f"manifest: {make_world(items)}", "backend: random", "filter: none"]
+    config.write_text("\n".join([*lines, "report_queries: 2", "output_dir: out"]))
+    return [str(script), str(config)]
+
+
+def run(command: list[str], folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, *options, *command[:1], "0", *command[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def count_scored(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") - 1 for path in folder.glob("out/scores-*.jsonl"))
+
+
+def kill_after(command: list[str], folder: Path, lines: int, *options: str) -> None:
+    """Start it and kill it, with all its children, once so many more queries are on disk."""
+    folder.mkdir(exist_ok=True)
+    before = max(0, count_scored(folder))
+    with subprocess.Popen(
+        [sys.executable, *options, *command[:1], "0.05", *command[1:]],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 120
+        try:
+            while count_scored(folder) < before + lines:
+                assert process.poll() is None, "it ended before it could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            # torchrun's workers are no members of its process group.
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                child.kill()
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_ends_with_the_same_results_when_killed_five_times(slow: list[str], tmp_path: Path) -> None:
+    run(slow, tmp_path / "whole")
+    for _ in range(5):
+        kill_after(slow, tmp_path / "killed", 5)
+    assert 25 <= count_scored(tmp_path / "killed") < 40
+    assert not (tmp_path / "killed/out/results.json").exists()
+    done = run(slow, tmp_path / "killed")
+    assert "queries were scored before" in done.stderr
+    for name in ("results.json", "rankings.parquet", "report.html"):
+        assert (tmp_path / "killed/out" / name).read_bytes() == (tmp_path / "whole/out" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one_when_killed_and_resumed(slow: list[str], tmp_path: Path) -> None:
+    options = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    run(slow, tmp_path / "one")
+    kill_after(slow, tmp_path / "two", 8, *options)
+    parts = sorted(path.name for path in (tmp_path / "two/out").glob("scores-*"))
+    assert len(parts) == 2 and ".rank1." in "".join(parts)
+    done = run(slow, tmp_path / "two", *options)
+    assert done.stdout.count("Written to out") == 1
+    assert "queries were scored before" in done.stderr
+    assert read_results(tmp_path / "two") == read_results(tmp_path / "one")
+    (merged,) = (tmp_path / "two/out").glob("scores-*")
+    assert len(merged.read_text().splitlines()) == 1 + 40
+
+    # A single process takes up what several left.
+    kill_after(slow, tmp_path / "fewer", 8, *options)
+    run(slow, tmp_path / "fewer")
+    assert read_results(tmp_path / "fewer") == read_results(tmp_path / "one")
+
+
+@pytest.mark.parametrize(("items", "count"), [(10, 3), (2, 4), (0, 2), (7, 1)])
+def test_shares_are_contiguous_and_whole(items: int, count: int) -> None:
+    shares = [list(Processes(rank, count).take_share(range(items))) for rank in range(count)]
+    assert sum(shares, []) == list(range(items))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
