@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
@@ -75,14 +75,15 @@ class CutoffGuard:
             the tokens: a tokenizer that has to find hundreds of them in a text takes most of its time for that.
         over_cutoff: ``thin`` or ``raise``.
         generate: prompt and answer are apart, as for ``predict_with_generate``.
-        version: of the code behind all this, for the key of datasets' map cache.
     """
 
     processor: Any
     uncut: Any
     over_cutoff: str
     generate: bool
-    version: str = field(default_factory=find_code_version)
+
+    def __post_init__(self) -> None:
+        self.version = find_code_version()  # for the key of datasets' map cache
 
     def preprocess_dataset(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Return the processor's columns for a batch of aligned records.

@@ -5,7 +5,7 @@ Stock LLaMA-Factory lets ``datasets`` guess them from the first thousand rows: r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from types import ModuleType
 from typing import Any
@@ -68,7 +68,9 @@ class PathConverter:
     """A stock converter of data with image paths, which become dicts like those of ChatReID records."""
 
     converter: Any
-    version: str = field(default_factory=find_code_version)
+
+    def __post_init__(self) -> None:
+        self.version = find_code_version()
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """Convert one row; width and height 0 say that they are to be read from the file."""

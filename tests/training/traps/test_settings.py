@@ -1,0 +1,149 @@
+"""Traps of settings: combinations that LLaMA-Factory accepts and that crash, stall or change nothing."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from chatreid_plugin.config import BuildSettings
+from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.shards import read_json
+from chatreid_plugin.training.learning_rates import set_vision_rate
+from chatreid_plugin.training.recipe_arguments import check_eager, check_lazy
+
+
+ROOT = Path(__file__).parents[3]
+STOCK = {"template": "qwen2_vl", "chatreid_stage": None, "chatreid_lazy": False}
+STREAMING: dict[str, Any] = {
+    "streaming": True,
+    "chatreid_lazy": False,
+    "dataloader_num_workers": 1,
+    "accelerator_config": {"dispatch_batches": False},
+}
+Parse = Callable[..., Any]
+
+
+def test_trap_03_streaming_with_dispatched_batches_is_refused(parse: Parse) -> None:
+    parse(1, **STREAMING)
+    for value in ({"dispatch_batches": True}, {"split_batches": False}, None):
+        with pytest.raises(ConfigError, match=r"Set accelerator_config: \{dispatch_batches: false\}"):
+            parse(1, **STREAMING | {"accelerator_config": value})
+    parse(1, **STREAMING | STOCK | {"accelerator_config": None})  # not ours to refuse
+
+
+def test_trap_04_streaming_without_a_worker_is_refused(parse: Parse) -> None:
+    with pytest.raises(ConfigError, match="Set dataloader_num_workers: 1 or more"):
+        parse(1, **STREAMING | {"dataloader_num_workers": 0})
+
+
+def test_trap_05_recipes_read_records_by_number_and_do_not_stream(load_rows: Callable[..., Any]) -> None:
+    """So every process reads its own part, and a resumed run tokenizes nothing to get where it was."""
+    for path in (ROOT / "examples").rglob("*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        if values.get("chatreid_stage") and values.get("do_train"):
+            assert not values.get("streaming"), path
+    rows = load_rows(1)
+    read: list[int] = []
+    convert = rows.format["format_kwargs"]["transform"].convert
+
+    def count(columns: dict[str, list[Any]]) -> Any:
+        read.append(len(columns["id"]))
+        return convert(columns)
+
+    rows.format["format_kwargs"]["transform"].convert = count
+    skipped = torch.utils.data.DataLoader(rows, batch_size=None, sampler=range(len(rows) - 1, len(rows)))
+    assert len(list(skipped)) == 1 and read == [1]
+
+
+def test_trap_13_neat_packing_of_another_length_is_refused(parse: Parse) -> None:
+    packing = {"neat_packing": True, "chatreid_lazy": False}
+    parse(1, cutoff_len=1024, **packing)
+    with pytest.raises(
+        ConfigError, match="cutoff_len 1001, no multiple of 8: shapes do not match. Set cutoff_len: 1008"
+    ):
+        parse(1, cutoff_len=1001, **packing)
+    parse(1, cutoff_len=1001, packing=True, chatreid_lazy=False)  # positions are counted after padding
+
+
+def test_trap_13_packed_records_have_the_logits_of_single_ones(
+    data: Any, model: Any, collate: Callable[..., Any]
+) -> None:
+    records = [data.make("r1"), data.make("r2", 3), data.make("r3", 2)]
+    singles = data.load(records)
+    packed = data.load(records, neat_packing=True, cutoff_len=512, chatreid_lazy=False)
+    assert len(packed) == 1 and len(packed[0]["images"]) == 9
+    batch = collate(packed[0], block_diag_attn=True, neat_packing=True)
+    with torch.no_grad():
+        logits = model(**batch).logits[0]
+        for length, row in {len(row["input_ids"]): row for row in singles}.items():
+            (start,) = (
+                begin
+                for begin, end in zip(
+                    packed[0]["packing_params"]["sequence_boundaries"],
+                    packed[0]["packing_params"]["sequence_boundaries"][1:],
+                    strict=False,
+                )
+                if packed[0]["input_ids"][begin:end] == row["input_ids"]
+            )
+            alone = model(**collate(row)).logits[0, :length]
+            torch.testing.assert_close(logits[start : start + length], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_trap_14_interleave_once_is_refused_before_anything_is_read(parse: Parse) -> None:
+    with pytest.raises(ConfigError, match="interleave_once raises ValueError. Use concat or interleave_under"):
+        parse(1, mix_strategy="interleave_once", dataset_dir="no/such/folder")
+    parse(1, mix_strategy="interleave_under")
+
+
+def test_every_fault_of_the_settings_is_named_at_once(parse: Parse) -> None:
+    with pytest.raises(ConfigError, match="interleave_once.*dispatch_batches.*dataloader_num_workers"):
+        parse(1, streaming=True, chatreid_lazy=False, mix_strategy="interleave_once")
+
+
+def test_trap_19_tokenization_touches_no_image_and_too_many_processes_are_a_warning(
+    data: Any, read_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("an image was decoded"))
+    assert len(data.load([data.make("r1")], chatreid_lazy=False, preprocessing_num_workers=1)) == 1
+    (finding,) = check_eager(
+        read_recipe(1, chatreid_lazy=False, preprocessing_num_workers=4096, ddp_timeout=180000000)
+    )
+    assert (finding.state, "may run out of memory" in finding.found) == ("warning", True)
+
+
+def test_trap_20_records_are_built_as_parquet_shards_far_below_two_gigabytes(workshop: Any) -> None:
+    entries = read_json(workshop.dataset_dir / "dataset_info.json")
+    shards = [list((workshop.dataset_dir / entry["file_name"]).iterdir()) for entry in entries.values()]
+    assert shards and {file.suffix for files in shards for file in files} == {".parquet"}
+    # A record of 26 images and long captions has some 10 kB.
+    assert BuildSettings.model_fields["records_per_shard"].default * 10_000 < 2**31
+
+
+def test_trap_21_the_vision_encoder_can_have_its_own_learning_rate(parse: Parse, model: Any) -> None:
+    assert parse(1, chatreid_vision_learning_rate="1e-6").finetuning.chatreid_vision_learning_rate == 1e-6
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    set_vision_rate(optimizer, model.named_parameters(), 1e-6, "encoder")
+    rates = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    assert all(rates[id(value)] == (1e-6 if "visual." in name else 1e-3) for name, value in model.named_parameters())
+
+
+READERS = {"train_sampling_strategy": "group_by_length", "include_effective_tokens_per_second": True}
+
+
+@pytest.mark.parametrize("key", READERS)
+def test_trap_22_keys_that_read_everything_are_a_warning_in_lazy_mode(
+    parse: Parse, read_recipe: Callable[..., Any], caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        parse(1, **READERS | {"chatreid_lazy": False})
+        parse(1)
+        assert "every record" not in caplog.text
+        parse(1, **{key: READERS[key]})
+    assert "every record" in caplog.text and key in caplog.text
+    assert [finding.state for finding in check_lazy(read_recipe(1, **{key: READERS[key]}))] == ["warning"]
