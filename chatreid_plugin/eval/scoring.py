@@ -57,28 +57,20 @@ def score_queries(
     """
     queries = plan.protocol.queries
     for finished in processes.gather(store.finished):
-        store.finished |= finished  # what other machines have on their disks
-    scores = [store.get(query, plan.list_candidates(index)) for index, query in enumerate(queries)]
-    pending = [index for index, saved in enumerate(scores) if saved is None]
+        store.finished |= finished  # other machines have disks of their own
+    pending = [i for i, query in enumerate(queries) if store.get(query, plan.list_candidates(i)) is None]
     if len(pending) < len(queries) and processes.is_first:
         finished = len(queries) - len(pending)
         logger.warning("%d of %d queries were scored before (%s).", finished, len(queries), store.path)
     share = processes.take_share(pending)
     _score_share(settings, plan, scorer, store, share)
-    for part in processes.gather({index: store.get(queries[index], plan.list_candidates(index)) for index in share}):
-        for index, values in part.items():
-            scores[index] = values
+    names = [queries[index].query_id for index in share]
+    for scored in processes.gather({name: store.finished[name] for name in names}):
+        store.finished |= scored
     if processes.is_first:
-        for index in pending[len(share) :]:
-            store.add(queries[index], plan.list_candidates(index), _get_scored(scores, index))
-        store.remove_parts()
-    return [_get_scored(scores, index) for index in range(len(queries))]
-
-
-def _get_scored(scores: Sequence[ScoreArray | None], query: int) -> ScoreArray:
-    values = scores[query]
-    assert values is not None  # every query is in exactly one process's share or in a store
-    return values
+        store.take_over()
+    scores = [store.get(query, plan.list_candidates(i)) for i, query in enumerate(queries)]
+    return [values for values in scores if values is not None]
 
 
 def _score_share(settings: EvalSettings, plan: Plan, scorer: Scorer, store: ScoreStore, share: Sequence[int]) -> None:

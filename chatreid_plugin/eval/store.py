@@ -64,6 +64,7 @@ class ScoreStore:
         digest = digest_fingerprint(fingerprint)
         self.path = folder / (f"scores-{digest}.rank{rank}.jsonl" if rank else f"scores-{digest}.jsonl")
         self.finished: Finished = {}
+        self._own: set[str] = set()
         self.header = json.dumps({"fingerprint": dict(fingerprint)}, sort_keys=True).encode() + b"\n"
         same = sorted(folder.glob(f"scores-{digest}.*jsonl"))
         others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path not in same)
@@ -105,6 +106,8 @@ class ScoreStore:
                 entry = json.loads(line)
                 scores = np.frombuffer(base64.b64decode(entry["scores"], validate=True), dtype="<f4")
                 self.finished[entry["query"]] = (entry["candidates"], scores.astype(np.float32))
+                if path == self.path:
+                    self._own.add(entry["query"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{path}, line {number}: damaged ({error}). Remove the line, or set overwrite=true to score "
@@ -126,16 +129,18 @@ class ScoreStore:
 
     def add(self, query: Query, candidates: Sequence[ImageRecord], scores: ScoreArray) -> None:
         """Save the scores (K,) of a finished query; they are on disk when this returns."""
-        entry = {
-            "query": query.query_id,
-            "candidates": hash_candidates(query, candidates),
-            "scores": base64.b64encode(scores.astype("<f4").tobytes()).decode(),
-        }
-        self._write(json.dumps(entry).encode() + b"\n")
-        self.finished[query.query_id] = (entry["candidates"], scores.astype(np.float32))
+        self._write_entry(query.query_id, hash_candidates(query, candidates), scores.astype(np.float32))
 
-    def remove_parts(self) -> None:
-        """Remove the files of the other processes, once this one has everything in its own."""
+    def _write_entry(self, query_id: str, candidates: str, scores: ScoreArray) -> None:
+        text = base64.b64encode(scores.astype("<f4").tobytes()).decode()
+        self._write(json.dumps({"query": query_id, "candidates": candidates, "scores": text}).encode() + b"\n")
+        self.finished[query_id] = (candidates, scores)
+        self._own.add(query_id)
+
+    def take_over(self) -> None:
+        """Write what other processes finished into this file, then remove theirs."""
+        for query in sorted(self.finished.keys() - self._own):
+            self._write_entry(query, *self.finished[query])
         for path in self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"):
             path.unlink()
 

@@ -51,6 +51,7 @@ def test_prints_a_table_and_writes_the_files(config: Path, tmp_path: Path, capsy
         "rankings.parquet",
         "report.html",
         "results.json",
+        "run.json",
     ]
 
 
