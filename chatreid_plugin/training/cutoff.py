@@ -24,6 +24,7 @@ from ..records import INSTRUCTION_SCHEMA, Answer, Instruction, convert_row_to_in
 from ..tasks import get_task, render_prompt
 from .code_version import find_code_version
 from .compat import get_function
+from .token_cache import RememberingTokenizer
 
 
 OVER_CUTOFF = ("thin", "raise")
@@ -138,7 +139,7 @@ class CutoffGuard:
         grids = plugin._get_mm_token_metadata(row["_images"], [], [], processor)["image_grid_thw"].tolist()
         counts = (math.prod(grid) // processor.image_processor.merge_size**2 for grid in grids)
         image_token = self.processor.tokenizer.convert_tokens_to_ids(plugin.image_token)
-        repeats = [next(counts) if token == image_token else 1 for token in ids]
+        repeats = [(at, next(counts)) for at, token in enumerate(ids) if token == image_token]
         ids = _repeat(ids, repeats)
         labels = labels if self.generate else _repeat(labels, repeats)
         result |= {"input_ids": [ids], "attention_mask": [[1] * len(ids)], "labels": [labels]}
@@ -149,8 +150,15 @@ class CutoffGuard:
         self.processor.print_data_example(example)
 
 
-def _repeat(values: Sequence[int], repeats: Sequence[int]) -> list[int]:
-    return [value for value, count in zip(values, repeats, strict=True) for _ in range(count)]
+def _repeat(values: Sequence[int], repeats: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the values, those at the given (position, count) pairs repeated."""
+    repeated: list[int] = []
+    start = 0
+    for position, count in repeats:
+        repeated += values[start:position]
+        repeated += [values[position]] * count
+        start = position + 1
+    return repeated + list(values[start:])
 
 
 def _explain(record: Instruction, length: int, cutoff: int, dropped: int, over_cutoff: str) -> str:
@@ -235,7 +243,8 @@ def guard_processors(module: ModuleType) -> None:
         uncut_template = copy.copy(template)
         uncut_template.mm_plugin = copy.copy(template.mm_plugin)
         uncut_template.mm_plugin.expand_mm_tokens = False
-        uncut = get_processor(uncut_args, stage, uncut_template, tokenizer, processor, do_generate)
+        remembering = RememberingTokenizer(tokenizer)
+        uncut = get_processor(uncut_args, stage, uncut_template, remembering, processor, do_generate)
         return CutoffGuard(dataset_processor, uncut, over_cutoff, do_generate)
 
     module._get_dataset_processor = get_guarded_processor  # type: ignore[attr-defined]

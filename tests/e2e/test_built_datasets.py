@@ -1,4 +1,4 @@
-"""Every task's data set, built from four raw layouts, trains through LLaMA-Factory: lazily, streamed and tokenized."""
+"""Every task's data set, built from four raw layouts, trains: lazily, streamed, packed and tokenized first."""
 
 import json
 import subprocess
@@ -80,6 +80,12 @@ def test_every_data_set_trains(train: Callable[..., list[float]], changes: dict[
     losses = train(tmp_path / "out", **changes)
     assert len(losses) == len(TASKS)
     assert all(0 < loss < 20 for loss in losses)
+
+
+def test_packed_records_train(train: Callable[..., list[float]], tmp_path: Path) -> None:
+    packing: dict[str, object] = {"chatreid_lazy": False, "neat_packing": True, "cutoff_len": 1024}
+    losses = train(tmp_path / "out", per_device_train_batch_size=1, max_steps=3, **packing)
+    assert len(losses) == 3 and all(0 < loss < 20 for loss in losses)
 
 
 def test_every_data_set_trains_from_a_tokenized_path(train: Callable[..., list[float]], tmp_path: Path) -> None:
