@@ -64,7 +64,7 @@ class ScoreStore:
         digest = digest_fingerprint(fingerprint)
         self.path = folder / (f"scores-{digest}.rank{rank}.jsonl" if rank else f"scores-{digest}.jsonl")
         self.finished: Finished = {}
-        self._own: set[str] = set()
+        self._own: dict[str, str] = {}
         self.header = json.dumps({"fingerprint": dict(fingerprint)}, sort_keys=True).encode() + b"\n"
         same = sorted(folder.glob(f"scores-{digest}.*jsonl"))
         others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path not in same)
@@ -107,7 +107,7 @@ class ScoreStore:
                 scores = np.frombuffer(base64.b64decode(entry["scores"], validate=True), dtype="<f4")
                 self.finished[entry["query"]] = (entry["candidates"], scores.astype(np.float32))
                 if path == self.path:
-                    self._own.add(entry["query"])
+                    self._own[entry["query"]] = entry["candidates"]
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{path}, line {number}: damaged ({error}). Remove the line, or set overwrite=true to score "
@@ -135,12 +135,13 @@ class ScoreStore:
         text = base64.b64encode(scores.astype("<f4").tobytes()).decode()
         self._write(json.dumps({"query": query_id, "candidates": candidates, "scores": text}).encode() + b"\n")
         self.finished[query_id] = (candidates, scores)
-        self._own.add(query_id)
+        self._own[query_id] = candidates
 
     def take_over(self) -> None:
         """Write what other processes finished into this file, then remove theirs."""
-        for query in sorted(self.finished.keys() - self._own):
-            self._write_entry(query, *self.finished[query])
+        for query, (candidates, scores) in sorted(self.finished.items()):
+            if self._own.get(query) != candidates:
+                self._write_entry(query, candidates, scores)
         for path in self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"):
             path.unlink()
 
