@@ -277,6 +277,20 @@ def write_model(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Output folders of finished evaluations.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the page goes.")] = Path("comparison"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Compare evaluations with each other and with the paper's tables: a page, curves and the radar of figure 1."""
+    from .eval.comparison_page import dump_comparison, render_text, write_comparison
+
+    runs = write_comparison(folders, output)
+    print(dump_comparison(runs) if as_json else render_text(runs))
+    print(f"Written to {output}: comparison.html, comparison.json, cmc.png, radar.png", file=sys.stderr)
+
+
+@app.command()
 def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for everything the demo makes.")],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer people and fewer steps.")] = False,

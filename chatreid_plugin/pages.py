@@ -1,9 +1,14 @@
 """HTML pages that open from disk without a network; every text from outside is escaped."""
 
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
 import jinja2
+
+
+DOTS_PER_INCH = 110
 
 
 def render_template(template: Path, **values: Any) -> str:
@@ -21,3 +26,16 @@ def render_template(template: Path, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template.name).render(**values)
+
+
+def encode_png(figure: Any) -> bytes:
+    """Return a matplotlib figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    # No version of matplotlib in the file, so that the same numbers give the same bytes.
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def embed_png(content: bytes) -> str:
+    """Return a PNG file's bytes as a data URL, for a page without files of its own."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..crops import encode_thumbnail
-from ..pages import render_template
+from ..pages import embed_png, encode_png, render_template
 from ..records import ImageRecord
 from ..shards import write_text
 from .protocols import Protocol
 from .queries import Query
-from .report import DEFINITIONS, Results
+from .report import DEFINITIONS, HEADLINE_RANKS, Results
 from .ties import IntArray
 
 
@@ -30,6 +30,7 @@ def _view_image(record: ImageRecord, image_root: Path) -> dict[str, Any]:
         "image_id": record.image_id,
         "person": record.person_id,
         "camera": record.camera_id,
+        "text": "",
     }
 
 
@@ -79,10 +80,21 @@ def build_query_view(
     }
 
 
+def draw_curves(results: Results) -> str:
+    """Return the CMC curves of the ranking and its baseline as a picture in a data URL."""
+    # Imported here: matplotlib takes a second, and a run may be stopped long before it is needed.
+    from .figures import draw_cmc_curves
+
+    curves = {"ranking": list(results.ranking.cmc.values())}
+    if results.baseline is not None:
+        curves["baseline"] = list(results.baseline.cmc.values())
+    return embed_png(encode_png(draw_cmc_curves({results.protocol.name: curves})))
+
+
 def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
     """Return the HTML of the page; every text from outside is escaped."""
     ranking = results.ranking
-    figures = [("mAP", ranking.mean_ap), *((f"Rank-{k}", value) for k, value in ranking.cmc.items())]
+    figures = [("mAP", ranking.mean_ap), *((f"Rank-{k}", ranking.cmc[k]) for k in HEADLINE_RANKS)]
     figures += [("mINP", ranking.mean_inp), ("Filter recall", results.filter_recall)]
     figures += [("Ceiling mAP", results.ceiling.mean_ap)]
     settings = results.settings
@@ -94,6 +106,7 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
         filter=settings.filter,
         figures=figures,
         definitions=DEFINITIONS,
+        curves=draw_curves(results),
         views=views,
         query_count=ranking.valid_queries,
         wrong_count=sum(not view["right_at_one"] for view in views),

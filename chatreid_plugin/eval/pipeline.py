@@ -15,7 +15,7 @@ from .metrics import RankingMetrics, evaluate_ranking
 from .plan import Plan, make_plan
 from .processes import Processes
 from .ranking import iterate_rows, measure_recall, order_gallery, score_perfectly
-from .report import Results, build_ranking_row, write_rankings, write_results
+from .report import CURVE_RANKS, Results, build_ranking_row, write_rankings, write_results
 from .scoring import describe_fingerprint, score_queries
 from .store import ScoreStore
 from .ties import IntArray
@@ -37,6 +37,7 @@ def _measure(
         ignore="same_camera" if labels.same_camera_ignored else None,
         average_precision=plan.protocol.average_precision,
         cmc=plan.protocol.cmc,
+        topk=CURVE_RANKS,
         retrieved=[len(indices) for indices in kept] if strict else None,
     )
 

@@ -25,6 +25,9 @@ from .ties import IntArray
 
 
 RANKING_DEPTH = 100
+# The CMC is measured at each of CURVE_RANKS, for its curve; tables quote HEADLINE_RANKS.
+CURVE_RANKS = tuple(range(1, 51))
+HEADLINE_RANKS = (1, 5, 10, 20)
 PACKAGES = ("numpy", "pyarrow", "pillow", "torch", "torchvision", "transformers", "llamafactory")
 
 RANKING_SCHEMA = pa.schema(
@@ -84,7 +87,7 @@ def _describe_metrics(metrics: RankingMetrics) -> dict[str, Any]:
     return {
         "mAP": metrics.mean_ap,
         "mAP_interval": list(metrics.interval),
-        **{f"Rank-{k}": value for k, value in metrics.cmc.items()},
+        **{f"Rank-{k}": metrics.cmc[k] for k in HEADLINE_RANKS},
         "mINP": metrics.mean_inp,
         "tie_rate": metrics.tie_rate,
         "valid_queries": metrics.valid_queries,
@@ -109,6 +112,7 @@ def describe_results(results: Results) -> dict[str, Any]:
     protocol = results.protocol
     return {
         "metrics": _describe_metrics(results.ranking),
+        "cmc_curve": [results.ranking.cmc[k] for k in CURVE_RANKS],
         "strict": _describe_metrics(results.strict),
         "filter": {
             "source": results.settings.filter,
@@ -196,7 +200,7 @@ def render_table(results: Results) -> str:
     if results.baseline is not None:
         columns["baseline"] = results.baseline
     rows = [("mAP", [metrics.mean_ap for metrics in columns.values()])]
-    for k in results.ranking.cmc:
+    for k in HEADLINE_RANKS:
         rows.append((f"Rank-{k}", [metrics.cmc[k] for metrics in columns.values()]))
     rows.append(("mINP", [metrics.mean_inp for metrics in columns.values()]))
     low, high = results.ranking.interval

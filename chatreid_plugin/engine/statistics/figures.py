@@ -3,7 +3,6 @@
 Drawn with matplotlib's objects, not with pyplot: no figure stays open behind the caller's back, no screen is needed.
 """
 
-import io
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,18 +17,9 @@ from .report import TOKEN_BIN, DatasetStatistics, Statistics
 
 COUNTED, INTENDED, LIMIT = "#5b8def", "#1c2330", "#c2362f"
 PALETTE = ("#5b8def", "#f0a35e", "#56b08a", "#c98bd6", "#d9705f", "#8d99ae", "#c7b446", "#4fb3c4")
-DOTS_PER_INCH = 110
 PANELS_IN_ROW = 3
 HISTOGRAM_BINS = 40
 LEGEND_COLUMNS = 6
-
-
-def encode_png(figure: Figure) -> bytes:
-    """Return the figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    # No version of matplotlib in the file, so that the same numbers give the same bytes.
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def shorten_name(name: str) -> str:

@@ -1,14 +1,12 @@
 """What ``chatreid stats`` writes: ``stats.json``, a PNG for each topic, and ``stats.html`` with everything inside."""
 
-import base64
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ... import __version__
-from ...pages import render_template
+from ...pages import embed_png, encode_png, render_template
 from ...shards import open_atomically, write_text
-from .figures import encode_png
 from .report import Statistics, compute_statistics
 from .sections import Section, build_sections
 
@@ -20,10 +18,6 @@ def find_output(dataset_dir: Path) -> Path:
     """Return the folder for the statistics: beside the data sets', which training reads and users copy or share."""
     folder = dataset_dir.resolve()
     return folder.with_name(f"{folder.name}_stats")
-
-
-def _encode_picture(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 def render_page(statistics: Statistics, sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
@@ -38,7 +32,7 @@ def render_page(statistics: Statistics, sections: Sequence[Section], pictures: M
         TEMPLATE,
         statistics=statistics,
         sections=sections,
-        pictures={topic: _encode_picture(content) for topic, content in pictures.items()},
+        pictures={topic: embed_png(content) for topic, content in pictures.items()},
         version=__version__,
     )
 

@@ -15,10 +15,11 @@ from PIL import Image
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.runner import build_datasets
-from chatreid_plugin.engine.statistics.figures import draw_records, encode_png
+from chatreid_plugin.engine.statistics.figures import draw_records
 from chatreid_plugin.engine.statistics.page import find_output, render_page, write_statistics
 from chatreid_plugin.engine.statistics.report import Statistics, compute_statistics
 from chatreid_plugin.engine.statistics.sections import build_sections
+from chatreid_plugin.pages import encode_png
 
 
 TOPICS = ["records", "galleries", "matches", "answers", "tokens", "identities", "sources", "wordings"]
