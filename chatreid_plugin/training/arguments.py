@@ -16,9 +16,10 @@ from ..images import ImagePolicy
 from .bad_images import BAD_IMAGE, start_bad_image_list
 from .checkpoint import compose_checkpoint, find_local_checkpoint
 from .compat import ARGUMENT_LISTS, get_function, get_upstream
-from .cutoff import OVER_CUTOFF, start_thinned_list
+from .cutoff import OVER_CUTOFF
 from .learning_rates import check_vision_rate, parse_rate
 from .pitfalls import refuse_pitfalls
+from .thinned import start_thinned_list
 
 
 COMPOSED_FOLDER = "chatreid_initial"

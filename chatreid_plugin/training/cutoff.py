@@ -7,16 +7,12 @@ mismatch, and a cut answer is learnt as it is.
 import copy
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-from transformers import TrainerCallback
 
 from ..answers import render_answer
 from ..errors import DataError
@@ -24,15 +20,12 @@ from ..records import INSTRUCTION_SCHEMA, Answer, Instruction, convert_row_to_in
 from ..tasks import get_task, render_prompt
 from .code_version import find_code_version
 from .compat import get_function
+from .thinned import note_thinned
 from .token_cache import RememberingTokenizer
 
 
 OVER_CUTOFF = ("thin", "raise")
 RECORD_COLUMN = "_chatreid_record"
-LIST_NAME = "chatreid_thinned.txt"
-# Where processes that tokenize write down what they thinned. The environment reaches data loader workers and mapping
-# processes, forked or spawned; as a field of the guard it would be a part of the key of datasets' map cache.
-LIST_VARIABLE = "CHATREID_THINNED_LIST"
 
 
 def pack_record(row: Mapping[str, Any], own_prompts: Sequence[str]) -> str:
@@ -128,7 +121,7 @@ class CutoffGuard:
                 "_images": images,
             }
             result, length = self._encode(fitted)
-        _note_thinned(record.id, len(row["_images"]) - len(images))
+        note_thinned(record.id, len(row["_images"]) - len(images))
         return fitted, result
 
     def _encode(self, row: Mapping[str, Any]) -> tuple[Mapping[str, list[Any]], int]:
@@ -169,60 +162,6 @@ def _explain(record: Instruction, length: int, cutoff: int, dropped: int, over_c
     if dropped:
         return f"{needs}, even after {dropped} gallery image(s) that are no match have been left out. {remedy}."
     return f"{needs}, and it has no gallery images that could be left out. {remedy}."
-
-
-def _note_thinned(record_id: str, images: int) -> None:
-    path = os.environ.get(LIST_VARIABLE)
-    if path is None:
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    # One short write at the end of the file: lines of several processes do not mix (POSIX, O_APPEND).
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(f"{record_id}\t{images}\n")
-
-
-def start_thinned_list(training_args: Any) -> None:
-    """Make ``chatreid_thinned.txt`` in the output folder this run's list: record id, tab, images left out."""
-    path = Path(training_args.output_dir) / LIST_NAME
-    os.environ[LIST_VARIABLE] = str(path.absolute())
-    if training_args.process_index == 0:
-        # The other processes wait for this one inside get_dataset, before they tokenize anything.
-        path.unlink(missing_ok=True)
-
-
-def describe_thinned() -> str | None:
-    """Return what the list says so far, each record counted once; None if nothing has been thinned."""
-    path = Path(os.environ.get(LIST_VARIABLE, LIST_NAME))
-    if not path.is_file():
-        return None
-    thinned = dict(line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
-    images = sum(map(int, thinned.values()))
-    return f"{len(thinned)} record(s) over cutoff_len lost {images} gallery image(s); {path} lists them."
-
-
-class ThinnedReport(TrainerCallback):
-    """Says at the end of each epoch, on the first process, how many records have been thinned so far.
-
-    Data loader workers tokenize, so this process reads the list that they write. Without a shared file system, the
-    list holds the first node's records alone.
-    """
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Print one line if there is something to say."""
-        line = describe_thinned() if state.is_world_process_zero else None
-        if line is not None:
-            print(f"chatreid: {line}", file=sys.stderr)
-
-
-def report_thinned(module: ModuleType) -> None:
-    """Add the report to the trainer's callbacks, inside ``llamafactory.train.tuner``."""
-    training_function = get_function(module, "_training_function")
-
-    @wraps(training_function)
-    def train_and_report(config: dict[str, Any]) -> None:
-        training_function(config | {"callbacks": [*(config.get("callbacks") or ()), ThinnedReport()]})
-
-    module._training_function = train_and_report  # type: ignore[attr-defined]
 
 
 def guard_processors(module: ModuleType) -> None:

@@ -17,6 +17,7 @@ from .code_version import find_code_version
 from .compat import get_function, get_upstream
 from .converter import FORMATTING
 from .cutoff import RECORD_COLUMN
+from .thinned import note_mapped
 
 
 # What ChatReIDConverter gives for each image.
@@ -146,6 +147,8 @@ def extend_eager_maps(module: ModuleType) -> None:
             batch_size=data_args.preprocessing_batch_size,
             desc="Running tokenizer on dataset",
         )
+        if not data_args.streaming and training_args.process_index == 0:
+            note_mapped(dataset, tokens)
         if training_args.should_log:
             print("eval example:" if is_eval else "training example:")
             example = next(iter(tokens), None)

@@ -59,7 +59,7 @@ def _find_hook(module_name: str) -> Callable[[ModuleType], None]:
     elif module_name == "llamafactory.train.sft.trainer":
         from .learning_rates import extend_trainer as hook
     elif module_name == "llamafactory.train.tuner":
-        from .cutoff import report_thinned as hook
+        from .thinned import report_thinned as hook
     else:
         from .stages import extend_model_loader as hook
     return hook

@@ -20,6 +20,7 @@ from ..shards import read_json, write_json
 from ..tasks import TASKS
 from .compat import get_function, get_upstream
 from .converter import FORMATTING, find_image_root, find_own_prompts
+from .thinned import copy_thinned
 
 
 STAMP = "chatreid_tokens.json"
@@ -143,6 +144,8 @@ def guard_tokenized_path(module: ModuleType) -> None:
         stamp = make_stamp(list_datasets, data_args, tokenizer, processor)
         if folder.is_dir() and any(folder.iterdir()):
             check_stamp(folder, stamp)
+            if training_args.process_index == 0:
+                copy_thinned(folder, back=True)
             return get_dataset(*arguments)
         temporary = folder.with_name(f".{folder.name}.chatreid.tmp")
         # The first process before all others: those would take what a killed run left for finished tokens.
@@ -156,6 +159,7 @@ def guard_tokenized_path(module: ModuleType) -> None:
         finally:
             data_args.tokenized_path = str(folder)
         if training_args.should_save:
+            copy_thinned(temporary)
             write_json(temporary / STAMP, stamp)
             shutil.rmtree(folder, ignore_errors=True)  # empty, as seen above
             os.replace(temporary, folder)

@@ -1,19 +1,17 @@
 """The cutoff guard through LLaMA-Factory's own get_dataset, against records built without the images left out."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction
-from chatreid_plugin.training.cutoff import LIST_VARIABLE, ThinnedReport, describe_thinned, drop_distractor
+from chatreid_plugin.training.cutoff import drop_distractor
 
 
 # Sizes differ, so that an image left out changes the run of its image tokens.
@@ -170,47 +168,3 @@ def test_other_data_in_the_mixture_is_cut_as_ever(
     rows = load_rows(3, dataset="made,text", dataset_dir=str(tmp_path / "info"), chatreid_lazy=False, cutoff_len=600)
     assert len(rows) == 2
     assert len(rows[1]["input_ids"]) == 600 and rows[1]["images"] is None
-
-
-def test_list_and_report_count_each_record_once(
-    load: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    report, control = ThinnedReport(), SimpleNamespace()
-    (full,) = load(LONG, cutoff_len=UNCUT)
-    assert describe_thinned() is None
-    report.on_epoch_end(None, SimpleNamespace(is_world_process_zero=True), control)
-    rows = load(LONG, SHORT, cutoff_len=len(full["input_ids"]) - 1)  # the example that is printed is read here
-    _ = rows[0], rows[1]
-    path = tmp_path / "out" / "chatreid_thinned.txt"
-    assert path.read_text() == "long-1\t1\n" * 2
-    capsys.readouterr()
-    report.on_epoch_end(None, SimpleNamespace(is_world_process_zero=False), control)
-    report.on_epoch_end(None, SimpleNamespace(is_world_process_zero=True), control)
-    line = f"chatreid: 1 record(s) over cutoff_len lost 1 gallery image(s); {path} lists them.\n"
-    assert capsys.readouterr().err == line
-
-
-def test_a_new_run_starts_a_new_list(
-    parse: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "out" / "chatreid_thinned.txt"
-    path.parent.mkdir()
-    path.write_text("old\t1\n")
-    monkeypatch.setenv(LIST_VARIABLE, "elsewhere")
-    parse(3)
-    assert not path.exists() and describe_thinned() is None
-
-
-@pytest.mark.slow
-def test_epoch_ends_with_one_line_when_workers_tokenize(
-    run_llamafactory: Callable[..., subprocess.CompletedProcess[str]], workshop: Any, tmp_path: Path
-) -> None:
-    changes = {"cutoff_len": 165, "dataloader_num_workers": 2, "max_steps": -1, "num_train_epochs": 1}
-    names = [f"chatreid_stage2_{kind}" for kind in ("image_to_image_many_to_many", "text_to_image_one_to_many")]
-    overrides = workshop.list_overrides(2, tmp_path / "out", dataset=",".join(names), **changes)
-    result = run_llamafactory("train", "examples/stage2.yaml", overrides=overrides)
-    assert result.returncode == 0, result.stderr[-3000:]
-    lines = [line for line in result.stderr.splitlines() if "over cutoff_len lost" in line]
-    listed = {line.split("\t")[0] for line in (tmp_path / "out" / "chatreid_thinned.txt").read_text().splitlines()}
-    assert len(lines) == 1 and f"chatreid: {len(listed)} record(s)" in lines[0]
-    assert len(listed) > 1
