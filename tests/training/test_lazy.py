@@ -53,17 +53,6 @@ def test_nothing_is_tokenized_before_it_is_asked_for(
     assert calls == [1, 5]
 
 
-def test_each_data_set_keeps_its_own_image_root(
-    load_rows: Callable[..., Any], write_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
-    roots = [tmp_path / "first", tmp_path / "second"]
-    for name, root in zip(("one", "two"), roots, strict=True):
-        write_dataset(tmp_path / "info", [GOOD], root, name)
-    for lazy in (True, False):
-        rows = load_rows(3, dataset="one,two", dataset_dir=str(tmp_path / "info"), chatreid_lazy=lazy)
-        assert [row["images"][0]["path"] for row in rows] == [str(root / "q.jpg") for root in roots]
-
-
 def test_media_dir_wins_when_the_images_have_moved(load_rows: Callable[..., Any], tmp_path: Path) -> None:
     rows = load_rows(1, media_dir=str(tmp_path))
     assert rows[0]["images"][0]["path"].startswith(str(tmp_path))
