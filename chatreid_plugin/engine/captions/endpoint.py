@@ -4,22 +4,21 @@ One request for each image; answers are appended as they come, so that a run can
 """
 
 import asyncio
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 from PIL import Image
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_exponential_jitter
 from tqdm import tqdm
 
 from ...config import BuildSettings, CaptioningSettings
 from ...errors import ConfigError, DataError, UpstreamError
 from ...records import ImageRecord
+from ...servers.client import BrokenAnswer, RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
+from ...servers.key import is_local, read_key
+from ...servers.pace import Pace
 from .batches import read_batches, write_batches
 from .estimate import (
     compute_price,
@@ -29,8 +28,6 @@ from .estimate import (
     estimate_captions,
 )
 from .jobs import CaptionJob, CaptionReport, get_captioning, plan_jobs
-from .key import is_local, read_key
-from .pace import Pace, read_retry_after
 from .requests import (
     Description,
     Refusal,
@@ -46,31 +43,8 @@ from .run import CaptionRun, start_run
 
 # How often an image is asked about whose answers are refusals or cannot be read.
 READINGS = 3
-# Seconds before the first retry, doubled each time, with as much jitter, up to the longest.
-FIRST_WAIT = 1.0
-LONGEST_WAIT = 60.0
-# A Retry-After beyond this is a quota of the day rather than of the minute.
-LONGEST_PAUSE = 600.0
-_LONGEST_REASON = 300
+KEY_SETTING = "captioning.api_key_variable"
 _PROBE_SIZE = (64, 128)
-
-
-class TemporaryFailure(Exception):
-    """The endpoint did not answer this time.
-
-    Attributes:
-        pause: seconds for which it wants no request at all; None if it did not say.
-        is_overload: it wants fewer requests (status 429), so all workers have to wait.
-    """
-
-    def __init__(self, reason: str, pause: float | None = None, *, is_overload: bool = False) -> None:
-        super().__init__(reason)
-        self.pause = pause
-        self.is_overload = is_overload
-
-
-class RejectedRequest(Exception):
-    """The endpoint will never take this request (status 400, 413, 422, ...)."""
 
 
 class Endpoint:
@@ -86,17 +60,20 @@ class Endpoint:
 
     def __init__(self, settings: CaptioningSettings) -> None:
         self.settings = settings
-        self.host = urlsplit(settings.base_url).netloc
         self.structured = True
         self.input_tokens = 0
         self.output_tokens = 0
-        self._key = read_key(settings)
-        # Retries and time limits are ours: one 429 has to hold back all workers.
-        self._client = AsyncOpenAI(
-            api_key=self._key or "none", base_url=settings.base_url, max_retries=0, timeout=None
+        address = ServerAddress(
+            settings.base_url,
+            settings.model,
+            settings.api_key_variable,
+            settings.timeout,
+            settings.retries,
+            "the captioning block",
+            KEY_SETTING,
         )
-        self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
-        self._backoff = wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)
+        self._client = ServerClient(address, Pace(settings.requests_per_minute, settings.tokens_per_minute))
+        self.host = self._client.host
         self._text_tokens = count_text_tokens(settings) + count_answer_tokens(settings)
 
     async def close(self) -> None:
@@ -153,74 +130,14 @@ class Endpoint:
         return read_completion(answer, self.settings.captions_per_image)
 
     async def _ask(self, url: str, width: int, height: int) -> object:
-        """Send a request until it is answered; the wait of a 429 is everybody's."""
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TemporaryFailure),
-            stop=stop_after_attempt(self.settings.retries + 1),
-            wait=self._choose_wait,
-            reraise=True,
-        )
-        return await retrying(self._send, url, width, height)
-
-    def _choose_wait(self, state: RetryCallState) -> float:
-        failure = cast(TemporaryFailure, state.outcome.exception() if state.outcome else None)
-        if failure.pause is None and not failure.is_overload:
-            return self._backoff(state)
-        pause = self._backoff(state) if failure.pause is None else failure.pause
-        if self._pace.pause(pause):
-            tqdm.write(f"{self.host}: {failure}; all requests wait {pause:.0f} s", file=sys.stderr)
-        return 0
-
-    async def _send(self, url: str, width: int, height: int) -> object:
         tokens = self._text_tokens + count_image_tokens(self.settings, width, height)
-        await self._pace.wait(tokens)
         body = make_body(self.settings, url, structured=self.structured)
         try:
-            async with asyncio.timeout(self.settings.timeout):
-                answer = await self._client.post("/chat/completions", cast_to=object, body=body)
-        except TimeoutError:
-            raise TemporaryFailure(f"no answer within {self.settings.timeout:g} s") from None
-        except APIStatusError as error:
-            raise self._judge(error) from None
-        except APIConnectionError as error:
-            raise TemporaryFailure(f"the connection failed ({error.__cause__ or error})") from None
-        except ValueError as error:
-            raise UnreadableAnswer(f"broken JSON: {error}") from None
+            answer = await self._client.ask("/chat/completions", body, tokens)
+        except BrokenAnswer as error:
+            raise UnreadableAnswer(str(error)) from None
         self._count(answer, tokens)
-        return json.loads(self._hide_key(json.dumps(answer)))
-
-    def _hide_key(self, text: str) -> str:
-        """Replace the key, should the server repeat it; done before anything else sees what it says."""
-        return text.replace(self._key, "[key]") if self._key else text
-
-    def _judge(self, error: APIStatusError) -> Exception:
-        """Return what an HTTP error means: for now, for this image, or for all."""
-        status, body = error.status_code, error.body
-        message = cast(dict[str, Any], body).get("message") if isinstance(body, dict) else None
-        # A gateway's error is a whole page of HTML.
-        reason = " ".join(self._hide_key(f"{status}: {message or error.message}").split())[:_LONGEST_REASON]
-        if status in (401, 403):
-            return UpstreamError(
-                f"{self.host} refuses the key ({reason}). Set the environment variable "
-                f"{self.settings.api_key_variable} to a key that may use this model."
-            )
-        if status in (404, 405):
-            return UpstreamError(
-                f"{self.host} does not know the model {self.settings.model!r}, or base_url is wrong ({reason}). Check "
-                "both in the captioning block."
-            )
-        if error.code == "insufficient_quota":
-            return UpstreamError(
-                f"{self.host} has no credit left for this key ({reason}). Add credit, then run again."
-            )
-        if status not in (408, 409, 429) and status < 500:
-            return RejectedRequest(reason)
-        pause = read_retry_after(error.response.headers.get("retry-after"))
-        if pause is not None and pause > LONGEST_PAUSE:
-            return UpstreamError(
-                f"{self.host} wants no request for {pause / 60:.0f} minutes ({reason}). Run again then."
-            )
-        return TemporaryFailure(reason, pause, is_overload=status == 429)
+        return answer
 
     def _count(self, answer: object, estimated: int) -> None:
         usage = cast(dict[str, Any], answer).get("usage") if isinstance(answer, dict) else None
@@ -229,7 +146,7 @@ class Endpoint:
         used = [count if isinstance(count, int) else 0 for count in counts]
         self.input_tokens += used[0]
         self.output_tokens += used[1]
-        self._pace.charge(sum(used) - estimated)
+        self._client.pace.charge(sum(used) - estimated)
 
 
 def caption_sources(
@@ -274,7 +191,7 @@ def caption_images(settings: BuildSettings, names: Sequence[str] = (), limit: in
     jobs = plan_jobs(settings, names, limit)
     images = sum(len(job.waiting) for job in jobs)
     if images:
-        read_key(captioning)
+        read_key(captioning.api_key_variable, captioning.base_url, KEY_SETTING)
         _announce(captioning, images)
     with start_run(captioning, jobs, images) as run:
         try:

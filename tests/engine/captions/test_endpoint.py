@@ -17,8 +17,8 @@ from chatreid_plugin.engine.annotations import attach_annotations
 from chatreid_plugin.engine.captions import endpoint
 from chatreid_plugin.engine.captions.endpoint import caption_images, caption_sources
 from chatreid_plugin.engine.captions.jobs import open_log
-from chatreid_plugin.engine.captions.pace import read_retry_after
 from chatreid_plugin.errors import ConfigError, DataError, UpstreamError
+from chatreid_plugin.servers.pace import read_retry_after
 from chatreid_plugin.shards import read_manifest
 from chatreid_plugin.tasks import get_task
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from chatreid_plugin.config import BuildSettings, CaptioningSettings
 from chatreid_plugin.engine.captions.estimate import count_image_tokens, describe_image_rule, estimate_captions
-from chatreid_plugin.engine.captions.key import is_local
-from chatreid_plugin.engine.captions.pace import Pace
 from chatreid_plugin.engine.captions.requests import ATTRIBUTES, encode_image, make_schema, show_prompt
 from chatreid_plugin.errors import DataError
+from chatreid_plugin.servers.key import is_local
+from chatreid_plugin.servers.pace import Pace
 
 
 def decode(url: str) -> tuple[str, bytes]:
