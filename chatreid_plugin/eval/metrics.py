@@ -6,18 +6,17 @@ unstable sort, which lets rank-1 of yes/no scores fall anywhere between 0 and 10
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
+from .identity_cmc import Cmc, Ties, measure_identities
 from .ties import AveragePrecision, FloatArray, IntArray, QueryMetrics, expect_over_ties, measure_ranks
 
 
-Cmc = Literal["standard"]
-Ties = Literal["expected", "index", "optimistic", "pessimistic"]
 IgnoreMask = Callable[[int], npt.NDArray[np.bool_]]
 Ignore = Literal["same_camera"] | IgnoreMask | None
 
@@ -66,6 +65,7 @@ class _Matches:
         self.query_person: list[Any] = np.asarray(query_person).tolist()
         self.gallery_size = len(gallery_person)
         self.ignore = ignore
+        self.codes = np.unique(np.asarray(gallery_person), return_inverse=True)[1].astype(np.int64)
         places: dict[Any, list[int]] = {}
         for place, person in enumerate(np.asarray(gallery_person).tolist()):
             places.setdefault(person, []).append(place)
@@ -221,7 +221,8 @@ def evaluate_ranking(
             index to a boolean mask (G,) of ignored items.
         average_precision: ``"mean"`` of precisions (the field's default) or ``"trapezoid"`` (official Market-1501
             code, up to 2.7 points lower).
-        cmc: ``"standard"``: is a positive among the first k.
+        cmc: ``"standard"``: is a positive among the first k; ``"unique_identity"`` or ``"single_gallery_shot"``: the
+            same over identities (see ``identity_cmc``). AP and INP stay over the full gallery.
         ties: for equal scores: ``"expected"``, the exact mean over all their orders; ``"index"``, in gallery order;
             ``"optimistic"``, positives first; ``"pessimistic"``, positives last.
         topk: the CMC's k.
@@ -229,12 +230,15 @@ def evaluate_ranking(
             (nothing in AP, a miss in CMC, INP 0). None: all.
 
     Raises:
-        ConfigError: an unknown option, or cameras missing for ``"same_camera"``.
+        ConfigError: an unknown option, cameras missing for ``"same_camera"``, or ``retrieved`` with another CMC than
+            the standard one.
         DataError: NaN or infinite scores, shapes that do not fit, or no query with a positive.
     """
     _check_choice("average_precision", average_precision, AveragePrecision)
     _check_choice("cmc", cmc, Cmc)
     _check_choice("ties", ties, Ties)
+    if cmc != "standard" and retrieved is not None:
+        raise ConfigError(f'retrieved works with cmc="standard" only, not with {cmc!r}.')
     matches = _Matches(query_person, gallery_person, query_camera, gallery_camera, ignore)
     found: list[tuple[QueryMetrics, bool]] = []
     valid: list[int] = []
@@ -248,7 +252,12 @@ def evaluate_ranking(
             continue
         limit = matches.gallery_size if retrieved is None else int(retrieved[query])
         valid.append(query)
-        found.append(_measure_row(values, positives, excluded, ties, topk, average_precision, limit))
+        metrics, has_ties = _measure_row(values, positives, excluded, ties, topk, average_precision, limit)
+        if cmc != "standard":
+            negatives = np.delete(np.arange(matches.gallery_size), excluded)
+            hits = measure_identities(values, matches.codes, positives, negatives, cmc, ties, topk)
+            metrics = replace(metrics, cmc=hits)
+        found.append((metrics, has_ties))
     if query + 1 != len(matches.query_person):
         raise DataError(f"{query + 1} rows of scores for {len(matches.query_person)} queries.")
     if not valid:
