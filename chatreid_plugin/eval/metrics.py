@@ -21,6 +21,7 @@ IgnoreMask = Callable[[int], npt.NDArray[np.bool_]]
 Ignore = Literal["same_camera"] | IgnoreMask | None
 
 EXAMPLES_SHOWN = 10
+FIRST_ITEMS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,17 @@ def _rank_by_index(
     return np.array(ranks, dtype=np.int64)
 
 
+def _measure_first_500(row: npt.NDArray[np.floating], positives: IntArray, excluded: npt.NDArray[Any]) -> float:
+    """Return the mean precision of the positives among the first 500 items, cut before ignored ones are removed."""
+    order = np.argsort(-row, kind="stable")[:FIRST_ITEMS]
+    is_negative, is_positive = np.ones(len(row), dtype=np.bool_), np.zeros(len(row), dtype=np.bool_)
+    is_negative[excluded] = False
+    is_positive[positives] = True
+    matches = is_positive[order][is_positive[order] | is_negative[order]]
+    ranks = np.flatnonzero(matches)
+    return float(np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1))) if len(ranks) else 0.0
+
+
 def _measure_row(
     row: npt.NDArray[np.floating],
     positives: IntArray,
@@ -220,7 +232,8 @@ def evaluate_ranking(
             (Zheng et al., "Scalable Person Re-identification: A Benchmark", 2015); or a function from a query's
             index to a boolean mask (G,) of ignored items.
         average_precision: ``"mean"`` of precisions (the field's default) or ``"trapezoid"`` (official Market-1501
-            code, up to 2.7 points lower).
+            code, up to 2.7 points lower), or ``"top500"`` (Instruct-ReID's code): only the first 500 items count, cut
+            before ignored ones are removed; divided by the positives among them; needs ``ties="index"``.
         cmc: ``"standard"``: is a positive among the first k; ``"unique_identity"`` or ``"single_gallery_shot"``: the
             same over identities (see ``identity_cmc``). AP and INP stay over the full gallery.
         ties: for equal scores: ``"expected"``, the exact mean over all their orders; ``"index"``, in gallery order;
@@ -230,13 +243,14 @@ def evaluate_ranking(
             (nothing in AP, a miss in CMC, INP 0). None: all.
 
     Raises:
-        ConfigError: an unknown option, cameras missing for ``"same_camera"``, or ``retrieved`` with another CMC than
-            the standard one.
+        ConfigError: an unknown option, cameras missing for ``"same_camera"``, or options that do not go together.
         DataError: NaN or infinite scores, shapes that do not fit, or no query with a positive.
     """
     _check_choice("average_precision", average_precision, AveragePrecision)
     _check_choice("cmc", cmc, Cmc)
     _check_choice("ties", ties, Ties)
+    if average_precision == "top500" and (ties != "index" or retrieved is not None):
+        raise ConfigError('average_precision="top500" is defined for ties="index" and without retrieved only.')
     if cmc != "standard" and retrieved is not None:
         raise ConfigError(f'retrieved works with cmc="standard" only, not with {cmc!r}.')
     matches = _Matches(query_person, gallery_person, query_camera, gallery_camera, ignore)
@@ -253,6 +267,8 @@ def evaluate_ranking(
         limit = matches.gallery_size if retrieved is None else int(retrieved[query])
         valid.append(query)
         metrics, has_ties = _measure_row(values, positives, excluded, ties, topk, average_precision, limit)
+        if average_precision == "top500":
+            metrics = replace(metrics, average_precision=_measure_first_500(values, positives, excluded))
         if cmc != "standard":
             negatives = np.delete(np.arange(matches.gallery_size), excluded)
             hits = measure_identities(values, matches.codes, positives, negatives, cmc, ties, topk)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-AveragePrecision = Literal["mean", "trapezoid"]
+AveragePrecision = Literal["mean", "trapezoid", "top500"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 

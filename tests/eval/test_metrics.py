@@ -30,6 +30,8 @@ def test_gives_the_golden_numbers_at_benchmark_size(golden: ModuleType, name: st
     options: dict[str, Any] = {"ties": "index", "average_precision": "trapezoid"}
     trapezoid = evaluate_ranking(similarities, *labels, ignore="same_camera", **options)
     assert trapezoid.mean_ap == pytest.approx(expected["mAP_trapezoid"], abs=1e-12)
+    first = evaluate_ranking(similarities, *labels, ignore="same_camera", ties="index", average_precision="top500")
+    assert first.mean_ap == pytest.approx(wanted["instruct_reid_top500"], abs=1e-6)
 
 
 def test_gives_the_golden_numbers_for_junk_distractors_and_unmatched_queries(golden: ModuleType) -> None:
@@ -112,6 +114,21 @@ def test_is_the_same_when_gallery_or_queries_are_permuted(data: st.DataObject) -
     assert after.tie_rate == pytest.approx(before.tie_rate)
 
 
+def test_top500_cuts_before_it_removes_what_is_ignored() -> None:
+    scores = -np.arange(600.0)
+    people = np.zeros(600, dtype=np.int64)
+    people[[3, 10, 499, 500]] = 1
+
+    def ignore(query: int) -> Any:
+        return np.arange(600) < 2
+
+    options: dict[str, Any] = {"average_precision": "top500", "ties": "index", "ignore": ignore}
+    found = evaluate_ranking([scores], [1], people, **options)
+    assert found.mean_ap == pytest.approx((1 / 2 + 2 / 9 + 3 / 498) / 3)
+    people[[3, 10, 499]] = 0
+    assert evaluate_ranking([scores], [1], people, **options).mean_ap == 0.0
+
+
 def test_takes_rows_one_by_one_and_text_labels() -> None:
     rows = (row for row in [[0.9, 0.1, 0.5], [0.2, 0.8, 0.3]])
     found = evaluate_ranking(rows, ["a", "b"], ["a", "b", "c"], ["1", "1"], ["2", "2", "1"], ignore="same_camera")
@@ -161,7 +178,14 @@ def test_says_why_when_no_query_is_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"ties": "lucky"}, {"cmc": "other"}, {"average_precision": "top500"}, {"ignore": "same_camera"}]
+    "options",
+    [
+        {"ties": "lucky"},
+        {"cmc": "other"},
+        {"average_precision": "other"},
+        {"average_precision": "top500"},
+        {"ignore": "same_camera"},
+    ],
 )
 def test_refuses_options_it_does_not_know(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
