@@ -262,6 +262,24 @@ def eval(context: typer.Context) -> None:
     raise typer.Exit(run_evaluation(context.args))
 
 
+@app.command()
+def serve(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or hub name.")],
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to other machines.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
+    name: Annotated[str | None, typer.Option(help="Name of the model; the folder's by default.")] = None,
+    api_key_variable: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable with the key that requests must show.")
+    ] = None,
+) -> None:
+    """Answer chat completions with logprobs, and /v1/score; KEY=VALUE are keys of eval/*.yaml (device, dtype, ...)."""
+    from .serve.server import run_server
+
+    run_server(checkpoint, overrides or [], host, port, stage, name, api_key_variable)
+
+
 @app.command(name="tiny-model")
 def write_model(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the checkpoint.")],

@@ -212,24 +212,43 @@ def load_settings(path: Path, overrides: Sequence[str], model: type[SettingsType
     """
     if not path.is_file():
         raise ConfigError(f"Configuration file {path} does not exist.")
+    try:
+        values = OmegaConf.load(path)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    return check_settings(values, overrides, model, str(path))
+
+
+def check_settings(values: Any, overrides: Sequence[str], model: type[SettingsType], source: str) -> SettingsType:
+    """Apply ``key=value`` overrides to values and check everything.
+
+    Args:
+        values: a mapping, or what OmegaConf makes of one.
+        overrides: dots for nested keys.
+        model: the settings' class.
+        source: where the values come from, for messages.
+
+    Raises:
+        ConfigError: one or more keys are unknown or wrong; all faults are listed.
+    """
     wrong = [override for override in overrides if not override.partition("=")[0] or "=" not in override]
     if wrong:
         raise ConfigError(f"Overrides are written key=value; found {', '.join(wrong)}.")
     try:
-        merged = OmegaConf.load(path)
+        merged = OmegaConf.create(values)
         for override in overrides:
             key, _, text = override.partition("=")
             OmegaConf.update(merged, key, yaml.safe_load(text))  # unlike a merge, it reaches into lists
-        values = OmegaConf.to_container(merged, resolve=True)
+        checked = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} and the overrides cannot be read as YAML: {error}") from None
+        raise ConfigError(f"{source} and the overrides cannot be read as YAML: {error}") from None
     try:
-        return model.model_validate(values)
+        return model.model_validate(checked)
     except ValidationError as error:
         places = [".".join(str(part) for part in fault["loc"]) or "(file)" for fault in error.errors()]
         messages = [fault["msg"].removeprefix("Value error, ") for fault in error.errors()]
         faults = [f"  {place}: {message}" for place, message in zip(places, messages, strict=True)]
         known = ", ".join(model.model_fields)
         raise ConfigError(
-            f"{path} has {len(faults)} fault(s):\n" + "\n".join(faults) + f"\nKnown keys: {known}."
+            f"{source} has {len(faults)} fault(s):\n" + "\n".join(faults) + f"\nKnown keys: {known}."
         ) from None

@@ -1,0 +1,1 @@
+"""``chatreid serve``: a checkpoint behind an OpenAI-compatible API that gives confidences."""

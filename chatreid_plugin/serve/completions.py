@@ -1,0 +1,150 @@
+"""One greedy answer of the model, with the log-probabilities of its tokens."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig
+
+from ..tasks import SYSTEM_PROMPT
+from .bodies import Message, RequestFault
+
+
+IMAGE_TOKENS = "<|vision_start|><|image_pad|><|vision_end|>"
+END = "<|im_end|>"
+# Their own chat templates give these a system prompt where the request has none; Qwen3-VL's does not.
+PROMPTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+_SPECIAL = re.compile(r"<\|\w+\|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of the answer or an alternative to it."""
+
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer.
+
+    Attributes:
+        text: without the end token.
+        tokens: the answer's tokens, the end token included; empty unless log-probabilities were asked for.
+        alternatives: for each token the likeliest ones at its place, best first.
+        is_whole: the model ended it; else the limit did.
+        prompt_tokens: how long the question was.
+        answer_tokens: how long the answer is.
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    alternatives: tuple[tuple[Token, ...], ...]
+    is_whole: bool
+    prompt_tokens: int
+    answer_tokens: int
+
+
+def render_messages(messages: Sequence[Message], family: str) -> str:
+    """Return the prompt in ChatML, as LLaMA-Factory's templates write it; the checkpoint's own may know no images.
+
+    Raises:
+        RequestFault: a text holds one of the model's special tokens, or a part is empty.
+    """
+    turns = [(message.role, _render_content(message)) for message in messages]
+    if turns[0][0] != "system" and family in PROMPTED_FAMILIES:
+        turns = [("system", SYSTEM_PROMPT), *turns]
+    return "".join(f"<|im_start|>{role}\n{content}{END}\n" for role, content in turns) + "<|im_start|>assistant\n"
+
+
+def _render_content(message: Message) -> str:
+    if isinstance(message.content, str):
+        texts = [message.content]
+        content = message.content
+    else:
+        texts = [part.text or "" for part in message.content if part.type == "text"]
+        content = "".join(IMAGE_TOKENS if part.type == "image_url" else part.text or "" for part in message.content)
+    found = [match.group() for match in map(_SPECIAL.search, texts) if match]
+    if found:
+        raise RequestFault(f"A text holds {found[0]}, a token of the model's own; take it out.")
+    return content
+
+
+@torch.inference_mode()
+def complete(
+    model: Any, processor: Any, text: str, images: Sequence[Image.Image], limit: int, alternatives: int | None
+) -> Completion:
+    """Return the greedy answer.
+
+    Args:
+        model: in evaluation mode.
+        processor: its own.
+        text: of ``render_messages``.
+        images: already resized by the image policy.
+        limit: most tokens of the answer.
+        alternatives: how many likeliest tokens are wanted at each place; None for no log-probabilities.
+
+    Raises:
+        RequestFault: question and answer are longer than the model's context.
+    """
+    inputs = processor(text=[text], images=list(images) or None, return_tensors="pt").to(model.device)
+    ids = inputs["input_ids"]
+    longest = model.config.get_text_config().max_position_embeddings
+    if ids.shape[1] + limit > longest:
+        raise RequestFault(
+            f"The question has {ids.shape[1]} tokens, with {limit} for the answer more than the model's {longest}."
+        )
+    if images:
+        # Without them transformers gives image tokens positions in one dimension, unlike in training, silently.
+        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    tokenizer = processor.tokenizer
+    ends = {tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id} - {None}
+    settings = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+        output_logits=alternatives is not None,
+        output_hidden_states=alternatives is not None,
+    )
+    output = model.generate(**inputs, generation_config=settings)
+    answer: list[int] = output.sequences[0, ids.shape[1] :].tolist()
+    is_whole = answer[-1] in ends
+    text = tokenizer.decode(answer[:-1] if is_whole else answer)
+    rows: list[tuple[Token, tuple[Token, ...]]] = []
+    if alternatives is not None:
+        rows = [_list_tokens(model, tokenizer, output, i, alternatives, token) for i, token in enumerate(answer)]
+    return Completion(
+        text,
+        tuple(row[0] for row in rows),
+        tuple(row[1] for row in rows),
+        is_whole,
+        ids.shape[1],
+        len(answer),
+    )
+
+
+def _list_tokens(
+    model: Any, tokenizer: Any, output: Any, step: int, alternatives: int, chosen: int
+) -> tuple[Token, tuple[Token, ...]]:
+    """Return a step's token and the likeliest ones.
+
+    The model's own logits are rounded to its dtype: in bf16 Yes and No would tie by the thousand. Those that are
+    returned are computed again in fp32; the others only sum up.
+    """
+    logits = output.logits[step][0].float()
+    hidden = output.hidden_states[step][-1][0, -1].float()
+    best = torch.topk(logits, min(max(alternatives, 1), len(logits))).indices
+    ids = torch.cat([best, torch.tensor([chosen], device=best.device)])
+    exact = model.get_output_embeddings().weight[ids].float() @ hidden
+    values = (exact - torch.logsumexp(logits, 0)).tolist()
+    tokens = [Token(tokenizer.decode([token]), value) for token, value in zip(ids.tolist(), values, strict=True)]
+    ranked = sorted(tokens[:-1], key=lambda token: -token.logprob)
+    return tokens[-1], tuple(ranked[:alternatives])

@@ -1,0 +1,141 @@
+"""The model behind the server: one request at a time is scored or answered, pictures pass through a folder."""
+
+import hashlib
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .. import __version__
+from ..eval.backends.transformers import TransformersScorer
+from ..eval.queries import Query
+from ..eval_settings import EvalSettings
+from ..records import ImageRecord
+from ..tasks import TASKS
+from .bodies import ChatRequest, RequestFault, ScoreRequest
+from .completions import Completion, complete, render_messages
+from .pictures import read_picture
+
+
+MOST_IMAGES = 128
+# Larger than any picture that is taken, so that what the policy has made is not resized again.
+_NO_LIMIT = 1 << 40
+
+
+class ServedModel:
+    """A checkpoint that is asked.
+
+    Attributes:
+        name: what requests call it.
+        settings: the image policy, device, dtype.
+        most_images: of one request.
+    """
+
+    def __init__(self, settings: EvalSettings, name: str, most_images: int = MOST_IMAGES) -> None:
+        """Load the checkpoint.
+
+        Raises:
+            ConfigError, UpstreamError: see ``TransformersScorer``.
+        """
+        self.settings = settings
+        self.name = name
+        self.most_images = most_images
+        self._folder = TemporaryDirectory(prefix="chatreid-serve-")
+        # Pictures come to it resized: the policy is applied here, or by the sender.
+        plain = {"chatreid_stage": None, "image_max_pixels": _NO_LIMIT, "image_min_pixels": 1}
+        self._scorer = TransformersScorer(settings.model_copy(update=plain), Path(self._folder.name))
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Remove the folder."""
+        self._folder.cleanup()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry of /v1/models; ``chatreid`` is what a plain OpenAI server has not."""
+        policy = self.settings.policy
+        own = {
+            "version": __version__,
+            "weights": self._scorer.fingerprint["weights"],
+            "dtype": self.settings.dtype,
+            "chatreid_stage": policy.stage,
+            "chatreid_aspect": policy.aspect,
+            "image_max_pixels": policy.image_max_pixels,
+            "image_min_pixels": policy.image_min_pixels,
+        }
+        return {"id": self.name, "object": "model", "created": 0, "owned_by": "chatreid_plugin", "chatreid": own}
+
+    def check_name(self, name: str | None) -> None:
+        """Refuse a request for another model.
+
+        Raises:
+            RequestFault: status 404.
+        """
+        if name is not None and name != self.name:
+            raise RequestFault(f"The model {name!r} does not exist; this server has {self.name!r}.", 404)
+
+    def _read_pictures(self, urls: Sequence[str], *, prepared: bool) -> list[Image.Image]:
+        if len(urls) > self.most_images:
+            raise RequestFault(f"{len(urls)} images are too many; {self.most_images} is most for one request.", 413)
+        return [read_picture(url, self.settings.policy, prepared=prepared) for url in urls]
+
+    def score(self, request: ScoreRequest) -> list[float]:
+        """Return a score for each candidate: margins for a yes/no task, else one for each letter.
+
+        Raises:
+            RequestFault: see ``bodies`` and ``pictures``.
+            ConfigError, DataError: the task does not fit the query.
+        """
+        self.check_name(request.model)
+        kind = TASKS[request.task].answer_kind if request.task in TASKS else "unknown"
+        if kind not in ("match", "letters"):
+            known = ", ".join(task.name for task in TASKS.values() if task.answer_kind in ("match", "letters"))
+            raise RequestFault(f"The task {request.task!r} gives no scores; tasks that do: {known}.")
+        own = [] if request.query.image is None else [request.query.image]
+        pictures = self._read_pictures([*own, *request.candidates], prepared=request.prepared)
+        with self._lock, self._write(pictures) as records:
+            image = records[0] if own else None
+            query = Query("query", "", image=image, text=request.query.text, attributes=request.query.attributes)
+            score = self._scorer.score_pairs if kind == "match" else self._scorer.choose
+            scores = score(query, records[len(own) :], request.task)
+        if not np.isfinite(scores).all():
+            raise RequestFault("The model gives scores that are no numbers; start the server with dtype=float32.", 500)
+        return scores.tolist()
+
+    @contextmanager
+    def _write(self, pictures: Sequence[Image.Image]) -> Generator[list[ImageRecord]]:
+        """Give the scorer pictures as files, named after their pixels, so that it knows again what it has encoded."""
+        records: list[ImageRecord] = []
+        for picture in pictures:
+            name = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest() + ".png"
+            path = Path(self._folder.name) / name
+            if not path.exists():
+                picture.save(path, compress_level=0)
+            records.append(ImageRecord(name, "served", "gallery", name, "", "", *picture.size))
+        try:
+            yield records
+        finally:
+            for record in records:
+                (Path(self._folder.name) / record.path).unlink(missing_ok=True)
+
+    def complete(self, request: ChatRequest) -> Completion:
+        """Return the answer to a chat.
+
+        Raises:
+            RequestFault: see ``bodies``, ``pictures`` and ``completions``.
+        """
+        self.check_name(request.model)
+        request.check()
+        parts = [part for message in request.messages if isinstance(message.content, list) for part in message.content]
+        urls = [part.image_url.url if part.image_url else "" for part in parts if part.type == "image_url"]
+        pictures = self._read_pictures(urls, prepared=request.prepared)
+        text = render_messages(request.messages, self._scorer.model.config.model_type)
+        alternatives = (request.top_logprobs or 0) if request.logprobs else None
+        with self._lock:
+            return complete(
+                self._scorer.model, self._scorer.processor, text, pictures, request.token_limit, alternatives
+            )

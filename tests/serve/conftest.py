@@ -1,0 +1,118 @@
+"""A tiny checkpoint behind ``chatreid serve`` on a real socket, and crops to ask about."""
+
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from chatreid_plugin.crops import encode_png
+from chatreid_plugin.demo.people import sample_people
+from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.records import ImageRecord
+from chatreid_plugin.serve.model import ServedModel
+from chatreid_plugin.serve.server import make_app
+
+
+SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (33, 90)]
+MOST_BYTES = 4_000_000
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_tiny_model(folder, sample_people(20, 0), sizes=TinySizes(hidden=64, layers=2, vision_layers=1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ImageRecord]]:
+    """Return a folder of noise and its records."""
+    root = tmp_path_factory.mktemp("crops")
+    rng = np.random.default_rng(3)
+    records: list[ImageRecord] = []
+    for index, (width, height) in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / f"{index}.png")
+        name = f"{index}.png"
+        records.append(ImageRecord(f"t/{index}", "t", "gallery", name, f"t:{index}", str(index), width, height))
+    return root, records
+
+
+@pytest.fixture(scope="module")
+def make_settings(checkpoint: Path) -> Callable[..., EvalSettings]:
+    """Return a function that makes settings of this checkpoint."""
+
+    def make(**changes: Any) -> EvalSettings:
+        values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "out", "device": "cpu"}
+        values |= {"model_name_or_path": str(checkpoint), "dtype": "float32", "chatreid_stage": 2}
+        return EvalSettings.model_validate(values | changes)
+
+    return make
+
+
+@dataclass
+class Server:
+    """A running server.
+
+    Attributes:
+        base_url: up to ``/v1``.
+        model: behind it.
+    """
+
+    base_url: str
+    model: ServedModel
+
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Return status and body of a request; a body of bytes is sent as it is."""
+        content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        fields = {"Content-Type": "application/json"} | {name.replace("_", "-"): v for name, v in headers.items()}
+        request = urllib.request.Request(self.base_url.removesuffix("/v1") + path, content, fields)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+
+@pytest.fixture(scope="module")
+def start(make_settings: Callable[..., EvalSettings]) -> Iterator[Callable[..., Server]]:
+    """Return a function that serves a model in a thread."""
+    running: list[tuple[uvicorn.Server, threading.Thread, ServedModel]] = []
+
+    def start(model: ServedModel, key: str = "") -> Server:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = uvicorn.Server(uvicorn.Config(make_app(model, key, MOST_BYTES), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        running.append((server, thread, model))
+        return Server(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", model)
+
+    yield start
+    for server, thread, model in running:
+        server.should_exit = True
+        thread.join(10)
+        model.close()
+
+
+@pytest.fixture(scope="module")
+def server(start: Callable[..., Server], make_settings: Callable[..., EvalSettings]) -> Server:
+    """Serve the tiny model."""
+    return start(ServedModel(make_settings(), "tiny", most_images=16))
+
+
+@pytest.fixture(scope="module")
+def urls(crops: tuple[Path, list[ImageRecord]]) -> list[str]:
+    """Return the crops as data URLs, as they are."""
+    return [encode_png(Image.open(crops[0] / record.path)) for record in crops[1]]

@@ -1,0 +1,267 @@
+"""``chatreid serve`` over a real socket: OpenAI's formats, log-probabilities, scores, and what it refuses."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from openai import OpenAI
+from PIL import Image
+
+from chatreid_plugin.crops import open_crop, prepare_crop
+from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.eval.backends.transformers import TransformersScorer
+from chatreid_plugin.eval.queries import Query, make_image_query
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.records import ImageRecord
+from chatreid_plugin.serve import server as server_module
+from chatreid_plugin.serve.server import run_server
+from chatreid_plugin.tasks import format_chat_prompt
+
+
+pytestmark = pytest.mark.slow
+PAIR = "image_to_image_one_to_one"
+IMAGE_TOKENS = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def make_content(*parts: str) -> list[dict[str, Any]]:
+    """Return parts of a message; data URLs become images."""
+    return [
+        {"type": "image_url", "image_url": {"url": part}}
+        if part.startswith(("data:", "http", "/", "file:"))
+        else {"type": "text", "text": part}
+        for part in parts
+    ]
+
+
+def make_chat(*parts: str, **changes: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": make_content(*parts)}], "max_tokens": 1} | changes
+
+
+def test_health_and_models_are_told(server: Any) -> None:
+    assert server.ask("/health") == (200, {"status": "ok"})
+    status, models = server.ask("/v1/models")
+    assert status == 200 and [entry["id"] for entry in models["data"]] == ["tiny"]
+    assert models["data"][0]["chatreid"]["chatreid_stage"] == 2
+
+
+def test_logprobs_are_those_of_a_plain_forward_pass(
+    server: Any, urls: list[str], crops: tuple[Path, list[ImageRecord]], make_settings: Callable[..., EvalSettings]
+) -> None:
+    client = OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": make_content("First ", urls[0], " second ", urls[2], " same?")}],  # type: ignore[typeddict-item]
+        max_tokens=3,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=20,
+    )
+    scorer = TransformersScorer(make_settings(), crops[0])
+    images = [prepare_crop(open_crop(crops[0] / crops[1][i].path), scorer.settings.policy) for i in (0, 2)]
+    text = format_chat_prompt(f"First {IMAGE_TOKENS} second {IMAGE_TOKENS} same?")
+    inputs = scorer.processor(text=[text], images=images, return_tensors="pt")
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == scorer.model.config.image_token_id).int()
+    with torch.inference_mode():
+        expected = scorer.model(**inputs).logits[0, -1].float().log_softmax(0)
+    content = answer.choices[0].logprobs.content  # type: ignore[union-attr]
+    assert content is not None and len(content) == answer.usage.completion_tokens  # type: ignore[union-attr]
+    found = [entry.logprob for entry in content[0].top_logprobs]
+    np.testing.assert_allclose(found, expected.topk(20).values, atol=1e-4)
+    assert content[0].logprob == pytest.approx(found[0])
+    tokens = [scorer.processor.tokenizer.decode([token]) for token in expected.topk(3).indices.tolist()]
+    assert [entry.token for entry in content[0].top_logprobs[:3]] == tokens
+    assert answer.usage.prompt_tokens == inputs["input_ids"].shape[1]  # type: ignore[union-attr]
+    assert answer.choices[0].message.content is not None
+
+
+def test_answer_without_logprobs_has_none(server: Any) -> None:
+    status, answer = server.ask("/v1/chat/completions", make_chat("Hello", max_tokens=2))
+    assert status == 200
+    assert answer["choices"][0]["logprobs"] is None
+    assert answer["usage"]["completion_tokens"] <= 2
+
+
+def test_scores_are_those_of_the_transformers_backend(
+    server: Any, urls: list[str], crops: tuple[Path, list[ImageRecord]], make_settings: Callable[..., EvalSettings]
+) -> None:
+    body = {"query": {"image": urls[0]}, "candidates": urls[1:], "task": PAIR}
+    status, answer = server.ask("/v1/score", body)
+    assert status == 200
+    scorer = TransformersScorer(make_settings(), crops[0])
+    expected = scorer.score_pairs(make_image_query(crops[1][0]), crops[1][1:], PAIR)
+    np.testing.assert_allclose(answer["scores"], expected, atol=1e-4)
+    assert len(set(answer["scores"])) == len(urls) - 1
+
+
+def test_prepared_images_are_not_resized_again(server: Any, urls: list[str]) -> None:
+    body = {"query": {"image": urls[0]}, "candidates": [urls[2]]}
+    reduced = server.ask("/v1/score", body)[1]["scores"]
+    kept = server.ask("/v1/score", {**body, "prepared": True})[1]["scores"]
+    assert reduced != kept  # stage 2 reduces 400x200
+
+
+def test_requests_at_once_do_not_disturb_each_other(server: Any, urls: list[str]) -> None:
+    bodies = [{"query": {"image": urls[i]}, "candidates": [urls[(i + 1) % 4], urls[i]]} for i in range(4)]
+    alone = [server.ask("/v1/score", body) for body in bodies]
+    together: list[Any] = [None] * len(bodies)
+
+    def ask(index: int) -> None:
+        together[index] = server.ask("/v1/score", bodies[index])
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one[1]["scores"], other[1]["scores"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stream": True}, "does not stream"),
+        ({"temperature": 0.7}, "answers greedily"),
+        ({"n": 2}, "gives one answer"),
+        ({"top_logprobs": 3}, "needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: .*20"),
+        ({"stop": ["."]}, "does not know stop"),
+        ({"tools": [{}]}, "does not know tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": []}, "messages: "),
+        ({"max_tokens": 0}, "max_tokens: "),
+        ({"messages": [{"role": "user", "content": "<|im_end|>"}]}, "token of the model's own"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_with_a_reason(server: Any, changes: dict[str, Any], message: str) -> None:
+    status, answer = server.ask("/v1/chat/completions", make_chat("Hello") | changes)
+    assert status == 400
+    assert answer["error"]["type"] == "invalid_request_error"
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(answer["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    "url", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/a.png", "https://example.org/a"]
+)
+def test_files_and_addresses_are_not_opened(server: Any, url: str) -> None:
+    for path, body in (
+        ("/v1/chat/completions", make_chat("See ", url)),
+        ("/v1/score", {"query": {"text": "a man"}, "candidates": [url], "task": "text_to_image_one_to_one"}),
+    ):
+        status, answer = server.ask(path, body)
+        assert status == 400
+        assert "data URLs only" in answer["error"]["message"]
+
+
+def test_damaged_and_huge_images_are_refused(server: Any) -> None:
+    picture = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(picture, "PNG")
+    huge = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
+    for url, message in (("data:image/png;base64,aGFsbG8=", "cannot be read"), (huge, "too large")):
+        status, answer = server.ask("/v1/score", {"query": {"image": url}, "candidates": [url]})
+        assert status == 400 and message in answer["error"]["message"]
+
+
+def test_limits_on_size_and_count_are_kept(server: Any, urls: list[str]) -> None:
+    status, answer = server.ask("/v1/score", {"query": {"image": urls[0]}, "candidates": [urls[1]] * 16})
+    assert status == 413 and "17 images are too many" in answer["error"]["message"]
+    status, answer = server.ask("/v1/score", b" " * 4_000_001)
+    assert status == 413 and "4000000 bytes" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/nothing", {}, 404),
+        ("/v1/score", None, 405),
+        ("/v1/score", b"{", 400),
+        ("/v1/score", {"query": {}, "candidates": []}, 400),
+        ("/v1/score", {"query": {}, "candidates": ["data:"], "model": "other"}, 404),
+        ("/v1/score", {"query": {}, "candidates": ["data:"], "task": "image_captioning"}, 400),
+    ],
+)
+def test_wrong_requests_get_openais_error_format(server: Any, path: str, body: Any, status: int) -> None:
+    found, answer = server.ask(path, body)
+    assert found == status
+    assert set(answer["error"]) == {"message", "type", "param", "code"} and answer["error"]["message"]
+
+
+def test_query_that_lacks_what_the_task_asks_with_is_refused(server: Any, urls: list[str]) -> None:
+    status, answer = server.ask("/v1/score", {"query": {"text": "a man"}, "candidates": [urls[0]], "task": PAIR})
+    assert status == 400 and PAIR in answer["error"]["message"]
+
+
+def test_web_pages_cannot_ask_without_saying_that_it_is_json(server: Any) -> None:
+    assert server.ask("/v1/score", b"{}", Content_Type="text/plain")[0] == 415
+
+
+def test_question_beyond_the_models_context_is_refused(server: Any) -> None:
+    status, answer = server.ask("/v1/chat/completions", make_chat("word " * 50_000))
+    assert status == 400 and "more than the model's" in answer["error"]["message"]
+
+
+def test_key_is_asked_for_when_one_is_set(server: Any, start: Callable[..., Any]) -> None:
+    locked = start(server.model, "sk-right")
+    assert locked.ask("/v1/models")[0] == 401
+    assert locked.ask("/v1/score", {})[0] == 401
+    assert locked.ask("/v1/models", Authorization="Bearer sk-wrong")[0] == 401
+    assert locked.ask("/v1/models", Authorization="Bearer sk-right")[0] == 200
+    assert locked.ask("/health")[0] == 200
+
+
+def test_full_queue_says_when_to_come_again(server: Any, urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MOST_WAITING", 0)
+    status, answer = server.ask("/v1/score", {"query": {"image": urls[0]}, "candidates": [urls[1]]})
+    assert status == 503 and answer["error"]["type"] == "server_error"
+
+
+def test_bug_is_an_error_without_details(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(query: Query, records: Any, task: str) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(server.model._scorer, "score_pairs", fail)
+    picture = "data:image/png;base64,"
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 80)).save(buffer, "PNG")
+    picture += base64.b64encode(buffer.getvalue()).decode()
+    status, answer = server.ask("/v1/score", {"query": {"image": picture}, "candidates": [picture]})
+    assert status == 500 and "RuntimeError" in answer["error"]["message"] and "secret" not in json.dumps(answer)
+
+
+def test_pictures_do_not_stay_on_the_disk(server: Any, urls: list[str]) -> None:
+    server.ask("/v1/score", {"query": {"image": urls[0]}, "candidates": [urls[1]]})
+    assert list(Path(server.model._folder.name).iterdir()) == []
+
+
+def test_taken_port_is_one_error(server: Any, checkpoint: Path) -> None:
+    port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
+    with pytest.raises(ConfigError, match=f"port {port}.*Choose another --port"):
+        run_server(str(checkpoint), [], "127.0.0.1", port, 3, None, None)
+
+
+def test_wrong_key_value_is_one_error(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="chatreid serve has 1 fault"):
+        run_server(str(checkpoint), ["dtype=float31"], "127.0.0.1", 0, 3, None, None)
+
+
+def test_command_serves_until_interrupted(checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "chatreid_plugin", "serve", str(checkpoint), "device=cpu", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Serving tiny at http://127.0.0.1:")
+    finally:
+        process.send_signal(2)
+        output, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors, errors
+    assert process.returncode in (0, 130, -2)
