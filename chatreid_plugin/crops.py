@@ -123,6 +123,13 @@ def prepare_crop(image: Image.Image, policy: ImagePolicy) -> Image.Image:
     return image
 
 
+def encode_png(image: Image.Image) -> str:
+    """Return an image, pixel by pixel, as the data URL of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 def encode_thumbnail(path: Path) -> str:
     """Return the image as a small JPEG in a data URL; empty if it cannot be read, as a page is no place to fail."""
     try:

@@ -1,7 +1,7 @@
 """The settings of one evaluation, as its YAML gives them; every file in ``eval/`` is checked against this class."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,11 +32,20 @@ class EvalSettings(Settings):
     top_k: Annotated[int, Field(ge=1)] | None = 100
     floor: Annotated[int, Field(ge=0)] = 20
     # scoring
-    backend: Literal["transformers", "features", "random", "oracle"] = "transformers"
+    backend: Literal["transformers", "http", "features", "random", "oracle"] = "transformers"
     mode: Literal["pointwise"] = "pointwise"
     batch_size: Annotated[int, Field(ge=1)] = 64
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # server, for backend: http
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] = "http://127.0.0.1:8000/v1"
+    model: Annotated[str, Field(min_length=1)] | None = None
+    api_key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "CHATREID_API_KEY"
+    concurrency: Annotated[int, Field(ge=1)] = 16
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    retries: Annotated[int, Field(ge=0)] = 6
+    votes: Annotated[int, Field(ge=1, le=64)] = 1
+    extra_body: dict[str, Any] = {}
     # output
     output_dir: Path
     report_queries: Annotated[int, Field(ge=0)] = 50

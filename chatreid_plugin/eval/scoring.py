@@ -33,9 +33,9 @@ def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, An
             "filter_weights": str(settings.filter_weights),
         }
     if settings.backend == "transformers":
+        fingerprint |= {"model_name_or_path": settings.model_name_or_path, "dtype": settings.dtype}
+    if settings.backend in ("transformers", "http"):
         fingerprint |= {
-            "model_name_or_path": settings.model_name_or_path,
-            "dtype": settings.dtype,
             "mode": settings.mode,
             "prompts": [tasks.format_chat_prompt(tasks.TASKS[name].prompts[0]) for name in (IMAGE_PAIR, TEXT_PAIR)],
             "answers": [tasks.YES, tasks.NO],

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...config import BuildSettings, CaptioningSettings
+from ...crops import encode_png
 from ...errors import ConfigError, DataError, UpstreamError
 from ...records import ImageRecord
 from ...servers.client import BrokenAnswer, RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
@@ -33,7 +34,6 @@ from .requests import (
     Refusal,
     UnreadableAnswer,
     encode_image,
-    encode_picture,
     make_body,
     read_completion,
     show_prompt,
@@ -86,7 +86,7 @@ class Endpoint:
         Raises:
             UpstreamError: it is out of reach, or refuses the key, the model or the whole request.
         """
-        url = encode_picture(Image.new("RGB", _PROBE_SIZE, "grey"))
+        url = encode_png(Image.new("RGB", _PROBE_SIZE, "grey"))
         rejection = ""
         for structured in (True, False):
             self.structured = structured

@@ -11,7 +11,7 @@ from typing import Any, cast
 from PIL import Image
 
 from ...config import CaptioningSettings
-from ...crops import DAMAGE, convert_to_rgb
+from ...crops import DAMAGE, convert_to_rgb, encode_png
 from ...errors import DataError
 from ...tasks import get_task
 
@@ -160,16 +160,9 @@ def encode_image(path: Path) -> str:
             image.load()
             if image.format in _FORMATS and image.mode in _MODES:
                 return _make_data_url(_FORMATS[image.format], content)
-            return encode_picture(convert_to_rgb(image))
+            return encode_png(convert_to_rgb(image))
     except DAMAGE as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from None
-
-
-def encode_picture(picture: Image.Image) -> str:
-    """Return a picture as the data URL of a PNG file."""
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
-    return _make_data_url("png", content.getvalue())
 
 
 def _make_data_url(kind: str, content: bytes) -> str:

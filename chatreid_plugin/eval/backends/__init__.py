@@ -59,7 +59,7 @@ def make_scorer(
 
     Raises:
         ConfigError: ``backend: features`` without features.
-        UpstreamError: the model cannot be loaded.
+        UpstreamError: the model cannot be loaded, or the server does not answer.
     """
     if settings.backend == "random":
         return RandomScorer(settings.seed)
@@ -69,6 +69,10 @@ def make_scorer(
         if features is None:
             raise ConfigError("backend: features needs features; set filter to colour, npz or torchvision.")
         return FeatureScorer(features)
+    if settings.backend == "http":
+        from .http import HttpScorer
+
+        return HttpScorer(settings, benchmark.image_root)
     # Imported here: torch and transformers take seconds to load and nothing else needs them.
     from .transformers import TransformersScorer
 

@@ -1,0 +1,271 @@
+"""Score with any OpenAI-compatible server: ``backend: http``.
+
+Every pair is one request, except with `chatreid serve`, which scores many pairs a request (``/v1/score``). One query's
+pairs are asked together and show the query first, so that servers with a prefix cache compute it once.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ...crops import encode_png, open_crop, prepare_crop
+from ...errors import UpstreamError
+from ...eval_settings import EvalSettings
+from ...records import ImageRecord
+from ...servers.background import BackgroundLoop
+from ...servers.client import BrokenAnswer, RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
+from ...tasks import LETTERS
+from ..prompts import Prompt, build_choice_prompt, build_pair_prompt
+from ..queries import Query
+from .http_probe import make_body, make_image_part, probe_server
+from .http_replies import compute_letters, compute_margin, count_letter_votes, count_votes, read_logprobs, read_texts
+
+
+ScoreArray = npt.NDArray[np.float32]
+
+# How often a question is asked whose answers cannot be read, e.g. JSON cut short.
+READINGS = 3
+# Candidates of one request to `chatreid serve`.
+SCORED_TOGETHER = 32
+# Encoded images kept: those of one query's candidates are often the next one's, too.
+KEPT_IMAGES = 1024
+PAIR_TOKENS = 4
+CHOICE_TOKENS = 64
+
+logger = logging.getLogger(__name__)
+
+
+class HttpScorer:
+    """Asks a server; what its scores are (``confidence``) depends on what the server gives.
+
+    Attributes:
+        traits: what the server gives, found out when this is made.
+        filled: words or answers so far that the server did not give and that were filled in.
+    """
+
+    def __init__(self, settings: EvalSettings, image_root: Path) -> None:
+        """Ask the server what it gives.
+
+        Raises:
+            ConfigError: no key, or no model named where the server has several.
+            UpstreamError: the server is out of reach, or refuses the key, the model or images.
+        """
+        self.settings = settings
+        self.image_root = image_root
+        self.filled = 0
+        self._urls: OrderedDict[str, str] = OrderedDict()
+        self._loop = BackgroundLoop()
+        self._client = ServerClient(
+            ServerAddress(
+                settings.base_url,
+                settings.model or "",
+                settings.api_key_variable,
+                settings.timeout,
+                settings.retries,
+                "the evaluation's settings",
+                "api_key_variable",
+            )
+        )
+        self._loop.end_with(self, self._client.close)
+        probing = probe_server(self._client, settings.model, settings.extra_body, settings.votes)
+        self.traits = self._loop.run(probing)
+        if self.traits.confidence == "answers":
+            logger.warning(
+                "%s gives no log-probabilities: scores are hard answers (votes: %d), so that most images tie.",
+                self._client.host,
+                settings.votes,
+            )
+
+    @property
+    def confidence(self) -> Literal["margins", "top_logprobs", "answers"]:
+        """What the scores are; ``margins`` no longer once a word was missing."""
+        found = self.traits.confidence
+        return "top_logprobs" if found == "margins" and self.filled else found
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The server, or the weights behind `chatreid serve` wherever it runs; what it gives; what it is asked."""
+        own = self.traits.own or {}
+        server = {"weights": own.get("weights")} if own else {"base_url": self.settings.base_url}
+        votes = {"votes": self.settings.votes} if self.traits.confidence == "answers" else {}
+        return {
+            **server,
+            **votes,
+            "model": self.traits.model,
+            "confidence": self.traits.confidence,
+            "top_logprobs": self.traits.top_logprobs,
+            "extra_body": self.settings.extra_body,
+        }
+
+    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+        """Nothing to prepare: images are encoded when they are sent."""
+
+    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
+        """Return one score a candidate (K,): margins, or shares of votes for Yes.
+
+        Raises:
+            DataError: an image cannot be read.
+            UpstreamError: the server failed finally at a candidate, which is named.
+        """
+        prompt = build_pair_prompt(query, task)
+        if self.traits.own is not None:
+            return self._score_together(query, candidates, task, SCORED_TOGETHER)
+        shown = [query.image] if query.image is not None and prompt.image_count > 1 else []
+
+        async def score(position: int) -> list[float]:
+            record = candidates[position]
+            return [await self._ask_pair(prompt, [*shown, record], task)]
+
+        names = [record.path for record in candidates]
+        return self._run(query, names, score)
+
+    def choose(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
+        """Return one score a candidate (N,): log-probabilities of the letters, or shares of votes that name them.
+
+        Raises:
+            DataError: an image cannot be read, or more than 26 candidates.
+            UpstreamError: the server failed finally.
+        """
+        prompt = build_choice_prompt(query, task, len(candidates))
+        if self.traits.own is not None:
+            return self._score_together(query, candidates, task, len(candidates))
+        own = prompt.image_count - len(candidates)
+        shown = [query.image] if query.image is not None and own else []
+
+        async def choose(_: int) -> list[float]:
+            return await self._ask_choice(prompt, [*shown, *candidates], task, len(candidates))
+
+        return self._run(query, [f"a choice of {len(candidates)}"], choose)
+
+    def _run(self, query: Query, names: Sequence[str], score: Callable[[int], Awaitable[list[float]]]) -> ScoreArray:
+        """Return the scores of all questions, ``concurrency`` of which are on their way at any time."""
+        results: list[list[float]] = [[]] * len(names)
+        positions = iter(range(len(names)))
+
+        async def work() -> None:
+            for position in positions:
+                try:
+                    results[position] = await _ask_again(score, position)
+                except (BrokenAnswer, RejectedRequest, TemporaryFailure) as failure:
+                    raise UpstreamError(
+                        f"{self._client.host} failed at query {query.label}, candidate {names[position]}: {failure}. "
+                        "Finished queries are kept; the same command goes on from there."
+                    ) from None
+
+        async def work_all() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self.settings.concurrency, len(names))):
+                        group.create_task(work())
+            except BaseExceptionGroup as failures:
+                raise failures.exceptions[0] from None  # it has cancelled the other workers
+
+        self._loop.run(work_all())
+        return np.array([value for values in results for value in values], dtype=np.float32)
+
+    def _encode(self, record: ImageRecord) -> str:
+        """Return an image as the model shall see it, as a data URL."""
+        if record.image_id in self._urls:
+            self._urls.move_to_end(record.image_id)
+        else:
+            picture = prepare_crop(open_crop(self.image_root / record.path), self.settings.policy)
+            self._urls[record.image_id] = encode_png(picture)
+            while len(self._urls) > KEPT_IMAGES:
+                self._urls.popitem(last=False)
+        return self._urls[record.image_id]
+
+    async def _ask(self, prompt: Prompt, images: Sequence[ImageRecord], choice: bool) -> list[object]:
+        """Return the replies that make one answer: one with log-probabilities, or as many texts as there are votes."""
+        parts: list[dict[str, Any]] = []
+        for number, segment in enumerate(prompt.segments):
+            parts += [make_image_part(self._encode(images[number - 1]))] if number else []
+            parts += [{"type": "text", "text": segment}] if segment else []
+        extra = {key: value for key, value in self.settings.extra_body.items() if not _is_for_pairs(key, choice)}
+        changes: dict[str, Any] = {"logprobs": True, "top_logprobs": self.traits.top_logprobs}
+        count = 1
+        if self.traits.confidence == "answers":
+            votes = self.settings.votes
+            changes = {"max_tokens": CHOICE_TOKENS if choice else PAIR_TOKENS}
+            changes |= {"temperature": 1.0} if votes > 1 else {}
+            changes |= {"n": votes} if votes > 1 and self.traits.several_choices else {}
+            count = 1 if self.traits.several_choices else votes
+        body = make_body(self.traits.model, parts, extra, **changes)
+        return [await self._client.ask("/chat/completions", body) for _ in range(count)]
+
+    async def _ask_pair(self, prompt: Prompt, images: Sequence[ImageRecord], task: str) -> float:
+        replies = await self._ask(prompt, images, choice=False)
+        if self.traits.confidence == "answers":
+            value = count_votes(task, [text for reply in replies for text in read_texts(reply)])
+        else:
+            value = compute_margin(read_logprobs(replies[0]))
+        self._fill(value.filled)
+        return value.number
+
+    async def _ask_choice(self, prompt: Prompt, images: Sequence[ImageRecord], task: str, count: int) -> list[float]:
+        replies = await self._ask(prompt, images, choice=True)
+        if self.traits.confidence == "answers":
+            texts = [text for reply in replies for text in read_texts(reply)]
+            values, filled = count_letter_votes(task, texts, count)
+        else:
+            values, filled = compute_letters(read_logprobs(replies[0]), LETTERS[:count])
+        self._fill(filled)
+        return values
+
+    def _fill(self, count: int) -> None:
+        if count and not self.filled:
+            logger.warning(
+                "%s does not always return the words asked for; a missing one counts as the least likely one "
+                "returned, an answer that says neither as half a vote.",
+                self._client.host,
+            )
+        self.filled += count
+
+    def _score_together(self, query: Query, candidates: Sequence[ImageRecord], task: str, together: int) -> ScoreArray:
+        """Ask `chatreid serve` for many scores a request."""
+        asked: dict[str, Any] = {"text": query.text, "attributes": dict(query.attributes)}
+        if query.image is not None:
+            asked["image"] = self._encode(query.image)
+        starts = range(0, len(candidates), max(1, together))
+
+        async def score(position: int) -> list[float]:
+            part = candidates[starts[position] : starts[position] + together]
+            body = {
+                "model": self.traits.model,
+                "query": asked,
+                "candidates": [self._encode(record) for record in part],
+                "task": task,
+                "prepared": True,
+            }
+            return _read_scores(await self._client.ask("/score", body), len(part))
+
+        return self._run(query, [f"{candidates[start].path} and those after it" for start in starts], score)
+
+
+async def _ask_again(score: Callable[[int], Awaitable[list[float]]], position: int) -> list[float]:
+    for _ in range(READINGS - 1):
+        try:
+            return await score(position)
+        except BrokenAnswer:
+            continue
+    return await score(position)
+
+
+def _read_scores(body: object, count: int) -> list[float]:
+    found = cast(dict[str, Any], body).get("scores") if isinstance(body, dict) else None
+    if not isinstance(found, list) or len(cast(list[object], found)) != count:
+        raise BrokenAnswer(f"not {count} scores: {str(body)[:120]}")
+    try:
+        return [float(value) for value in cast(list[Any], found)]
+    except (TypeError, ValueError):
+        raise BrokenAnswer(f"a score is no number: {str(body)[:120]}") from None
+
+
+def _is_for_pairs(key: str, choice: bool) -> bool:
+    # Restricting the answer to Yes and No would leave no letters.
+    return choice and key == "allowed_token_ids"
