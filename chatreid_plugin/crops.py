@@ -123,7 +123,7 @@ def prepare_crop(image: Image.Image, policy: ImagePolicy) -> Image.Image:
     return image
 
 
-def encode_png(image: Image.Image) -> str:
+def encode_picture(image: Image.Image) -> str:
     """Return an image, pixel by pixel, as the data URL of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -16,7 +16,7 @@ from ..records import ImageRecord
 from ..shards import write_text
 from .protocols import Protocol
 from .queries import Query
-from .report import DEFINITIONS, HEADLINE_RANKS, Results
+from .report import DEFINITIONS, HEADLINE_RANKS, WARNINGS, Results
 from .ties import IntArray
 
 
@@ -106,6 +106,7 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
         filter=settings.filter,
         figures=figures,
         definitions=DEFINITIONS,
+        warning=WARNINGS.get(results.confidence),
         curves=draw_curves(results),
         views=views,
         query_count=ranking.valid_queries,

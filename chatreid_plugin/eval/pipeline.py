@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..eval_settings import EvalSettings
-from .backends import make_scorer
+from .backends import Confidence, make_scorer
 from .html import build_query_view, write_page
 from .metrics import RankingMetrics, evaluate_ranking
 from .plan import Plan, make_plan
@@ -43,7 +43,12 @@ def _measure(
 
 
 def _measure_all(
-    settings: EvalSettings, plan: Plan, scores: Sequence[ScoreArray], fingerprint: Mapping[str, Any], path: Path
+    settings: EvalSettings,
+    plan: Plan,
+    scores: Sequence[ScoreArray],
+    fingerprint: Mapping[str, Any],
+    path: Path,
+    confidence: Confidence,
 ) -> Results:
     baseline = None
     if settings.filter != "none":
@@ -61,6 +66,7 @@ def _measure_all(
         pairs=sum(len(indices) for indices in plan.kept),
         fingerprint=fingerprint,
         scores_path=path,
+        confidence=confidence,
     )
 
 
@@ -112,7 +118,7 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
         if processes.is_first:
             processes.wait()
         scores = score_queries(settings, plan, scorer, store, processes)
-    results = _measure_all(settings, plan, scores, fingerprint, store.path)
+    results = _measure_all(settings, plan, scores, fingerprint, store.path, scorer.confidence)
     if processes.is_first:
         _write_rankings_and_page(results, plan, scores)
         write_results(results, time.monotonic() - started, processes.count)

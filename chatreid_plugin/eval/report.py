@@ -19,6 +19,7 @@ import pyarrow as pa
 from .. import __version__
 from ..eval_settings import EvalSettings
 from ..shards import read_json, write_json, write_shard
+from .backends import Confidence
 from .metrics import RankingMetrics
 from .protocols import Protocol
 from .ties import IntArray
@@ -53,6 +54,14 @@ DEFINITIONS = {
     "filter_recall": "mean over queries of the share of their matches that the filter kept",
 }
 
+# What a reader has to know of scores that are not the model's own margins (``backends.Confidence``).
+WARNINGS = {
+    "top_logprobs": "Scores come from the server's few best log-probabilities: where Yes or No was not among them, "
+    "the least likely one returned stands in for it.",
+    "answers": "Scores are hard answers, not confidences: the server gives no log-probabilities. Images with the same "
+    "share of votes tie, and ties count as the mean over every order.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Results:
@@ -69,6 +78,7 @@ class Results:
         pairs: number of (query, gallery image) pairs scored.
         fingerprint: what the scores depend on.
         scores_path: the saved scores.
+        confidence: what the scores are (``backends.Confidence``).
     """
 
     settings: EvalSettings
@@ -81,6 +91,7 @@ class Results:
     pairs: int
     fingerprint: Mapping[str, Any]
     scores_path: Path
+    confidence: Confidence
 
 
 def _describe_metrics(metrics: RankingMetrics) -> dict[str, Any]:
@@ -132,6 +143,7 @@ def describe_results(results: Results) -> dict[str, Any]:
             "ties": "expected",
             "skipped_queries": [{"query": item.image_id, "reason": item.reason} for item in protocol.skipped],
         },
+        "scores": {"confidence": results.confidence, "warning": WARNINGS.get(results.confidence)},
         "definitions": DEFINITIONS,
         "settings": results.settings.model_dump(mode="json"),
         "versions": list_versions(),
@@ -209,6 +221,7 @@ def render_table(results: Results) -> str:
         f"{protocol.name} ({protocol.variant}), scored by {scorer}",
         f"{results.ranking.valid_queries:,} valid queries ({len(protocol.skipped):,} skipped), "
         f"{len(protocol.gallery):,} gallery images, {results.pairs:,} pairs scored",
+        *([WARNINGS[results.confidence]] if results.confidence in WARNINGS else []),
         "",
         f"{'%':<9}" + "".join(f"{name:>10}" for name in columns),
         *(f"{name:<9}" + "".join(f"{100 * value:>10.2f}" for value in values) for name, values in rows),

@@ -20,6 +20,7 @@ from chatreid_plugin.eval.backends.http import READINGS, HttpScorer
 from chatreid_plugin.eval.backends.http_replies import compute_margin, count_votes, read_logprobs
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.queries import Query, make_image_query
+from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.servers.client import BrokenAnswer
@@ -430,3 +431,20 @@ def test_finished_queries_are_kept_when_the_server_fails(
     run_evaluation(settings)
     assert len(server.pairs) - asked == 33
     assert read_json(tmp_path / "out" / "results.json")["protocol"]["pairs_scored"] == 44
+
+
+@pytest.mark.parametrize("confidence", ["margins", "answers"])
+def test_report_flags_hard_answers_everywhere(
+    server: FakeServer,
+    make_world: Callable[..., Path],
+    make_settings: Callable[..., EvalSettings],
+    tmp_path: Path,
+    confidence: str,
+) -> None:
+    server.reply = answer_well if confidence == "margins" else lambda body: make_completion()
+    results = run_evaluation(make_settings(make_world(), backend="http", base_url=server.base_url))
+    scores = read_json(tmp_path / "out" / "results.json")["scores"]
+    assert scores["confidence"] == confidence
+    page = (tmp_path / "out" / "report.html").read_text()
+    flags = ["hard answers" in text for text in (str(scores["warning"]), page, render_table(results))]
+    assert flags == [confidence == "answers"] * 3

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from chatreid_plugin.crops import encode_png
+from chatreid_plugin.crops import encode_picture
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.eval_settings import EvalSettings
@@ -115,4 +115,4 @@ def server(start: Callable[..., Server], make_settings: Callable[..., EvalSettin
 @pytest.fixture(scope="module")
 def urls(crops: tuple[Path, list[ImageRecord]]) -> list[str]:
     """Return the crops as data URLs, as they are."""
-    return [encode_png(Image.open(crops[0] / record.path)) for record in crops[1]]
+    return [encode_picture(Image.open(crops[0] / record.path)) for record in crops[1]]

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...config import BuildSettings, CaptioningSettings
-from ...crops import encode_png
+from ...crops import encode_picture
 from ...errors import ConfigError, DataError, UpstreamError
 from ...records import ImageRecord
 from ...servers.client import BrokenAnswer, RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
@@ -86,7 +86,7 @@ class Endpoint:
         Raises:
             UpstreamError: it is out of reach, or refuses the key, the model or the whole request.
         """
-        url = encode_png(Image.new("RGB", _PROBE_SIZE, "grey"))
+        url = encode_picture(Image.new("RGB", _PROBE_SIZE, "grey"))
         rejection = ""
         for structured in (True, False):
             self.structured = structured

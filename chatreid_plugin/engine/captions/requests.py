@@ -11,7 +11,7 @@ from typing import Any, cast
 from PIL import Image
 
 from ...config import CaptioningSettings
-from ...crops import DAMAGE, convert_to_rgb, encode_png
+from ...crops import DAMAGE, convert_to_rgb, encode_picture
 from ...errors import DataError
 from ...tasks import get_task
 
@@ -160,7 +160,7 @@ def encode_image(path: Path) -> str:
             image.load()
             if image.format in _FORMATS and image.mode in _MODES:
                 return _make_data_url(_FORMATS[image.format], content)
-            return encode_png(convert_to_rgb(image))
+            return encode_picture(convert_to_rgb(image))
     except DAMAGE as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from None
 

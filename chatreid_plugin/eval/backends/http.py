@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from ...crops import encode_png, open_crop, prepare_crop
+from ...crops import encode_picture, open_crop, prepare_crop
 from ...errors import UpstreamError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
@@ -175,7 +175,7 @@ class HttpScorer:
             self._urls.move_to_end(record.image_id)
         else:
             picture = prepare_crop(open_crop(self.image_root / record.path), self.settings.policy)
-            self._urls[record.image_id] = encode_png(picture)
+            self._urls[record.image_id] = encode_picture(picture)
             while len(self._urls) > KEPT_IMAGES:
                 self._urls.popitem(last=False)
         return self._urls[record.image_id]

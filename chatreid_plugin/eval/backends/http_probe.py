@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 
 from PIL import Image
 
-from ...crops import encode_png
+from ...crops import encode_picture
 from ...errors import ConfigError, UpstreamError
 from ...servers.client import BrokenAnswer, RejectedRequest, ServerClient, TemporaryFailure
 from ...tasks import NO, YES
@@ -74,7 +74,7 @@ async def probe_server(client: ServerClient, model: str | None, extra: Mapping[s
     own = listed.get(model, {}).get("chatreid")
     if isinstance(own, dict):
         return ServerTraits(model, "margins", own=cast(dict[str, Any], own))
-    picture = make_image_part(encode_png(Image.new("RGB", _PROBE_SIZE, "grey")))
+    picture = make_image_part(encode_picture(Image.new("RGB", _PROBE_SIZE, "grey")))
     question = [picture, {"type": "text", "text": UNRELATED}]
     for count in TOP_LOGPROBS:
         try:

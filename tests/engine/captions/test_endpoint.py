@@ -5,8 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from chatreid_plugin.engine.captions import endpoint
 from chatreid_plugin.engine.captions.endpoint import caption_images, caption_sources
 from chatreid_plugin.engine.captions.jobs import open_log
 from chatreid_plugin.errors import ConfigError, DataError, UpstreamError
-from chatreid_plugin.servers.pace import read_retry_after
 from chatreid_plugin.shards import read_manifest
 from chatreid_plugin.tasks import get_task
 
@@ -136,28 +133,6 @@ def test_retry_after_beyond_the_minute_limits_stops(api: Any, make: MakeRecipe) 
     api.misbehave("000.jpg", 1, status=429, headers={"Retry-After": "86400"})
     with pytest.raises(UpstreamError, match="wants no request for 1440 minutes"):
         caption_images(make())
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("7", 7.0),
-        (" 0 ", 0.0),
-        ("0.5", 0.5),
-        ("-1", None),
-        ("inf", None),
-        (None, None),
-        ("soon", None),
-        ("Mon, 01 Jan 2024 00:00:00 GMT", 0.0),
-    ],
-)
-def test_retry_after_is_read(value: str | None, expected: float | None) -> None:
-    assert read_retry_after(value) == expected
-
-
-def test_retry_after_may_be_a_date() -> None:
-    value = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert read_retry_after(value) == pytest.approx(60, abs=2)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
-"""Tests of chatreid_plugin.engine.captions: requests, estimate and pace."""
+"""Tests of chatreid_plugin.engine.captions: requests and estimate."""
 
-import asyncio
 import base64
 import io
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +13,6 @@ from chatreid_plugin.config import BuildSettings, CaptioningSettings
 from chatreid_plugin.engine.captions.estimate import count_image_tokens, describe_image_rule, estimate_captions
 from chatreid_plugin.engine.captions.requests import ATTRIBUTES, encode_image, make_schema, show_prompt
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.servers.key import is_local
-from chatreid_plugin.servers.pace import Pace
 
 
 def decode(url: str) -> tuple[str, bytes]:
@@ -110,73 +106,6 @@ def test_time_is_bound_by_the_tighter_limit(make_captioning: Callable[..., Build
 def test_time_without_limits_is_not_known(make_captioning: Callable[..., BuildSettings]) -> None:
     report = estimate_captions(make_captioning(), [], None)
     assert report.values["minutes"] is None and "as fast as the endpoint answers" in report.render()
-
-
-def measure(pace: Pace, *tokens: int) -> float:
-    """Return the seconds until requests of so many tokens each have passed, all asked for at once."""
-
-    async def send_all() -> None:
-        await asyncio.gather(*(pace.wait(count) for count in tokens))
-
-    start = time.monotonic()
-    asyncio.run(send_all())
-    return time.monotonic() - start
-
-
-def test_pace_keeps_the_limit_of_tokens() -> None:
-    # 60,000 a minute are 1000 a second: the last request waits for the first three.
-    assert 0.3 <= measure(Pace(None, 60_000), 100, 50, 150, 999) < 0.6
-
-
-def test_pace_without_limits_does_not_wait() -> None:
-    assert measure(Pace(None, None), 10**9, 10**9) < 0.1
-
-
-def test_pace_waits_for_tokens_beyond_the_estimate() -> None:
-    pace = Pace(None, 60_000)
-    pace.charge(200)
-    pace.charge(-5000)
-    assert 0.2 <= measure(pace, 1) < 0.5
-
-
-def test_pause_holds_back_those_already_waiting() -> None:
-    pace = Pace(600, None)
-
-    async def run() -> list[float]:
-        start, passed = time.monotonic(), list[float]()
-
-        async def send() -> None:
-            await pace.wait(1)
-            passed.append(time.monotonic() - start)
-
-        waiting = [asyncio.create_task(send()) for _ in range(3)]
-        await asyncio.sleep(0.05)
-        pace.pause(0.4)
-        await asyncio.gather(*waiting)
-        return passed
-
-    first, second, third = asyncio.run(run())
-    assert first < 0.05 and second >= 0.45 and third >= 0.55
-
-
-def test_pause_is_news_once() -> None:
-    pace = Pace(None, None)
-    assert [pace.pause(5), pace.pause(5), pace.pause(1), pace.pause(60)] == [True, False, False, True]
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("http://localhost:8000/v1", True),
-        ("http://127.0.0.1/v1", True),
-        ("http://[::1]:8000/v1", True),
-        ("http://10.0.0.7:8000/v1", False),
-        ("https://api.openai.com/v1", False),
-        ("https://localhost.example.com/v1", False),
-    ],
-)
-def test_local_servers_are_known(url: str, expected: bool) -> None:
-    assert is_local(url) is expected
 
 
 @pytest.mark.parametrize(

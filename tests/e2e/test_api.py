@@ -1,4 +1,4 @@
-"""``chatreid caption`` against ``llamafactory-cli api``: requests and images arrive, random words become failures."""
+"""``chatreid caption`` and ``backend: http`` against one ``llamafactory-cli api``, which has no log-probabilities."""
 
 import base64
 import json
@@ -20,10 +20,14 @@ from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.captions.endpoint import READINGS, caption_images
 from chatreid_plugin.engine.sources import parse_sources
 from chatreid_plugin.errors import DataError, UpstreamError
+from chatreid_plugin.eval.backends.http import HttpScorer
+from chatreid_plugin.eval.queries import make_image_query
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("llamafactory-api")]
 KEY = "sk-local-0123456789"
 IMAGES = 4
 Server = tuple[str, Path]
@@ -102,6 +106,7 @@ def test_images_arrive_and_random_words_are_failures_with_reasons(
 ) -> None:
     monkeypatch.setenv("CHATREID_TEST_KEY", KEY)
     settings = make(max_failures=1)
+    seen = len(server[1].read_text(errors="replace"))
     report = caption_images(settings, limit=IMAGES).values["sources"][0]
     assert (report["answered"], report["failed"]) == (0, IMAGES)
     # LLaMA-Factory takes a JSON schema and ignores it, so the schema is asked for in words.
@@ -110,7 +115,7 @@ def test_images_arrive_and_random_words_are_failures_with_reasons(
     failures = {line["path"]: line["reason"] for line in map(json.loads, lines)}
     assert len(failures) == IMAGES
     assert all(reason.startswith("broken JSON: ") for reason in failures.values())
-    log = server[1].read_text(errors="replace")
+    log = server[1].read_text(errors="replace")[seen:]
     records, root = read_manifest(tmp_path / "manifests" / "world.parquet")
     assert set(failures) <= {record.path for record in records if record.split == "train"}
     for path in failures:
@@ -130,3 +135,52 @@ def test_wrong_key_is_one_error(make: Callable[..., BuildSettings], monkeypatch:
     with pytest.raises(UpstreamError, match=r"refuses the key \(401: .*CHATREID_TEST_KEY") as caught:
         caption_images(make())
     assert "sk-wrong" not in str(caught.value)
+
+
+@pytest.fixture
+def score(workshop: Any, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., HttpScorer]:
+    """Return a function that makes a scorer which asks that server."""
+    monkeypatch.setenv("CHATREID_TEST_KEY", KEY)
+
+    def make(**changes: Any) -> HttpScorer:
+        values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": tmp_path, "backend": "http"}
+        values |= {"base_url": server[0], "api_key_variable": "CHATREID_TEST_KEY", "image_max_pixels": 8192}
+        return HttpScorer(EvalSettings.model_validate(values | changes), workshop.images)
+
+    return make
+
+
+def list_crops(workshop: Any) -> list[ImageRecord]:
+    paths = sorted((workshop.images / "bounding_box_train").glob("*.jpg"))[:4]
+    names = [str(path.relative_to(workshop.images)) for path in paths]
+    return [ImageRecord(f"w/{name}", "w", "gallery", name, f"w:{name}", "1", 64, 128) for name in names]
+
+
+def test_scores_degrade_to_hard_answers(
+    workshop: Any, server: Server, score: Callable[..., HttpScorer], caplog: pytest.LogCaptureFixture
+) -> None:
+    crops = list_crops(workshop)
+    seen = len(server[1].read_text(errors="replace"))
+    scorer = score()
+    assert scorer.confidence == "answers" and "gives no log-probabilities" in caplog.text
+    scores = scorer.score_pairs(make_image_query(crops[0]), crops[1:], "image_to_image_one_to_one")
+    assert set(scores.tolist()) <= {0.0, 0.5, 1.0}
+    # Random words: what says neither Yes nor No is counted.
+    assert scorer.filled == scores.tolist().count(0.5)
+    letters = scorer.choose(make_image_query(crops[0]), crops[1:], "standard_reid")
+    assert set(letters.tolist()) <= {0.0, 1.0}
+    log = server[1].read_text(errors="replace")[seen:]
+    assert "contain the same pedestrian identity?" in log
+    assert log.count("data:image/png;base64,") >= 2 * 3
+
+
+def test_votes_are_sampled_answers_of_one_request(
+    workshop: Any, server: Server, score: Callable[..., HttpScorer]
+) -> None:
+    crops = list_crops(workshop)
+    scorer = score(votes=4)
+    assert scorer.traits.several_choices
+    seen = len(server[1].read_text(errors="replace"))
+    scores = scorer.score_pairs(make_image_query(crops[0]), crops[1:3], "image_to_image_one_to_one")
+    assert set((8 * scores).tolist()) <= set(range(9))
+    assert server[1].read_text(errors="replace")[seen:].count('"POST /v1/chat/completions HTTP/1.1" 200') == 2
