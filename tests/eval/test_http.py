@@ -259,12 +259,13 @@ def test_letters_are_scored_by_their_log_probabilities(
     server: FakeServer, make: Callable[..., HttpScorer], records: list[ImageRecord]
 ) -> None:
     server.reply = lambda body: make_completion({"B": -0.5, "A": -1.5, "Yes": -2.0, "No": -4.0})
-    scorer = make(extra_body={"allowed_token_ids": [1, 2], "seed": 3})
+    scorer = make(extra_body={"allowed_token_ids": [1, 2], "logprob_token_ids": [1, 2], "seed": 3})
     scores = scorer.choose(make_image_query(records[0]), records[:3], CHOICE)
     assert scores.tolist() == [-1.5, -0.5, -4.0]
     assert scorer.filled == 1
-    assert server.pairs[0]["seed"] == 3 and "allowed_token_ids" not in server.pairs[0]
-    assert "allowed_token_ids" in server.bodies[0]
+    assert server.pairs[0]["seed"] == 3
+    keys = {"allowed_token_ids", "logprob_token_ids"}
+    assert keys <= set(server.bodies[0]) and not keys & set(server.pairs[0])
 
 
 def answer_in_words(body: dict[str, Any]) -> Any:

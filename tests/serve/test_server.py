@@ -243,6 +243,19 @@ def test_pictures_do_not_stay_on_the_disk(server: Any, urls: list[str]) -> None:
     assert list(Path(server.model._folder.name).iterdir()) == []
 
 
+def test_encoded_images_are_forgotten_beyond_the_limit(
+    server: Any, urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatreid_plugin.serve.model.MOST_ENCODED", 3)
+    forgotten: list[bool] = []
+    forget = server.model._scorer.forget_images
+    monkeypatch.setattr(server.model._scorer, "forget_images", lambda: forgotten.append(True) or forget())
+    bodies = [{"query": {"image": urls[0]}, "candidates": urls[1:]}, {"query": {"image": urls[1]}, "candidates": urls}]
+    scores = [server.ask("/v1/score", body)[1]["scores"] for body in (*bodies, bodies[0])]
+    assert len(forgotten) >= 2
+    np.testing.assert_allclose(scores[0], scores[2], atol=1e-5)
+
+
 def test_taken_port_is_one_error(server: Any, checkpoint: Path) -> None:
     port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
     with pytest.raises(ConfigError, match=f"port {port}.*Choose another --port"):

@@ -37,6 +37,8 @@ SCORED_TOGETHER = 32
 KEPT_IMAGES = 1024
 PAIR_TOKENS = 4
 CHOICE_TOKENS = 64
+# Keys of extra_body that name the tokens Yes and No, as vLLM has them: a choice answers with letters.
+PAIR_KEYS = ("allowed_token_ids", "logprob_token_ids")
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +188,7 @@ class HttpScorer:
         for number, segment in enumerate(prompt.segments):
             parts += [make_image_part(self._encode(images[number - 1]))] if number else []
             parts += [{"type": "text", "text": segment}] if segment else []
-        extra = {key: value for key, value in self.settings.extra_body.items() if not _is_for_pairs(key, choice)}
+        extra = {k: v for k, v in self.settings.extra_body.items() if not (choice and k in PAIR_KEYS)}
         changes: dict[str, Any] = {"logprobs": True, "top_logprobs": self.traits.top_logprobs}
         count = 1
         if self.traits.confidence == "answers":
@@ -264,8 +266,3 @@ def _read_scores(body: object, count: int) -> list[float]:
         return [float(value) for value in cast(list[Any], found)]
     except (TypeError, ValueError):
         raise BrokenAnswer(f"a score is no number: {str(body)[:120]}") from None
-
-
-def _is_for_pairs(key: str, choice: bool) -> bool:
-    # Restricting the answer to Yes and No would leave no letters.
-    return choice and key == "allowed_token_ids"

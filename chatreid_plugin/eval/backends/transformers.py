@@ -112,6 +112,11 @@ class TransformersScorer:
             self._features[record.image_id] = vector
             self._grids[record.image_id] = tuple(grid)
 
+    def forget_images(self) -> None:
+        """Drop all encoded images, for a server that lives long."""
+        self._features.clear()
+        self._grids.clear()
+
     def choose(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> npt.NDArray[np.float32]:
         """Not there yet."""
         raise ConfigError("mode: choice is not offered by this backend.")
