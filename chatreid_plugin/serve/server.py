@@ -94,6 +94,7 @@ class Paths:
         self.key = key
         self.most_bytes = most_bytes
         self.waiting = 0
+        self.turn = asyncio.Lock()
 
     def _check_key(self, request: Request) -> None:
         shown = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
@@ -107,7 +108,10 @@ class Paths:
         self.waiting += 1
         try:
             body = await read_body(request, kind, self.most_bytes)
-            return await asyncio.to_thread(answer, body)
+            async with self.turn:
+                if await request.is_disconnected():
+                    raise RequestFault("The client has gone.", 499)  # not worth the model's time
+                return await asyncio.to_thread(answer, body)
         finally:
             self.waiting -= 1
 

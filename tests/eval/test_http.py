@@ -443,9 +443,26 @@ def test_report_flags_hard_answers_everywhere(
     confidence: str,
 ) -> None:
     server.reply = answer_well if confidence == "margins" else lambda body: make_completion()
-    results = run_evaluation(make_settings(make_world(), backend="http", base_url=server.base_url))
+    where = {"base_url": server.base_url, "api_key_variable": "CHATREID_TEST_KEY"}
+    results = run_evaluation(make_settings(make_world(), backend="http", **where))
     scores = read_json(tmp_path / "out" / "results.json")["scores"]
     assert scores["confidence"] == confidence
     page = (tmp_path / "out" / "report.html").read_text()
     flags = ["hard answers" in text for text in (str(scores["warning"]), page, render_table(results))]
     assert flags == [confidence == "answers"] * 3
+    for path in (tmp_path / "out").iterdir():
+        assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_images_go_to_another_machine_only_after_saying_so(
+    make: Callable[..., HttpScorer],
+    records: list[ImageRecord],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scorer = make()
+    scorer.prepare([make_image_query(records[0])], records[1:])
+    assert "Sending" not in caplog.text
+    monkeypatch.setattr("chatreid_plugin.eval.backends.http.is_local", lambda url: False)
+    scorer.prepare([make_image_query(records[0])], records[1:])
+    assert "Sending 5 images of people to 127.0.0.1" in caplog.text and "(model any)" in caplog.text

@@ -72,13 +72,13 @@ class Server:
     base_url: str
     model: ServedModel
 
-    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    def ask(self, path: str, body: Any = None, timeout: float = 60, **headers: str) -> tuple[int, Any]:
         """Return status and body of a request; a body of bytes is sent as it is."""
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         fields = {"Content-Type": "application/json"} | {name.replace("_", "-"): v for name, v in headers.items()}
         request = urllib.request.Request(self.base_url.removesuffix("/v1") + path, content, fields)
         try:
-            with urllib.request.urlopen(request, timeout=60) as reply:
+            with urllib.request.urlopen(request, timeout=timeout) as reply:
                 return reply.status, json.load(reply)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)

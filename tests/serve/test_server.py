@@ -225,6 +225,33 @@ def test_full_queue_says_when_to_come_again(server: Any, urls: list[str], monkey
     assert status == 503 and answer["error"]["type"] == "server_error"
 
 
+def test_request_whose_client_has_gone_is_not_worked_on(
+    server: Any, urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on, worked = threading.Event(), threading.Event(), list[int]()
+
+    def score(query: Query, records: Any, task: str) -> Any:
+        worked.append(len(records))
+        began.set()
+        go_on.wait(20)
+        return np.zeros(len(records), np.float32)
+
+    monkeypatch.setattr(server.model._scorer, "score_pairs", score)
+
+    def make_body(count: int) -> dict[str, Any]:
+        return {"query": {"image": urls[0]}, "candidates": urls[:count]}
+
+    first = threading.Thread(target=server.ask, args=("/v1/score", make_body(1)))
+    first.start()
+    assert began.wait(20)
+    with pytest.raises(TimeoutError):
+        server.ask("/v1/score", make_body(2), timeout=0.3)
+    go_on.set()
+    first.join()
+    assert server.ask("/v1/score", make_body(3))[0] == 200
+    assert worked == [1, 3]
+
+
 def test_bug_is_an_error_without_details(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(query: Query, records: Any, task: str) -> None:
         raise RuntimeError("secret")

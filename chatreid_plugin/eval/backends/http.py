@@ -20,6 +20,7 @@ from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...servers.background import BackgroundLoop
 from ...servers.client import BrokenAnswer, RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
+from ...servers.key import is_local
 from ...tasks import LETTERS
 from ..prompts import Prompt, build_choice_prompt, build_pair_prompt
 from ..queries import Query
@@ -106,7 +107,12 @@ class HttpScorer:
         }
 
     def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
-        """Nothing to prepare: images are encoded when they are sent."""
+        """Say what leaves this machine; images are encoded when they are sent."""
+        if not is_local(self.settings.base_url):
+            images = len(gallery) + sum(query.image is not None for query in queries)
+            logger.warning(
+                "Sending %d images of people to %s (model %s).", images, self._client.host, self.traits.model
+            )
 
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
         """Return one score a candidate (K,): margins, or shares of votes for Yes.
@@ -147,6 +153,8 @@ class HttpScorer:
 
     def _run(self, query: Query, names: Sequence[str], score: Callable[[int], Awaitable[list[float]]]) -> ScoreArray:
         """Return the scores of all questions, ``concurrency`` of which are on their way at any time."""
+        # Our own server works on one request at a time: a queue there would count as time-outs here.
+        most = self.settings.concurrency if self.traits.own is None else min(2, self.settings.concurrency)
         results: list[list[float]] = [[]] * len(names)
         positions = iter(range(len(names)))
 
@@ -163,7 +171,7 @@ class HttpScorer:
         async def work_all() -> None:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self.settings.concurrency, len(names))):
+                    for _ in range(min(most, len(names))):
                         group.create_task(work())
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None  # it has cancelled the other workers
