@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .. import __version__
 from ..eval.backends.transformers import TransformersScorer
@@ -51,7 +50,7 @@ class ServedModel:
         # Pictures come to it resized: the policy is applied here, or by the sender.
         plain = {"chatreid_stage": None, "image_max_pixels": _NO_LIMIT, "image_min_pixels": 1}
         self._scorer = TransformersScorer(settings.model_copy(update=plain), Path(self._folder.name))
-        self._encoded: set[str] = set()
+        self._known: dict[str, ImageRecord] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -81,10 +80,9 @@ class ServedModel:
         if name is not None and name != self.name:
             raise RequestFault(f"The model {name!r} does not exist; this server has {self.name!r}.", 404)
 
-    def _read_pictures(self, urls: Sequence[str], *, prepared: bool) -> list[Image.Image]:
+    def _check_count(self, urls: Sequence[str]) -> None:
         if len(urls) > self.most_images:
             raise RequestFault(f"{len(urls)} images are too many; {self.most_images} is most for one request.", 413)
-        return [read_picture(url, self.settings.policy, prepared=prepared) for url in urls]
 
     def score(self, request: ScoreRequest) -> list[float]:
         """Return a score for each candidate: margins for a yes/no task, else one for each letter.
@@ -99,8 +97,9 @@ class ServedModel:
             known = ", ".join(task.name for task in TASKS.values() if task.answer_kind in ("match", "letters"))
             raise RequestFault(f"The task {request.task!r} gives no scores; tasks that do: {known}.")
         own = [] if request.query.image is None else [request.query.image]
-        pictures = self._read_pictures([*own, *request.candidates], prepared=request.prepared)
-        with self._lock, self._write(pictures) as records:
+        urls = [*own, *request.candidates]
+        self._check_count(urls)
+        with self._lock, self._write(urls, prepared=request.prepared) as records:
             image = records[0] if own else None
             query = Query("query", "", image=image, text=request.query.text, attributes=request.query.attributes)
             score = self._scorer.score_pairs if kind == "match" else self._scorer.choose
@@ -110,24 +109,27 @@ class ServedModel:
         return scores.tolist()
 
     @contextmanager
-    def _write(self, pictures: Sequence[Image.Image]) -> Generator[list[ImageRecord]]:
-        """Give the scorer pictures as files, named after their pixels, so that it knows again what it has encoded."""
-        records: list[ImageRecord] = []
-        for picture in pictures:
-            name = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest() + ".png"
-            path = Path(self._folder.name) / name
-            if not path.exists():
-                picture.save(path, compress_level=0)
-            records.append(ImageRecord(name, "served", "gallery", name, "", "", *picture.size))
-        if len(self._encoded) > MOST_ENCODED:
+    def _write(self, urls: Sequence[str], *, prepared: bool) -> Generator[list[ImageRecord]]:
+        """Give the scorer pictures as files; those that it has encoded before are not even decoded again."""
+        folder = Path(self._folder.name)
+        if len(self._known) > MOST_ENCODED:
             self._scorer.forget_images()
-            self._encoded.clear()
-        self._encoded |= {record.image_id for record in records}
+            self._known.clear()
+        names = [f"{hashlib.sha256(url.encode()).hexdigest()}-{prepared}.png" for url in urls]
+        new = {name: url for name, url in zip(names, urls, strict=True) if name not in self._known}
         try:
-            yield records
+            for name, url in new.items():
+                picture = read_picture(url, self.settings.policy, prepared=prepared)
+                picture.save(folder / name, compress_level=0)
+                self._known[name] = ImageRecord(name, "served", "gallery", name, "", "", *picture.size)
+            yield [self._known[name] for name in names]
+        except BaseException:
+            for name in new:
+                self._known.pop(name, None)  # perhaps not encoded yet
+            raise
         finally:
-            for record in records:
-                (Path(self._folder.name) / record.path).unlink(missing_ok=True)
+            for name in new:
+                (folder / name).unlink(missing_ok=True)
 
     def complete(self, request: ChatRequest) -> Completion:
         """Return the answer to a chat.
@@ -139,7 +141,8 @@ class ServedModel:
         request.check()
         parts = [part for message in request.messages if isinstance(message.content, list) for part in message.content]
         urls = [part.image_url.url if part.image_url else "" for part in parts if part.type == "image_url"]
-        pictures = self._read_pictures(urls, prepared=request.prepared)
+        self._check_count(urls)
+        pictures = [read_picture(url, self.settings.policy, prepared=request.prepared) for url in urls]
         text = render_messages(request.messages, self._scorer.model.config.model_type)
         alternatives = (request.top_logprobs or 0) if request.logprobs else None
         with self._lock:

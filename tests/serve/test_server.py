@@ -16,7 +16,7 @@ import torch
 from openai import OpenAI
 from PIL import Image
 
-from chatreid_plugin.crops import open_crop, prepare_crop
+from chatreid_plugin.crops import encode_picture, open_crop, prepare_crop
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.queries import Query, make_image_query
@@ -281,6 +281,24 @@ def test_encoded_images_are_forgotten_beyond_the_limit(
     scores = [server.ask("/v1/score", body)[1]["scores"] for body in (*bodies, bodies[0])]
     assert len(forgotten) >= 2
     np.testing.assert_allclose(scores[0], scores[2], atol=1e-5)
+
+
+def test_image_that_came_before_is_not_decoded_again(
+    server: Any, urls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"query": {"image": urls[0]}, "candidates": urls[1:]}
+    before = server.ask("/v1/score", body)
+    monkeypatch.setattr("chatreid_plugin.serve.model.read_picture", None)
+    assert server.ask("/v1/score", body) == before
+
+
+def test_image_of_a_failed_request_is_read_again(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = encode_picture(Image.new("RGB", (50, 90), "teal"))
+    body = {"query": {"image": url}, "candidates": [url]}
+    with monkeypatch.context() as broken:
+        broken.setattr(server.model._scorer, "score_pairs", None)
+        assert server.ask("/v1/score", body)[0] == 500
+    assert server.ask("/v1/score", body)[0] == 200
 
 
 def test_taken_port_is_one_error(server: Any, checkpoint: Path) -> None:

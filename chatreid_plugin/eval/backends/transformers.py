@@ -99,7 +99,9 @@ class TransformersScorer:
         pending = list({r.image_id: r for r in records if r.image_id not in self._features}.values())
         if not pending:
             return
-        with tqdm(total=len(pending), desc="encoding images", unit="image") as progress:
+        # No bar for the few new images of one query, or of one request to a server.
+        few = len(pending) <= 2 * ENCODE_BATCH
+        with tqdm(total=len(pending), desc="encoding images", unit="image", disable=few) as progress:
             for start in range(0, len(pending), ENCODE_BATCH):
                 self._encode(pending[start : start + ENCODE_BATCH])
                 progress.update(len(pending[start : start + ENCODE_BATCH]))
