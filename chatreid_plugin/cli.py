@@ -265,7 +265,9 @@ def eval(context: typer.Context) -> None:
 @app.command()
 def serve(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or hub name.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of eval/*.yaml, e.g. dtype=bfloat16.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
@@ -274,7 +276,7 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="Environment variable with the key that requests must show.")
     ] = None,
 ) -> None:
-    """Answer chat completions with logprobs, and /v1/score; KEY=VALUE are keys of eval/*.yaml (device, dtype, ...)."""
+    """Serve a checkpoint as OpenAI's API does, with logprobs, and with scores (/v1/score)."""
     from .serve.server import run_server
 
     run_server(checkpoint, overrides or [], host, port, stage, name, api_key_variable)

@@ -13,6 +13,8 @@ from .bodies import RequestFault
 
 
 MOST_PIXELS = 16_000_000
+# A request may hold many, and these are not made smaller.
+MOST_PREPARED_PIXELS = 4_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _DATA_URL = re.compile(r"data:image/[A-Za-z0-9.+-]+;base64,")
 
@@ -33,13 +35,12 @@ def read_picture(url: str, policy: ImagePolicy, *, prepared: bool) -> Image.Imag
         raise RequestFault(
             "Images are taken as data URLs only (data:image/png;base64,...); files and addresses are not opened."
         )
+    most = MOST_PREPARED_PIXELS if prepared else MOST_PIXELS
     try:
         content = base64.b64decode(url[start.end() :], validate=True)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise RequestFault(
-                    f"An image of {image.width}x{image.height} pixels is too large; {MOST_PIXELS} is most."
-                )
+            if image.width * image.height > most:
+                raise RequestFault(f"An image of {image.width}x{image.height} pixels is too large; {most} is most.")
             return convert_to_rgb(image) if prepared else prepare_crop(image, policy)
     except (*DAMAGE, binascii.Error) as error:
         raise RequestFault(f"An image cannot be read: {error}") from None

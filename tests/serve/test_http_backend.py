@@ -7,14 +7,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
+from chatreid_plugin.crops import encode_picture
 from chatreid_plugin.errors import UpstreamError
-from chatreid_plugin.eval.backends.http import HttpScorer
+from chatreid_plugin.eval.backends.http import SCORED_TOGETHER, HttpScorer
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.queries import make_image_query
 from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.images import DEFAULT_IMAGE_MAX_PIXELS
 from chatreid_plugin.records import ImageRecord
-from chatreid_plugin.serve.model import ServedModel
+from chatreid_plugin.serve.model import MOST_IMAGES, ServedModel
+from chatreid_plugin.serve.server import MOST_BYTES
+from chatreid_plugin.tasks import LETTERS
 
 
 pytestmark = pytest.mark.slow
@@ -64,6 +69,14 @@ def test_fast_lane_gives_the_margins_of_the_transformers_backend(
     assert np.argsort(margins).tolist() == np.argsort(expected).tolist()
     assert margins.dtype == np.float32
     assert asked == ["/score"] * 2  # five candidates
+
+
+def test_largest_request_of_the_default_policy_fits() -> None:
+    side = int(DEFAULT_IMAGE_MAX_PIXELS**0.5)
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    images = 1 + max(SCORED_TOGETHER, len(LETTERS))
+    assert len(encode_picture(Image.fromarray(noise))) * images < MOST_BYTES - 10_000
+    assert images <= MOST_IMAGES
 
 
 def test_sender_decides_on_the_image_policy(server: Any, make_settings: MakeSettings, crops: Crops) -> None:

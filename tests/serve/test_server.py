@@ -163,13 +163,26 @@ def test_files_and_addresses_are_not_opened(server: Any, url: str) -> None:
         assert "data URLs only" in answer["error"]["message"]
 
 
-def test_damaged_and_huge_images_are_refused(server: Any) -> None:
+def make_white(side: int) -> str:
     picture = io.BytesIO()
-    Image.new("1", (5000, 5000)).save(picture, "PNG")
-    huge = "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
-    for url, message in (("data:image/png;base64,aGFsbG8=", "cannot be read"), (huge, "too large")):
-        status, answer = server.ask("/v1/score", {"query": {"image": url}, "candidates": [url]})
-        assert status == 400 and message in answer["error"]["message"]
+    Image.new("1", (side, side)).save(picture, "PNG")
+    return "data:image/png;base64," + base64.b64encode(picture.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("url", "prepared", "message"),
+    [
+        ("data:image/png;base64,aGFsbG8=", False, "cannot be read"),
+        ("data:image/png;base64,???", False, "cannot be read"),
+        (make_white(5000), False, "too large"),
+        (make_white(2500), True, "too large"),
+    ],
+    ids=["no image", "no base64", "huge", "huge and prepared"],
+)
+def test_damaged_and_huge_images_are_refused(server: Any, url: str, prepared: bool, message: str) -> None:
+    body = {"query": {"image": url}, "candidates": [url], "prepared": prepared}
+    status, answer = server.ask("/v1/score", body)
+    assert status == 400 and message in answer["error"]["message"]
 
 
 def test_limits_on_size_and_count_are_kept(server: Any, urls: list[str]) -> None:

@@ -32,8 +32,8 @@ ScoreArray = npt.NDArray[np.float32]
 
 # How often a question is asked whose answers cannot be read, e.g. JSON cut short.
 READINGS = 3
-# Candidates of one request to `chatreid serve`.
-SCORED_TOGETHER = 32
+# Candidates of one request to `chatreid serve`: even as noise, crops of the default 768x768 pixels fit.
+SCORED_TOGETHER = 24
 # Encoded images kept: those of one query's candidates are often the next one's, too.
 KEPT_IMAGES = 1024
 PAIR_TOKENS = 4
