@@ -13,7 +13,7 @@ from chatreid_plugin.crops import encode_picture
 from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.eval.backends.http import SCORED_TOGETHER, HttpScorer
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
-from chatreid_plugin.eval.queries import make_image_query
+from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import DEFAULT_IMAGE_MAX_PIXELS
 from chatreid_plugin.records import ImageRecord
@@ -131,6 +131,42 @@ def test_weights_and_not_the_address_make_the_fingerprint(
     one, other = (make_scorer(place, make_settings, crops).fingerprint for place in (server, elsewhere))
     assert one == other
     assert one["weights"] == TransformersScorer(make_settings(), crops[0]).fingerprint["weights"]
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "query"),
+    [
+        ("choose", "standard_reid", {"image": True}),
+        ("choose", "text_to_image_reid", {"text": "a red coat"}),
+        ("choose", "attribute_retrieval", {"attributes": {"hat": "none"}}),
+        ("choose", "multimodal_retrieval", {"image": True, "text": "a red coat"}),
+        ("score_pairs", "text_to_image_one_to_one", {"text": "a red coat"}),
+        ("score_pairs", PAIR, {"image": True}),
+    ],
+)
+def test_fast_lane_carries_every_kind_of_question(
+    server: Any,
+    make_settings: MakeSettings,
+    crops: Crops,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    task: str,
+    query: dict[str, Any],
+) -> None:
+    seen: list[tuple[Query, int, str]] = []
+
+    def answer(asked: Query, candidates: Sequence[ImageRecord], task: str) -> npt.NDArray[np.float32]:
+        seen.append((asked, len(candidates), task))
+        return np.arange(len(candidates), dtype=np.float32)
+
+    monkeypatch.setattr(server.model._scorer, method, answer)
+    fields = query | ({"image": crops[1][0]} if "image" in query else {})
+    scorer = make_scorer(server, make_settings, crops)
+    asked = Query("q", "p", **fields)
+    assert getattr(scorer, method)(asked, crops[1][1:], task).tolist() == [0, 1, 2, 3, 4]
+    ((found, count, found_task),) = seen
+    assert (found.text, dict(found.attributes), count, found_task) == (asked.text, dict(asked.attributes), 5, task)
+    assert (found.image is None) == (asked.image is None)
 
 
 def test_wrong_model_name_is_one_error(server: Any, make_settings: MakeSettings, crops: Crops) -> None:
