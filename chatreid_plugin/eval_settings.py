@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from .config import Settings, raise_faults
 from .images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, ImagePolicy
+from .tasks import LETTERS, TASKS
 
 
 class EvalSettings(Settings):
@@ -33,7 +34,11 @@ class EvalSettings(Settings):
     floor: Annotated[int, Field(ge=0)] = 20
     # scoring
     backend: Literal["transformers", "http", "features", "random", "oracle"] = "transformers"
-    mode: Literal["pointwise"] = "pointwise"
+    mode: Literal["pointwise", "choice", "turns"] = "pointwise"
+    window: Annotated[int, Field(ge=2, le=len(LETTERS))] = 10
+    shifts: Annotated[int, Field(ge=1, le=len(LETTERS))] = 1
+    choice_task: str | None = None
+    text_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     batch_size: Annotated[int, Field(ge=1)] = 64
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -63,6 +68,9 @@ class EvalSettings(Settings):
             faults.append("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
         if self.backend == "features" and self.filter == "none":
             faults.append("backend: features ranks by the filter's features, so filter must not be none")
+        letter_tasks = [name for name, task in TASKS.items() if task.answer_kind == "letters"]
+        if self.choice_task is not None and self.choice_task not in letter_tasks:
+            faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")
         raise_faults(faults)
         return self
 

@@ -1,31 +1,114 @@
-"""How the model is asked about a query's candidates: pair by pair; between the filter and the store."""
+"""How the model is asked about a query's candidates: pair by pair, by choice or in turns; between filter and store."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UpstreamError
+from ..errors import ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
+from ..tasks import TASKS
 from .backends import Scorer
-from .prompts import IMAGE_PAIR, TEXT_PAIR
+from .choosing import choose_in_turns, choose_in_windows, count_turn_questions, count_window_questions
+from .prompts import IMAGE_PAIR, list_pair_tasks
 from .queries import Query
+from .ties import FloatArray
 
 
 ScoreArray = npt.NDArray[np.float32]
 
+SMALLEST_SPREAD = 1e-6  # relative; fp32 scores that differ by less are one number
+# Which choice a model is trained to make on each family of benchmarks (paper section 3.3); others: standard_reid.
+CHOICE_TASKS = {
+    "ltcc": "cloth_changing_reid",
+    "prcc": "cloth_changing_reid",
+    "sysu": "visible_infrared_reid",
+    "regdb": "visible_infrared_reid",
+    "llcm": "visible_infrared_reid",
+}
+
 
 def score_query(settings: EvalSettings, scorer: Scorer, query: Query, candidates: Sequence[ImageRecord]) -> ScoreArray:
-    """Return the scores (K,) of a query's candidates in the mode of the settings.
+    """Return the scores (K,) of a query's candidates in the mode of the settings; their order is the ranking.
 
-    ``pointwise``: the margin of Yes over No for each candidate (paper section 4.1, response confidence).
+    ``pointwise``: the margin of Yes over No for each candidate (paper section 4.1, response confidence); of a query
+    with image and words see ``combine_margins``. ``choice`` and ``turns``: see ``choosing``.
 
     Raises:
+        ConfigError: the query cannot be asked in this mode.
         UpstreamError: the scorer gave other than one finite number a candidate.
     """
-    task = IMAGE_PAIR if query.image is not None else TEXT_PAIR
-    return check_scores(query, candidates, scorer.score_pairs(query, candidates, task))
+    if not candidates:
+        return np.empty(0, dtype=np.float32)
+    if settings.mode == "pointwise":
+        tasks = list_pair_tasks(query)
+        if not tasks:
+            raise ConfigError(f"Query {query.query_id} has neither an image nor words; there is nothing to ask.")
+        margins = [check_scores(query, candidates, scorer.score_pairs(query, candidates, task)) for task in tasks]
+        return margins[0] if len(margins) == 1 else combine_margins(margins[0], margins[1], settings.text_weight)
+    task = pick_choice_task(settings, query)
+
+    def choose(positions: Sequence[int]) -> ScoreArray:
+        lettered = [candidates[position] for position in positions]
+        return check_scores(query, lettered, scorer.choose(query, lettered, task))
+
+    ask = choose_in_windows if settings.mode == "choice" else choose_in_turns
+    scores = ask(choose, len(candidates), settings.window, settings.shifts, query.query_id, settings.seed)
+    return scores.astype(np.float32)
+
+
+def standardise(scores: npt.NDArray[Any]) -> FloatArray:
+    """Return scores (K,) with mean 0 and standard deviation 1; zeros where they are all (nearly) equal."""
+    values = np.asarray(scores, dtype=np.float64)
+    centred = values - values.mean()
+    spread = float(centred.std())
+    if spread <= SMALLEST_SPREAD * max(1.0, float(np.abs(values).max())):
+        return np.zeros_like(centred)
+    return centred / spread
+
+
+def combine_margins(image_margins: ScoreArray, text_margins: ScoreArray, text_weight: float) -> ScoreArray:
+    """Return image + text_weight * text, each standardised over the query's candidates, (K,).
+
+    The adaptive multi-modal query (paper section 4.2). Standardised, since one question may be answered with larger
+    margins than the other; a question whose answers do not differ says nothing and adds nothing.
+    """
+    return (standardise(image_margins) + text_weight * standardise(text_margins)).astype(np.float32)
+
+
+def pick_choice_task(settings: EvalSettings, query: Query) -> str:
+    """Return the question of ``choice`` and ``turns``: ``choice_task``, or what fits the query and the protocol."""
+    if settings.choice_task is not None:
+        return settings.choice_task
+    if query.image is not None and list_pair_tasks(query) != [IMAGE_PAIR]:
+        return "multimodal_retrieval"
+    if query.image is None:
+        return "text_to_image_reid" if query.text else "attribute_retrieval"
+    family = next((name for name in CHOICE_TASKS if settings.protocol.startswith(name)), "")
+    return CHOICE_TASKS.get(family, "standard_reid")
+
+
+def describe_mode(settings: EvalSettings) -> dict[str, Any]:
+    """Return what of the mode changes scores, for the store's fingerprint."""
+    if settings.mode == "pointwise":
+        return {"mode": settings.mode, "text_weight": settings.text_weight}
+    keys = ("mode", "window", "shifts", "seed", "choice_task", "protocol")
+    prompts = {name: task.prompts[0] for name, task in TASKS.items() if task.answer_kind == "letters"}
+    return {key: getattr(settings, key) for key in keys} | {"choice_prompts": prompts}
+
+
+def describe_cost(settings: EvalSettings, candidates: int, queries: int) -> str:
+    """Say how many questions at most a mode asks of the model."""
+    if settings.mode == "pointwise":
+        return f"Mode pointwise: one question a pair, two where a query has an image and words ({candidates:,} pairs)."
+    count = count_window_questions if settings.mode == "choice" else count_turn_questions
+    each = count(candidates, settings.window, settings.shifts)
+    return (
+        f"Mode {settings.mode}: at most {each:,} questions of up to {settings.window} candidates a query, "
+        f"{each * queries:,} in all."
+    )
 
 
 def check_scores(query: Query, candidates: Sequence[ImageRecord], values: npt.ArrayLike) -> ScoreArray:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .filtering import extract_features, filter_gallery, iterate_similarities
+from .modes import describe_cost
 from .processes import Processes
 from .protocols import Labels, Protocol, label_protocol, load_protocol
 from .ties import IntArray
@@ -71,5 +72,6 @@ def describe_plan(settings: EvalSettings) -> str:
         f"{protocol.name} ({protocol.variant}): {len(protocol.queries):,} queries "
         f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images, at most "
         f"{most * len(protocol.queries):,} pairs to score with backend {settings.backend}.\n"
+        f"{describe_cost(settings, most, len(protocol.queries))}\n"
         f"Results would go to {settings.output_dir}. Nothing was written."
     )

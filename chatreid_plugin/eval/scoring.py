@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .. import __version__, tasks
 from ..eval_settings import EvalSettings
 from .backends import Scorer
-from .modes import score_query
+from .modes import describe_mode, score_query
 from .plan import Plan
 from .processes import Processes
 from .prompts import IMAGE_PAIR, TEXT_PAIR
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, Any]:
     """Return everything that changes a pair's score, for the store."""
     fingerprint: dict[str, Any] = {"backend": settings.backend, "version": __version__, **scorer.fingerprint}
+    fingerprint |= describe_mode(settings)
     if settings.backend == "features":
         fingerprint |= {
             "filter": settings.filter,
@@ -36,7 +37,6 @@ def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, An
         fingerprint |= {"model_name_or_path": settings.model_name_or_path, "dtype": settings.dtype}
     if settings.backend in ("transformers", "http"):
         fingerprint |= {
-            "mode": settings.mode,
             "prompts": [tasks.format_chat_prompt(tasks.TASKS[name].prompts[0]) for name in (IMAGE_PAIR, TEXT_PAIR)],
             "answers": [tasks.YES, tasks.NO],
             "chatreid_stage": settings.chatreid_stage,

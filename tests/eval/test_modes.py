@@ -1,0 +1,207 @@
+"""Tests of chatreid_plugin.eval.modes and choosing: which questions are asked, and what order their answers give."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatreid_plugin.errors import ConfigError, UpstreamError
+from chatreid_plugin.eval.backends.simple import OracleScorer
+from chatreid_plugin.eval.choosing import choose_in_turns, choose_in_windows, count_turn_questions, draw_windows
+from chatreid_plugin.eval.modes import combine_margins, describe_cost, pick_choice_task, score_query
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.prompts import IMAGE_PAIR, TEXT_PAIR
+from chatreid_plugin.eval.queries import Query
+from chatreid_plugin.eval.scoring import describe_fingerprint
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.records import ImageRecord
+
+
+MakeSettings = Callable[..., EvalSettings]
+
+
+class Preferences:
+    """A scorer that likes candidates by known utilities, and letters by a bias of its own."""
+
+    confidence = "margins"
+
+    def __init__(self, utilities: dict[str, list[float]], bias: Sequence[float] = (0.0,) * 26) -> None:
+        self.utilities = utilities
+        self.bias = bias
+        self.fingerprint: dict[str, Any] = {}
+        self.questions: list[tuple[str, list[int]]] = []
+
+    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+        """Nothing to prepare."""
+
+    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> Any:
+        places = [int(record.image_id) for record in candidates]
+        self.questions.append((task, places))
+        return np.array([self.utilities[task][place] for place in places], dtype=np.float32)
+
+    def choose(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> Any:
+        return self.score_pairs(query, candidates, task) + np.array(self.bias[: len(candidates)], dtype=np.float32)
+
+
+def make_image(number: int) -> ImageRecord:
+    return ImageRecord(str(number), "tiny", "gallery", f"{number}.png", f"tiny:{number}", "1", 24, 48)
+
+
+def rank(scores: Any) -> list[int]:
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+IMAGE_QUERY = Query("q", "tiny:1", image=make_image(99))
+BOTH_QUERY = Query("q", "tiny:1", image=make_image(99), text="a man in red")
+TEXT_QUERY = Query("q", "tiny:1", text="a man in red")
+ATTRIBUTE_QUERY = Query("q", "tiny:1", attributes={"hat": "none"})
+
+
+@pytest.mark.parametrize(
+    ("query", "task"), [(IMAGE_QUERY, IMAGE_PAIR), (TEXT_QUERY, TEXT_PAIR), (ATTRIBUTE_QUERY, TEXT_PAIR)]
+)
+def test_pointwise_asks_what_fits_the_query(make_settings: MakeSettings, query: Query, task: str) -> None:
+    scorer = Preferences({task: [0.5, 2.0, -1.0]})
+    scores = score_query(make_settings(Path()), scorer, query, [make_image(i) for i in range(3)])
+    assert scores.tolist() == [0.5, 2.0, -1.0]
+    assert scorer.questions == [(task, [0, 1, 2])]
+
+
+def test_pointwise_adds_standardised_margins_when_a_query_has_image_and_words(make_settings: MakeSettings) -> None:
+    scorer = Preferences({IMAGE_PAIR: [1.0, 3.0], TEXT_PAIR: [500.0, 100.0]})
+    candidates = [make_image(0), make_image(1)]
+    scores = score_query(make_settings(Path(), text_weight=0.25), scorer, BOTH_QUERY, candidates)
+    assert scores.tolist() == pytest.approx([-0.75, 0.75])
+    scores = score_query(make_settings(Path(), text_weight=4.0), scorer, BOTH_QUERY, candidates)
+    assert scores.tolist() == pytest.approx([3.0, -3.0])
+
+
+def test_a_question_whose_answers_do_not_differ_adds_nothing() -> None:
+    same = np.array([7.0, 7.0 + 1e-6, 7.0], dtype=np.float32)
+    other = np.array([1.0, 2.0, 3.0], dtype=np.float32)
+    assert combine_margins(same, other, 1.0).tolist() == pytest.approx([-1.2247449, 0.0, 1.2247449])
+    assert combine_margins(same, same, 1.0).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_refuses_a_query_that_shows_and_says_nothing(make_settings: MakeSettings) -> None:
+    with pytest.raises(ConfigError, match="neither an image nor words"):
+        score_query(make_settings(Path()), OracleScorer(), Query("q", "tiny:1"), [make_image(0)])
+
+
+def test_windows_do_not_overlap_and_depend_on_seed_and_query() -> None:
+    windows = draw_windows(range(23), 5, "q", 0)
+    assert sorted(place for window in windows for place in window) == list(range(23))
+    assert sorted(len(window) for window in windows) == [4, 4, 5, 5, 5]
+    assert windows == draw_windows(range(23), 5, "q", 0)
+    assert windows != draw_windows(range(23), 5, "q", 1)
+    assert windows != draw_windows(range(23), 5, "other", 0)
+
+
+@pytest.mark.parametrize("mode", ["choice", "turns"])
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 23])
+def test_orders_candidates_across_windows_by_preference(make_settings: MakeSettings, mode: str, count: int) -> None:
+    utilities = np.random.default_rng(count).normal(size=count).tolist()
+    scorer = Preferences({"standard_reid": utilities})
+    scores = score_query(
+        make_settings(Path(), mode=mode, window=5), scorer, IMAGE_QUERY, [make_image(i) for i in range(count)]
+    )
+    assert scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+    assert rank(scores) == rank(np.array(utilities))
+    assert all(len(places) <= 5 for _, places in scorer.questions)
+
+
+@pytest.mark.parametrize("mode", ["choice", "turns"])
+def test_shifts_cancel_a_preference_for_letters(make_settings: MakeSettings, mode: str) -> None:
+    utilities = np.linspace(0, 1, 16).tolist()
+    candidates = [make_image(i) for i in range(16)]
+    ranks: list[list[int]] = []
+    for shifts in (1, 6):
+        scorer = Preferences({"standard_reid": utilities}, bias=[3.0, -2.0, 1.0, 0.0, 2.0, -1.0])
+        settings = make_settings(Path(), mode=mode, window=6, shifts=shifts)
+        ranks.append(rank(score_query(settings, scorer, IMAGE_QUERY, candidates)))
+    assert ranks[0] != list(range(15, -1, -1))
+    assert ranks[1] == list(range(15, -1, -1))
+
+
+def test_a_window_of_four_is_asked_once_for_each_winner() -> None:
+    asked: list[list[int]] = []
+
+    def choose(places: Sequence[int]) -> Any:
+        asked.append(sorted(places))
+        return [-float(place) for place in places]
+
+    assert choose_in_turns(choose, 4, 10, 1, "q", 0).tolist() == [4.0, 3.0, 2.0, 1.0]
+    assert asked == [[0, 1, 2, 3], [1, 2, 3], [2, 3]]
+
+
+def test_choice_scores_are_log_odds_against_the_first_candidate() -> None:
+    utilities = [0.3, 1.0, -2.0, 0.0]
+    scores = choose_in_windows(lambda places: [utilities[place] for place in places], 4, 3, 1, "q", 0)
+    assert scores.tolist() == pytest.approx([0.0, 0.7, -2.3, -0.3])
+
+
+@pytest.mark.parametrize(("mode", "count"), [("choice", 37), ("turns", 37), ("turns", 4), ("turns", 130)])
+def test_asks_no_more_than_a_dry_run_says(make_settings: MakeSettings, mode: str, count: int) -> None:
+    scorer = Preferences({"standard_reid": np.random.default_rng(0).normal(size=count).tolist()})
+    settings = make_settings(Path(), mode=mode, window=5, shifts=2)
+    score_query(settings, scorer, IMAGE_QUERY, [make_image(i) for i in range(count)])
+    said = int(describe_cost(settings, count, 1).split("at most ")[1].split()[0].replace(",", ""))
+    assert 0.5 * said <= len(scorer.questions) <= said
+
+
+def test_one_list_costs_a_turn_less_than_its_candidates() -> None:
+    assert [count_turn_questions(count, 10, 1) for count in (1, 2, 10)] == [0, 1, 9]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (IMAGE_QUERY, "standard_reid"),
+        (BOTH_QUERY, "multimodal_retrieval"),
+        (TEXT_QUERY, "text_to_image_reid"),
+        (ATTRIBUTE_QUERY, "attribute_retrieval"),
+    ],
+)
+def test_asks_the_choice_that_fits_the_query(make_settings: MakeSettings, query: Query, expected: str) -> None:
+    assert pick_choice_task(make_settings(Path()), query) == expected
+    chosen = make_settings(Path(), choice_task="cloth_changing_reid")
+    assert pick_choice_task(chosen, query) == "cloth_changing_reid"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "expected"), [("ltcc", "cloth_changing_reid"), ("regdb", "visible_infrared_reid")]
+)
+def test_asks_the_choice_that_fits_the_protocol(make_settings: MakeSettings, protocol: str, expected: str) -> None:
+    settings = make_settings(Path()).model_copy(update={"protocol": protocol})
+    assert pick_choice_task(settings, IMAGE_QUERY) == expected
+
+
+def test_refuses_a_choice_task_without_letters(make_settings: MakeSettings) -> None:
+    with pytest.raises(ValueError, match="choice_task: image_to_image_one_to_one is none of"):
+        make_settings(Path(), choice_task=IMAGE_PAIR)
+
+
+def test_refuses_answers_that_are_no_numbers(make_settings: MakeSettings) -> None:
+    scorer = Preferences({"standard_reid": [0.0, float("nan")]})
+    with pytest.raises(UpstreamError, match="NaN or infinite"):
+        score_query(make_settings(Path(), mode="choice"), scorer, IMAGE_QUERY, [make_image(0), make_image(1)])
+
+
+@pytest.mark.parametrize("mode", ["choice", "turns"])
+def test_a_perfect_chooser_ranks_perfectly(
+    make_world: Callable[..., Path], make_settings: MakeSettings, mode: str
+) -> None:
+    settings = make_settings(make_world(), mode=mode, window=4)
+    run_evaluation(settings)
+    results = json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))
+    assert results["metrics"]["mAP"] == 1.0
+
+
+def test_modes_have_scores_of_their_own(make_settings: MakeSettings) -> None:
+    changes: list[dict[str, Any]] = [{}, {"mode": "choice"}, {"mode": "choice", "window": 7}, {"mode": "turns"}]
+    prints = [describe_fingerprint(make_settings(Path(), **change), OracleScorer()) for change in changes]
+    assert all(one != other for i, one in enumerate(prints) for other in prints[:i])
