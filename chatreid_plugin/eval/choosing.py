@@ -6,6 +6,8 @@ the answers are averaged (``shifts``).
 
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ from .ties import FloatArray
 
 Choose = Callable[[Sequence[int]], npt.ArrayLike]  # positions of N candidates, lettered in this order -> N scores
 Window = tuple[int, ...]
+Question = TypeVar("Question")
+Reply = TypeVar("Reply")
 
 
 def take_log_softmax(scores: npt.ArrayLike) -> FloatArray:
@@ -50,7 +54,17 @@ def ask_window(choose: Choose, window: Sequence[int], shifts: int) -> FloatArray
     return total / rounds
 
 
-def choose_in_windows(choose: Choose, count: int, size: int, shifts: int, query_id: str, seed: int) -> FloatArray:
+def ask_all(ask: Callable[[Question], Reply], questions: Sequence[Question], at_once: int) -> list[Reply]:
+    """Return the replies to independent questions, so many ``at_once``: a server takes several."""
+    if at_once == 1 or len(questions) < 2:
+        return [ask(question) for question in questions]
+    with ThreadPoolExecutor(min(at_once, len(questions))) as pool:
+        return list(pool.map(ask, questions))
+
+
+def choose_in_windows(
+    choose: Choose, count: int, size: int, shifts: int, query_id: str, seed: int, at_once: int = 1
+) -> FloatArray:
     """Return comparable scores (K,) of candidates that are asked about in windows of at most ``size``.
 
     The letters' first-token probabilities order a whole window in one pass (FIRST, Reddy et al., arXiv 2406.15657).
@@ -59,13 +73,16 @@ def choose_in_windows(choose: Choose, count: int, size: int, shifts: int, query_
     does not depend on who else is in the window. The others are in one window each.
     """
     scores = np.zeros(count)
-    for window in draw_windows(range(1, count), size - 1, query_id, seed):
-        answers = ask_window(choose, [0, *window], shifts)
+    windows = draw_windows(range(1, count), size - 1, query_id, seed)
+    replies = ask_all(lambda window: ask_window(choose, [0, *window], shifts), windows, at_once)
+    for window, answers in zip(windows, replies, strict=True):
         scores[window] = answers[1:] - answers[0]
     return scores
 
 
-def choose_in_turns(choose: Choose, count: int, size: int, shifts: int, query_id: str, seed: int) -> FloatArray:
+def choose_in_turns(
+    choose: Choose, count: int, size: int, shifts: int, query_id: str, seed: int, at_once: int = 1
+) -> FloatArray:
     """Return scores (K,) that count down in the order in which candidates win: ask, remove the winner, ask again.
 
     The paper's multi-turn choice with removal. More candidates than ``size`` play as a tournament: the winners of the
@@ -81,10 +98,10 @@ def choose_in_turns(choose: Choose, count: int, size: int, shifts: int, query_id
     windows = draw_windows(range(count), size, query_id, seed)
     scores = np.zeros(count)
     for place in range(count):
-        winners = [find_winner(tuple(window)) for window in windows if window]
+        winners = ask_all(find_winner, [tuple(window) for window in windows if window], at_once)
         while len(winners) > 1:
             groups = [tuple(winners[start : start + size]) for start in range(0, len(winners), size)]
-            winners = [find_winner(group) for group in groups]
+            winners = ask_all(find_winner, groups, at_once)
         scores[winners[0]] = count - place
         for window in windows:
             if winners[0] in window:

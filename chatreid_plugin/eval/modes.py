@@ -55,7 +55,8 @@ def score_query(settings: EvalSettings, scorer: Scorer, query: Query, candidates
         return check_scores(query, lettered, scorer.choose(query, lettered, task))
 
     ask = choose_in_windows if settings.mode == "choice" else choose_in_turns
-    scores = ask(choose, len(candidates), settings.window, settings.shifts, query.query_id, settings.seed)
+    at_once = settings.concurrency if settings.backend == "http" else 1
+    scores = ask(choose, len(candidates), settings.window, settings.shifts, query.query_id, settings.seed, at_once)
     return scores.astype(np.float32)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.backends.http import READINGS, HttpScorer
 from chatreid_plugin.eval.backends.http_replies import compute_margin, count_votes, read_logprobs
+from chatreid_plugin.eval.modes import score_query
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval.report import render_table
@@ -266,6 +267,27 @@ def test_letters_are_scored_by_their_log_probabilities(
     assert server.pairs[0]["seed"] == 3
     keys = {"allowed_token_ids", "logprob_token_ids"}
     assert keys <= set(server.bodies[0]) and not keys & set(server.pairs[0])
+
+
+@pytest.mark.parametrize("mode", ["choice", "turns"])
+def test_windows_of_a_choice_are_asked_at_once(
+    server: FakeServer, make: Callable[..., HttpScorer], records: list[ImageRecord], mode: str
+) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        time.sleep(0.02)
+        best = dict(zip("ABCDE", [-grey / 50 for grey in read_greys(body)[1:]], strict=False))
+        return make_completion({**best, "Yes": -9.0})
+
+    server.reply = reply
+    candidates = [record for record in records for _ in range(4)]
+    scores: list[Any] = []
+    for concurrency in (3, 1):
+        server.most_active = 0
+        scorer = make(concurrency=concurrency, mode=mode, window=4)
+        scores.append(score_query(scorer.settings, scorer, make_image_query(records[0]), candidates))
+        assert server.most_active == concurrency
+    assert scores[0].tolist() == scores[1].tolist()
+    assert np.argmax(scores[0]) < 4  # the darkest
 
 
 def answer_in_words(body: dict[str, Any]) -> Any:

@@ -78,6 +78,9 @@ class HttpScorer:
         self._loop.end_with(self, self._client.close)
         probing = probe_server(self._client, settings.model, settings.extra_body, settings.votes)
         self.traits = self._loop.run(probing)
+        # Our own server works on one request at a time: a queue there would count as time-outs here.
+        most = settings.concurrency if self.traits.own is None else min(2, settings.concurrency)
+        self._slots = asyncio.Semaphore(most)
         if self.traits.confidence == "answers":
             logger.warning(
                 "%s gives no log-probabilities: scores are hard answers (votes: %d), so that most images tie.",
@@ -153,15 +156,14 @@ class HttpScorer:
 
     def _run(self, query: Query, names: Sequence[str], score: Callable[[int], Awaitable[list[float]]]) -> ScoreArray:
         """Return the scores of all questions, ``concurrency`` of which are on their way at any time."""
-        # Our own server works on one request at a time: a queue there would count as time-outs here.
-        most = self.settings.concurrency if self.traits.own is None else min(2, self.settings.concurrency)
         results: list[list[float]] = [[]] * len(names)
         positions = iter(range(len(names)))
 
         async def work() -> None:
             for position in positions:
                 try:
-                    results[position] = await _ask_again(score, position)
+                    async with self._slots:  # other threads may ask, too
+                        results[position] = await _ask_again(score, position)
                 except (BrokenAnswer, RejectedRequest, TemporaryFailure) as failure:
                     raise UpstreamError(
                         f"{self._client.host} failed at query {query.label}, candidate {names[position]}: {failure}. "
@@ -171,7 +173,7 @@ class HttpScorer:
         async def work_all() -> None:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(min(most, len(names))):
+                    for _ in range(min(self.settings.concurrency, len(names))):
                         group.create_task(work())
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None  # it has cancelled the other workers
