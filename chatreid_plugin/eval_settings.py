@@ -10,13 +10,56 @@ from .images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, 
 from .tasks import LETTERS, TASKS
 
 
+ProtocolName = Literal[
+    "market1501",
+    "msmt17",
+    "cuhk03",
+    "cuhk03_classic",
+    "ltcc",
+    "prcc",
+    "sysumm01",
+    "regdb",
+    "llcm",
+    "cuhkpedes",
+    "icfgpedes",
+    "rstpreid",
+    "attributes",
+    "multimodal",
+    "folder",
+]
+
+# Keys that only some protocols have, with their values, the default first; eval/README.md says what they mean.
+PROTOCOL_CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "setting": {
+        "ltcc": ("cc", "standard", "sc"),
+        "prcc": ("cross_clothes", "same_clothes"),
+        "sysumm01": ("all", "indoor"),
+        "regdb": ("visible_to_infrared", "infrared_to_visible"),
+        "llcm": ("infrared_to_visible", "visible_to_infrared"),
+    },
+    "shots": {"prcc": ("multi", "single"), "sysumm01": ("single", "multi")},
+    "restrict": {"ltcc": (False, True)},
+    "trials_from": {"sysumm01": ("published", "agw_seed")},
+}
+
+
 class EvalSettings(Settings):
     """One evaluation: data, filter, scorer, outputs."""
 
     # data
-    protocol: Literal["market1501", "folder"]
+    protocol: ProtocolName
     manifest: Path
     image_root: Path | None = None
+    # How the benchmark is run, where it can be run in several ways; null: the first of PROTOCOL_CHOICES.
+    setting: str | None = None
+    shots: Literal["single", "multi"] | None = None
+    restrict: bool = False
+    attributes: tuple[str, ...] = ()
+    trials: Annotated[int, Field(ge=1)] = 10
+    trials_from: Literal["published", "agw_seed"] = "published"
+    # With {trial} in `manifest` (and in the model's name): the splits whose mean is taken.
+    splits: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    average_precision: Literal["mean", "trapezoid"] = "mean"
     camera_rule: bool = True
     max_queries: Annotated[int, Field(ge=1)] | None = None
     # model
@@ -71,6 +114,13 @@ class EvalSettings(Settings):
         letter_tasks = [name for name, task in TASKS.items() if task.answer_kind == "letters"]
         if self.choice_task is not None and self.choice_task not in letter_tasks:
             faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")
+        for key, choices in PROTOCOL_CHOICES.items():
+            value, allowed = getattr(self, key), choices.get(self.protocol, ())
+            if value not in (None, False, "published") and value not in allowed:
+                wanted = f"choose one of {', '.join(map(str, allowed))}" if allowed else "it has none"
+                faults.append(f"{key}: {value} does not fit protocol {self.protocol}; {wanted}")
+        if bool(self.splits) != ("{trial}" in str(self.manifest)):
+            faults.append("splits and {trial} in the manifest's name belong together; set both or neither")
         raise_faults(faults)
         return self
 

@@ -189,7 +189,7 @@ def test_wrong_source_setting_is_refused(changes: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocol": "msmt17"}, "'market1501' or 'folder'"),
+        ({"protocol": "dukemtmc"}, "'market1501', 'msmt17'"),
         ({"backend": "transformers"}, "needs model_name_or_path"),
         ({"filter": "npz"}, "needs filter_features"),
         ({"filter": "torchvision"}, "needs filter_weights"),

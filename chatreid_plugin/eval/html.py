@@ -16,7 +16,7 @@ from ..records import ImageRecord
 from ..shards import write_text
 from .protocols import Protocol
 from .queries import Query
-from .report import DEFINITIONS, HEADLINE_RANKS, WARNINGS, Results
+from .report import HEADLINE_RANKS, WARNINGS, Results, define_terms
 from .ties import IntArray
 
 
@@ -105,7 +105,7 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
         scorer=scorer,
         filter=settings.filter,
         figures=figures,
-        definitions=DEFINITIONS,
+        definitions=define_terms(results.protocol),
         warning=WARNINGS.get(results.confidence),
         curves=draw_curves(results),
         views=views,

@@ -50,6 +50,7 @@ def measure_identities(
     cmc: Cmc,
     ties: Ties,
     topk: Sequence[int],
+    retrieved: int,
 ) -> FloatArray:
     """Return the CMC of one query at each k.
 
@@ -61,6 +62,7 @@ def measure_identities(
         cmc: ``unique_identity`` or ``single_gallery_shot``.
         ties: as in ``evaluate_ranking``.
         topk: the CMC's k.
+        retrieved: a positive that has so many kept items above it was not returned, and is a miss.
     """
     _, identities = np.unique(codes[negatives], return_inverse=True)
     count = int(identities.max()) + 1 if len(identities) else 0
@@ -74,7 +76,11 @@ def measure_identities(
     else:
         tied_positives, places = 1, positives
     hits: list[Any] = []
+    kept = np.concatenate([positives, negatives])
     for place in places.tolist():
+        if np.count_nonzero(row[kept] > row[place]) >= retrieved:
+            hits.append(np.zeros(len(topk)))
+            continue
         above = np.bincount(identities[row[negatives] > row[place]], minlength=count)
         equal_items = row[negatives] == row[place]
         if ties == "index":

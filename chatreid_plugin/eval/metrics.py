@@ -206,6 +206,76 @@ def _summarise(
     )
 
 
+class RankingMeter:
+    """``evaluate_ranking``, row by row: for several rankings of the same queries in one pass.
+
+    The options are those of ``evaluate_ranking``; its errors are raised by the same causes.
+    """
+
+    def __init__(
+        self,
+        query_person: Any,
+        gallery_person: Any,
+        query_camera: Any = None,
+        gallery_camera: Any = None,
+        *,
+        ignore: Ignore = None,
+        average_precision: AveragePrecision = "mean",
+        cmc: Cmc = "standard",
+        ties: Ties = "expected",
+        topk: Sequence[int] = (1, 5, 10, 20),
+    ) -> None:
+        _check_choice("average_precision", average_precision, AveragePrecision)
+        _check_choice("cmc", cmc, Cmc)
+        _check_choice("ties", ties, Ties)
+        if average_precision == "top500" and ties != "index":
+            raise ConfigError('average_precision="top500" is defined for ties="index" only.')
+        self._matches = _Matches(query_person, gallery_person, query_camera, gallery_camera, ignore)
+        self._definition: AveragePrecision = average_precision
+        self._cmc: Cmc = cmc
+        self._ties: Ties = ties
+        self._topk = topk
+        self._found: list[tuple[QueryMetrics, bool]] = []
+        self._valid: list[int] = []
+        self._invalid: list[int] = []
+
+    @property
+    def query_count(self) -> int:
+        """Number of queries that it expects."""
+        return len(self._matches.query_person)
+
+    def add(self, query: int, row: Any, retrieved: int | None = None) -> None:
+        """Measure the scores (G,) of one query; ``retrieved`` as in ``evaluate_ranking``, for this query."""
+        values = _check_row(row, query, self._matches.gallery_size)
+        positives, excluded = self._matches.find(query)
+        if not len(positives):
+            self._invalid.append(query)
+            return
+        if self._definition == "top500" and retrieved is not None:
+            raise ConfigError('average_precision="top500" is defined without retrieved only.')
+        limit = self._matches.gallery_size if retrieved is None else retrieved
+        metrics, has_ties = _measure_row(values, positives, excluded, self._ties, self._topk, self._definition, limit)
+        if self._definition == "top500":
+            metrics = replace(metrics, average_precision=_measure_first_500(values, positives, excluded))
+        if self._cmc != "standard":
+            negatives = np.delete(np.arange(self._matches.gallery_size), excluded)
+            codes, topk = self._matches.codes, self._topk
+            hits = measure_identities(values, codes, positives, negatives, self._cmc, self._ties, topk, limit)
+            metrics = replace(metrics, cmc=hits)
+        self._valid.append(query)
+        self._found.append((metrics, has_ties))
+
+    def summarise(self) -> RankingMetrics:
+        """Return the means over the valid queries, once every query was added."""
+        rows = len(self._valid) + len(self._invalid)
+        if rows != self.query_count:
+            raise DataError(f"{rows} rows of scores for {self.query_count} queries.")
+        if not self._valid:
+            reasons = self._matches.explain_invalid(self._invalid)
+            raise DataError(f"None of {len(self._invalid)} queries has a match in the gallery: {reasons}.")
+        return _summarise(self._found, self._valid, self._invalid, self._topk)
+
+
 def evaluate_ranking(
     scores: npt.ArrayLike | Iterable[npt.ArrayLike],
     query_person: Any,
@@ -246,37 +316,17 @@ def evaluate_ranking(
         ConfigError: an unknown option, cameras missing for ``"same_camera"``, or options that do not go together.
         DataError: NaN or infinite scores, shapes that do not fit, or no query with a positive.
     """
-    _check_choice("average_precision", average_precision, AveragePrecision)
-    _check_choice("cmc", cmc, Cmc)
-    _check_choice("ties", ties, Ties)
-    if average_precision == "top500" and (ties != "index" or retrieved is not None):
-        raise ConfigError('average_precision="top500" is defined for ties="index" and without retrieved only.')
-    if cmc != "standard" and retrieved is not None:
-        raise ConfigError(f'retrieved works with cmc="standard" only, not with {cmc!r}.')
-    matches = _Matches(query_person, gallery_person, query_camera, gallery_camera, ignore)
-    found: list[tuple[QueryMetrics, bool]] = []
-    valid: list[int] = []
-    invalid: list[int] = []
-    query = -1
-    for query, row in enumerate(_iterate_rows(scores, len(matches.query_person))):
-        values = _check_row(row, query, matches.gallery_size)
-        positives, excluded = matches.find(query)
-        if not len(positives):
-            invalid.append(query)
-            continue
-        limit = matches.gallery_size if retrieved is None else int(retrieved[query])
-        valid.append(query)
-        metrics, has_ties = _measure_row(values, positives, excluded, ties, topk, average_precision, limit)
-        if average_precision == "top500":
-            metrics = replace(metrics, average_precision=_measure_first_500(values, positives, excluded))
-        if cmc != "standard":
-            negatives = np.delete(np.arange(matches.gallery_size), excluded)
-            hits = measure_identities(values, matches.codes, positives, negatives, cmc, ties, topk)
-            metrics = replace(metrics, cmc=hits)
-        found.append((metrics, has_ties))
-    if query + 1 != len(matches.query_person):
-        raise DataError(f"{query + 1} rows of scores for {len(matches.query_person)} queries.")
-    if not valid:
-        reasons = matches.explain_invalid(invalid)
-        raise DataError(f"None of {len(invalid)} queries has a match in the gallery: {reasons}.")
-    return _summarise(found, valid, invalid, topk)
+    meter = RankingMeter(
+        query_person,
+        gallery_person,
+        query_camera,
+        gallery_camera,
+        ignore=ignore,
+        average_precision=average_precision,
+        cmc=cmc,
+        ties=ties,
+        topk=topk,
+    )
+    for query, row in enumerate(_iterate_rows(scores, meter.query_count)):
+        meter.add(query, row, None if retrieved is None else int(retrieved[query]))
+    return meter.summarise()

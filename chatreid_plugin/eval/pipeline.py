@@ -1,77 +1,30 @@
 """An evaluation from settings to files: protocol, filter, scorer, store, ranking, metrics, report, in this order."""
 
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..eval_settings import EvalSettings
-from .backends import Confidence, make_scorer
+from .backends import make_scorer
 from .html import build_query_view, write_page
-from .metrics import RankingMetrics, evaluate_ranking
-from .plan import Plan, make_plan
+from .measuring import Measured, average_metrics, measure
+from .plan import Plan, choose_split, make_plan
 from .processes import Processes
-from .ranking import iterate_rows, measure_recall, order_gallery, score_perfectly
-from .report import CURVE_RANKS, Results, build_ranking_row, write_rankings, write_results
+from .ranking import order_gallery
+from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
 from .scoring import describe_fingerprint, score_queries
 from .store import ScoreStore
-from .ties import IntArray
 
 
 ScoreArray = npt.NDArray[np.float32]
 
 
-def _measure(
-    plan: Plan, scores: Sequence[ScoreArray], kept: Sequence[IntArray], *, strict: bool = False
-) -> RankingMetrics:
-    labels = plan.labels
-    return evaluate_ranking(
-        iterate_rows(kept, scores, plan.iterate_similarities()),
-        labels.query_person,
-        labels.gallery_person,
-        labels.query_camera,
-        labels.gallery_camera,
-        ignore="same_camera" if labels.same_camera_ignored else None,
-        average_precision=plan.protocol.average_precision,
-        cmc=plan.protocol.cmc,
-        topk=CURVE_RANKS,
-        retrieved=[len(indices) for indices in kept] if strict else None,
-    )
-
-
-def _measure_all(
-    settings: EvalSettings,
-    plan: Plan,
-    scores: Sequence[ScoreArray],
-    fingerprint: Mapping[str, Any],
-    path: Path,
-    confidence: Confidence,
-) -> Results:
-    baseline = None
-    if settings.filter != "none":
-        # No candidates at all: every image is in the tail, which is the baseline's order.
-        count = len(plan.protocol.queries)
-        baseline = _measure(plan, [np.empty(0, np.float32)] * count, [np.empty(0, np.int64)] * count)
-    return Results(
-        settings=settings,
-        protocol=plan.protocol,
-        ranking=_measure(plan, scores, plan.kept),
-        strict=_measure(plan, scores, plan.kept, strict=True),
-        ceiling=_measure(plan, score_perfectly(plan.kept, plan.labels), plan.kept),
-        baseline=baseline,
-        filter_recall=measure_recall(plan.kept, plan.labels),
-        pairs=sum(len(indices) for indices in plan.kept),
-        fingerprint=fingerprint,
-        scores_path=path,
-        confidence=confidence,
-    )
-
-
 def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[ScoreArray]) -> None:
-    """Write ``rankings.parquet`` and, worst average precision first, the page of ranked galleries."""
+    """Write ``rankings.parquet`` and, worst average precision first, the page of the first trial's galleries."""
     precisions = dict(
         zip(results.ranking.query_indices.tolist(), results.ranking.average_precisions.tolist(), strict=True)
     )
@@ -79,14 +32,19 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
     shown = set(worst)
     rows: list[dict[str, Any]] = []
     views: dict[int, dict[str, Any]] = {}
-    for query, similarities in enumerate(plan.iterate_similarities()):
-        ignored, matches = plan.labels.find_ignored(query), plan.labels.find_positives(query)
-        order = order_gallery(plan.kept[query], scores[query], similarities, ignored)
-        rows.append(build_ranking_row(plan.protocol, query, order, plan.kept[query], scores[query], matches))
+    similarities = plan.iterate_similarities()
+    outside = np.ones(len(plan.protocol.gallery), dtype=np.bool_)
+    outside[plan.protocol.trial_galleries[0]] = False
+    for query, kept in enumerate(plan.kept):
+        row = None if similarities is None else next(similarities)
+        left_out, matches = plan.labels.find_ignored(query) | outside, plan.labels.find_positives(query)
+        inside = ~outside[kept]
+        candidates, values = kept[inside], scores[query][inside]
+        order = order_gallery(candidates, values, row, left_out)
+        rows.append(build_ranking_row(plan.protocol, query, order, candidates, values, matches))
         if query in shown:
-            views[query] = build_query_view(
-                plan.protocol, query, order, plan.kept[query], scores[query], matches, precisions[query]
-            )
+            precision = precisions[query]
+            views[query] = build_query_view(plan.protocol, query, order, candidates, values, matches, precision)
     output = results.settings.output_dir
     write_rankings(output / "rankings.parquet", rows)
     write_page(output / "report.html", results, [views[query] for query in worst])
@@ -95,7 +53,8 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
 def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -> Results:
     """Run one evaluation and write its files into ``settings.output_dir``; finished queries are not scored again.
 
-    Of several processes (``join_processes``) each scores its share; all return the results, the first one writes.
+    Of several processes (``join_processes``) each scores its share; all return the results, the first one writes. With
+    ``splits`` each split is an evaluation in a folder of its own, and the results are their mean.
 
     Raises:
         ConfigError: settings that do not fit together.
@@ -103,6 +62,20 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
         UpstreamError: the model cannot be loaded or gives scores that are not numbers.
     """
     started, processes = time.monotonic(), processes or Processes()
+    if settings.splits:
+        results = average_splits(
+            [run_evaluation(choose_split(settings, trial), processes) for trial in settings.splits]
+        )
+        content = describe_results(results) | {"settings": settings.model_dump(mode="json")}
+    else:
+        results = _evaluate(settings, processes)
+        content = describe_results(results)
+    if processes.is_first:
+        write_results(settings.output_dir, content, time.monotonic() - started, processes.count)
+    return results
+
+
+def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     plan = make_plan(settings, processes)
     features = None
     if plan.query_features is not None and plan.gallery_features is not None:
@@ -118,8 +91,25 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
         if processes.is_first:
             processes.wait()
         scores = score_queries(settings, plan, scorer, store, processes)
-    results = _measure_all(settings, plan, scores, fingerprint, store.path, scorer.confidence)
+    pairs = sum(len(indices) for indices in plan.kept)
+    measured = measure(plan, scores)
+    results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, scorer.confidence)
     if processes.is_first:
         _write_rankings_and_page(results, plan, scores)
-        write_results(results, time.monotonic() - started, processes.count)
     return results
+
+
+def average_splits(splits: Sequence[Results]) -> Results:
+    """Return the mean of several splits' results; what is no metric is the first one's."""
+    measured = [one.measured for one in splits]
+    baselines = [one.baseline for one in measured if one.baseline is not None]
+    mean = Measured(
+        ranking=average_metrics([one.ranking for one in measured]),
+        strict=average_metrics([one.strict for one in measured]),
+        ceiling=average_metrics([one.ceiling for one in measured]),
+        baseline=average_metrics(baselines) if baselines else None,
+        recall=float(np.mean([one.recall for one in measured])),
+        trials=tuple(one.ranking for one in measured),
+    )
+    variant = f"{splits[0].protocol.variant}; mean of {len(splits)} splits"
+    return replace(splits[0], measured=mean, protocol=replace(splits[0].protocol, variant=variant))

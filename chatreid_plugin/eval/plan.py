@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ConfigError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .filtering import extract_features, filter_gallery, iterate_similarities
@@ -22,56 +24,97 @@ ScoreArray = npt.NDArray[np.float32]
 class Plan:
     """What is to be scored: the candidates of each query, and the baseline they come from.
 
-    ``query_features`` (Q, D) and ``gallery_features`` (G, D) are None without a filter; ``kept`` has Q index arrays.
+    ``query_features`` (Q, D) and ``gallery_features`` (G, D) are None without a filter. ``trial_candidates`` has, for
+    each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its trials, once each, so that a
+    pair that occurs in several trials is scored once.
     """
 
     protocol: Protocol
     labels: Labels
     query_features: ScoreArray | None
     gallery_features: ScoreArray | None
+    trial_candidates: list[list[IntArray]]
     kept: list[IntArray]
 
-    def iterate_similarities(self) -> Iterator[ScoreArray]:
-        """Yield each query's baseline similarities (G,); zeros without a filter, where no order is known."""
+    def iterate_similarities(self) -> Iterator[ScoreArray] | None:
+        """Yield each query's baseline similarities (G,); None without a filter, where no order is known."""
         if self.query_features is None or self.gallery_features is None:
-            zeros = np.zeros(len(self.protocol.gallery), dtype=np.float32)
-            return (zeros for _ in self.protocol.queries)
+            return None
         return iterate_similarities(self.query_features, self.gallery_features)
 
     def list_candidates(self, query: int) -> list[ImageRecord]:
-        """Return the gallery images to score for a query, in baseline order."""
+        """Return the gallery images to score for a query; of a single trial in baseline order."""
         return [self.protocol.gallery[index] for index in self.kept[query].tolist()]
 
 
 def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Plan:
-    """Load the protocol and run the filter; several processes share the work of extracting its features."""
+    """Load the protocol and run the filter; several processes share the work of extracting its features.
+
+    Raises:
+        ConfigError: a filter that compares images, and queries without an image.
+    """
     processes = processes or Processes()
     protocol = load_protocol(settings)
     labels = label_protocol(protocol)
-    if settings.filter == "none":
-        kept = [np.flatnonzero(~labels.find_ignored(query)) for query in range(len(protocol.queries))]
-        return Plan(protocol, labels, None, None, kept)
+    features = None if settings.filter == "none" else _extract(settings, protocol, processes)
+    count = len(protocol.queries)
+    trials: list[list[IntArray]] = []
+    for places in protocol.trial_galleries:
+        inside = labels.take_gallery(places)
+        if features is None:
+            found = [np.flatnonzero(~inside.find_ignored(query)) for query in range(count)]
+        else:
+            limits = settings.tau, settings.top_k, settings.floor
+            found = filter_gallery(features[:count], features[count:][places], inside.find_ignored, *limits)
+        trials.append([places[indices] for indices in found])
+    kept = trials[0] if len(trials) == 1 else [np.unique(np.concatenate(one)) for one in zip(*trials, strict=True)]
+    if features is None:
+        return Plan(protocol, labels, None, None, trials, kept)
+    return Plan(protocol, labels, features[:count], features[count:], trials, kept)
+
+
+def _extract(settings: EvalSettings, protocol: Protocol, processes: Processes) -> ScoreArray:
     pictures = [query.image for query in protocol.queries if query.image is not None]
+    if len(pictures) < len(protocol.queries):
+        raise ConfigError(
+            f"filter: {settings.filter} compares images, but protocol {settings.protocol} asks with words. "
+            "Set filter: none."
+        )
     records = [*pictures, *protocol.gallery]
     share = processes.take_share(records) if len(records) >= processes.count else records
     features = np.concatenate(processes.gather(extract_features(share, protocol.image_root, settings)))
-    features = features[: len(records)]  # of fewer records than processes everyone took all
-    count = len(protocol.queries)
-    kept = filter_gallery(
-        features[:count], features[count:], labels.find_ignored, settings.tau, settings.top_k, settings.floor
-    )
-    return Plan(protocol, labels, features[:count], features[count:], kept)
+    return features[: len(records)]  # of fewer records than processes everyone took all
 
 
 def describe_plan(settings: EvalSettings) -> str:
     """Say how much an evaluation would do; reads the manifest, extracts no features, writes nothing."""
+    if settings.splits:
+        trial = settings.splits[0]
+        first = describe_plan(choose_split(settings, trial))
+        return f"{len(settings.splits)} splits; split {trial}:\n{first}"
     protocol = load_protocol(settings)
     gallery = len(protocol.gallery)
-    most = gallery if settings.filter == "none" or settings.top_k is None else min(settings.top_k, gallery)
+    trials = protocol.trial_galleries
+    sizes = [len(places) for places in trials]
+    unlimited = settings.filter == "none" or settings.top_k is None
+    most = gallery if unlimited else min(gallery, sum(min(settings.top_k or gallery, size) for size in sizes))
+    several = f" in {len(trials)} trials of {min(sizes):,} to {max(sizes):,}" if len(trials) > 1 else ""
     return (
         f"{protocol.name} ({protocol.variant}): {len(protocol.queries):,} queries "
-        f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images, at most "
+        f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images{several}, at most "
         f"{most * len(protocol.queries):,} pairs to score with backend {settings.backend}.\n"
         f"{describe_cost(settings, most, len(protocol.queries))}\n"
         f"Results would go to {settings.output_dir}. Nothing was written."
     )
+
+
+def choose_split(settings: EvalSettings, trial: int) -> EvalSettings:
+    """Return the settings of one of ``splits``: its manifest and model, and a folder of its own."""
+    model = settings.model_name_or_path
+    changes = {
+        "manifest": Path(str(settings.manifest).replace("{trial}", str(trial))),
+        "model_name_or_path": None if model is None else model.replace("{trial}", str(trial)),
+        "output_dir": settings.output_dir / f"split{trial}",
+        "splits": (),
+    }
+    return settings.model_copy(update=changes)

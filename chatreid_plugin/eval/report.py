@@ -20,14 +20,15 @@ from .. import __version__
 from ..eval_settings import EvalSettings
 from ..shards import read_json, write_json, write_shard
 from .backends import Confidence
+from .measuring import CURVE_RANKS, Measured
 from .metrics import RankingMetrics
 from .protocols import Protocol
+from .protocols.definition import RULES
 from .ties import IntArray
 
 
 RANKING_DEPTH = 100
-# The CMC is measured at each of CURVE_RANKS, for its curve; tables quote HEADLINE_RANKS.
-CURVE_RANKS = tuple(range(1, 51))
+# What tables quote of the CMC.
 HEADLINE_RANKS = (1, 5, 10, 20)
 PACKAGES = ("numpy", "pyarrow", "pillow", "torch", "torchvision", "transformers", "llamafactory")
 
@@ -40,9 +41,16 @@ RANKING_SCHEMA = pa.schema(
     ]
 )
 
+CMC_DEFINITIONS = {
+    "standard": "share of valid queries with a match among the first k (standard CMC)",
+    "unique_identity": "share of valid queries with a match among the first k identities, each at its best image",
+    "single_gallery_shot": "chance of a match among the first k when one image of each identity is drawn",
+}
+AP_DEFINITIONS = {
+    "mean": "mean over the valid queries of the mean precision at their matches",
+    "trapezoid": "mean over the valid queries of the trapezoidal average precision (official Market-1501 code)",
+}
 DEFINITIONS = {
-    "mAP": "mean over the valid queries of the mean precision at their matches",
-    "Rank-k": "share of valid queries with a match among the first k (standard CMC)",
     "mINP": "mean over the valid queries of matches / rank of the last match",
     "ties": "exact expectation over random order of equally scored images",
     "tie_rate": "share of valid queries in which a match has the same score as a non-match",
@@ -70,11 +78,7 @@ class Results:
     Attributes:
         settings: the evaluation.
         protocol: queries, gallery, rules.
-        ranking: metrics of the full ranking, the ones to quote.
-        strict: the same with everything after the filter not retrieved.
-        ceiling: a perfect scorer inside the filter.
-        baseline: the filter's own ranking; None without a filter.
-        filter_recall: mean share of a query's matches that the filter kept.
+        measured: the metrics; ``ranking`` and so on are short for its fields.
         pairs: number of (query, gallery image) pairs scored.
         fingerprint: what the scores depend on.
         scores_path: the saved scores.
@@ -83,15 +87,45 @@ class Results:
 
     settings: EvalSettings
     protocol: Protocol
-    ranking: RankingMetrics
-    strict: RankingMetrics
-    ceiling: RankingMetrics
-    baseline: RankingMetrics | None
-    filter_recall: float
+    measured: Measured
     pairs: int
     fingerprint: Mapping[str, Any]
     scores_path: Path
     confidence: Confidence
+
+    @property
+    def ranking(self) -> RankingMetrics:
+        """The metrics to quote."""
+        return self.measured.ranking
+
+    @property
+    def strict(self) -> RankingMetrics:
+        """The same with everything after the filter not retrieved."""
+        return self.measured.strict
+
+    @property
+    def ceiling(self) -> RankingMetrics:
+        """A perfect scorer inside the filter."""
+        return self.measured.ceiling
+
+    @property
+    def baseline(self) -> RankingMetrics | None:
+        """The filter's own ranking; None without a filter."""
+        return self.measured.baseline
+
+    @property
+    def filter_recall(self) -> float:
+        """Mean share of a query's matches that the filter kept."""
+        return self.measured.recall
+
+
+def define_terms(protocol: Protocol) -> dict[str, str]:
+    """Return what every figure means under this protocol."""
+    return {
+        "mAP": AP_DEFINITIONS[protocol.average_precision],
+        "Rank-k": CMC_DEFINITIONS[protocol.cmc],
+        **DEFINITIONS,
+    }
 
 
 def _describe_metrics(metrics: RankingMetrics) -> dict[str, Any]:
@@ -124,6 +158,7 @@ def describe_results(results: Results) -> dict[str, Any]:
     return {
         "metrics": _describe_metrics(results.ranking),
         "cmc_curve": [results.ranking.cmc[k] for k in CURVE_RANKS],
+        "trials": [{"mAP": one.mean_ap, "Rank-1": one.cmc[1]} for one in results.measured.trials],
         "strict": _describe_metrics(results.strict),
         "filter": {
             "source": results.settings.filter,
@@ -141,10 +176,12 @@ def describe_results(results: Results) -> dict[str, Any]:
             "average_precision": protocol.average_precision,
             "cmc": protocol.cmc,
             "ties": "expected",
+            "ignored": RULES[protocol.rule],
+            "trials": len(results.measured.trials),
             "skipped_queries": [{"query": item.image_id, "reason": item.reason} for item in protocol.skipped],
         },
         "scores": {"confidence": results.confidence, "warning": WARNINGS.get(results.confidence)},
-        "definitions": DEFINITIONS,
+        "definitions": define_terms(protocol),
         "settings": results.settings.model_dump(mode="json"),
         "versions": list_versions(),
         "provenance": {
@@ -158,18 +195,18 @@ def describe_results(results: Results) -> dict[str, Any]:
     }
 
 
-def write_results(results: Results, seconds: float, processes: int) -> None:
+def write_results(output: Path, content: Mapping[str, Any], seconds: float, processes: int) -> None:
     """Write ``results.json``, and beside it what differs from one run to the next: ``run.json``.
 
     Args:
-        results: the evaluation.
+        output: the folder.
+        content: of ``results.json``.
         seconds: what this run took; a resumed one does not know of the runs before.
         processes: how many there were.
     """
-    output = results.settings.output_dir
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(output / "run.json", {"finished": finished, "seconds": round(seconds, 1), "processes": processes})
-    write_json(output / "results.json", describe_results(results))
+    write_json(output / "results.json", content)
 
 
 def build_ranking_row(
@@ -216,6 +253,9 @@ def render_table(results: Results) -> str:
         rows.append((f"Rank-{k}", [metrics.cmc[k] for metrics in columns.values()]))
     rows.append(("mINP", [metrics.mean_inp for metrics in columns.values()]))
     low, high = results.ranking.interval
+    terms, trials = define_terms(protocol), results.measured.trials
+    spread = float(np.std([one.mean_ap for one in trials])), float(np.std([one.cmc[1] for one in trials]))
+    several = f"Mean of {len(trials)} trials, between which mAP deviates by {100 * spread[0]:.2f} and Rank-1 by "
     scorer = settings.backend if settings.backend != "transformers" else str(settings.model_name_or_path)
     lines = [
         f"{protocol.name} ({protocol.variant}), scored by {scorer}",
@@ -229,7 +269,8 @@ def render_table(results: Results) -> str:
         f"mAP interval {100 * low:.2f} to {100 * high:.2f}; filter {settings.filter}: recall "
         f"{100 * results.filter_recall:.2f}, ceiling mAP {100 * results.ceiling.mean_ap:.2f}; "
         f"tie rate {100 * results.ranking.tie_rate:.2f}",
+        *([f"{several}{100 * spread[1]:.2f}"] if len(trials) > 1 else []),
         "",
-        *(f"{name}: {DEFINITIONS[name]}." for name in ("mAP", "Rank-k", "mINP", "ties", *columns)),
+        *(f"{name}: {terms[name]}." for name in ("mAP", "Rank-k", "mINP", "ties", *columns)),
     ]
     return "\n".join(lines)

@@ -65,7 +65,7 @@ def make_world(tmp_path: Path) -> MakeWorld:
                 shading = np.linspace(0.3, 1.0, SIZE[1])[:, None, None] * np.ones((1, SIZE[0], 1))
                 Image.fromarray((colour * shading).astype(np.uint8)).save(file)
         manifest = tmp_path / "manifests" / "tiny.parquet"
-        write_manifest(manifest, records, tmp_path / "images", {"source": "test"})
+        write_manifest(manifest, records, tmp_path / "images", {"made_by": "test"})
         return manifest
 
     return make

@@ -6,7 +6,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.identity_cmc import Cmc
 from chatreid_plugin.eval.metrics import evaluate_ranking
 
@@ -55,6 +54,8 @@ def test_gives_the_golden_expectation_when_cuhk03_classic(golden: ModuleType) ->
     assert list(found.cmc.values()) == pytest.approx(wanted, abs=1e-9)
 
 
-def test_refuses_retrieved_when_cmc_is_over_identities() -> None:
-    with pytest.raises(ConfigError, match="retrieved works with"):
-        evaluate_ranking([[1.0, 2.0]], [1], [1, 2], cmc="unique_identity", retrieved=[1])
+@pytest.mark.parametrize("cmc", ["unique_identity", "single_gallery_shot"])
+def test_positive_after_the_retrieved_items_is_a_miss_when_cmc_is_over_identities(cmc: Cmc) -> None:
+    row, people = [[3.0, 2.0, 1.0]], [2, 1, 1]
+    found = [evaluate_ranking(row, [1], people, cmc=cmc, topk=(1, 2), retrieved=[n]).cmc[2] for n in (1, 2, 3)]
+    assert found == ([0.0, 1.0, 1.0] if cmc == "unique_identity" else [0.0, 0.5, 1.0])

@@ -11,6 +11,7 @@ from chatreid_plugin.config import load_settings
 from chatreid_plugin.eval import __main__ as command
 from chatreid_plugin.eval.__main__ import main
 from chatreid_plugin.eval.processes import Processes
+from chatreid_plugin.eval.protocols import PROTOCOLS
 from chatreid_plugin.eval_settings import EvalSettings
 
 
@@ -30,7 +31,7 @@ def config(make_world: MakeWorld, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
 def test_shipped_yaml_is_valid_and_launches_itself(path: Path) -> None:
     settings = load_settings(path, [], EvalSettings)
-    assert settings.protocol == path.stem
+    assert path.stem.startswith(settings.protocol)
     text = path.read_text()
     assert f"python -m chatreid_plugin.eval eval/{path.name}" in text
     assert all(f"### {part}" in text for part in ("data", "model", "filter", "scoring", "output"))
@@ -40,7 +41,7 @@ def test_shipped_yaml_is_valid_and_launches_itself(path: Path) -> None:
 
 
 def test_there_is_a_yaml_for_each_protocol() -> None:
-    assert {path.stem for path in YAMLS} == {"market1501", "folder"}
+    assert {load_settings(path, [], EvalSettings).protocol for path in YAMLS} == set(PROTOCOLS)
 
 
 def test_prints_a_table_and_writes_the_files(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

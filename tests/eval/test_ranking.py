@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chatreid_plugin.eval.metrics import evaluate_ranking
 from chatreid_plugin.eval.protocols import Labels
-from chatreid_plugin.eval.ranking import iterate_rows, measure_recall, merge_scores, order_gallery, score_perfectly
+from chatreid_plugin.eval.ranking import merge_scores, order_gallery
 
 
 def make_array(values: list[float]) -> Any:
@@ -21,8 +21,10 @@ SIMILARITIES = make_array([0.2, 0.8, 0.7, 0.9, 0.2])
 
 
 def test_tail_follows_the_candidates_in_baseline_order() -> None:
-    row = merge_scores(KEPT, make_array([-5.0, -3.0]), SIMILARITIES)
-    assert row.tolist() == [-7.0, -3.0, -6.0, -5.0, -7.0]
+    row = merge_scores(KEPT, make_array([-5.0, -3.0]), SIMILARITIES, 5)
+    assert np.argsort(-row, kind="stable").tolist() == [1, 3, 2, 0, 4]
+    assert row[0] == row[4]
+    assert merge_scores(KEPT, make_array([-5.0, -3.0]), None, 5)[[0, 2, 4]].max() < -5.0
     nothing_ignored = np.zeros(5, dtype=np.bool_)
     assert order_gallery(KEPT, make_array([-5.0, -3.0]), SIMILARITIES, nothing_ignored).tolist() == [1, 3, 2, 0, 4]
     assert order_gallery(KEPT, make_array([1.0, 1.0]), SIMILARITIES, np.arange(5) == 2).tolist() == [3, 1, 0, 4]
@@ -37,7 +39,7 @@ def test_merging_keeps_order_and_ties_of_both_parts(data: st.DataObject) -> None
     kept = np.array(data.draw(st.permutations(range(size))), dtype=np.int64)[: data.draw(st.integers(0, size))]
     floats = st.floats(allow_nan=False, allow_infinity=False, width=32)
     scores = make_array(data.draw(st.lists(floats, min_size=len(kept), max_size=len(kept))))
-    row = merge_scores(kept, scores, similarities)
+    row = merge_scores(kept, scores, similarities, size)
     tail = np.setdiff1d(np.arange(size), kept)
     assert np.array_equal(np.sign(row[kept][:, None] - row[kept]), np.sign(np.float64(scores)[:, None] - scores))
     difference = np.float64(similarities[tail])
@@ -48,15 +50,16 @@ def test_merging_keeps_order_and_ties_of_both_parts(data: st.DataObject) -> None
 
 def make_labels() -> Labels:
     """One query of person 1; gallery images 0, 2 and 3 are matches, 4 is ignored."""
-    return Labels(np.array([1]), np.array([1, 0, 1, 1, 1]), np.array([9]), np.array([1, 1, 1, 1, 9]), True)
+    same = np.array([1])
+    clothes = np.array([0]), np.zeros(5, dtype=np.int64)
+    return Labels(same, np.array([1, 0, 1, 1, 1]), np.array([9]), np.array([1, 1, 1, 1, 9]), *clothes, "same_camera")
 
 
 def test_strict_counts_matches_in_the_tail_as_never_found() -> None:
     labels = make_labels()
-    kept, scores = [np.array([3, 1])], [make_array([2.0, 5.0])]
+    rows = [merge_scores(np.array([3, 1]), make_array([2.0, 5.0]), SIMILARITIES, 5)]
 
     def measure(**options: Any) -> Any:
-        rows = iterate_rows(kept, scores, [SIMILARITIES])
         arguments = (labels.query_person, labels.gallery_person, labels.query_camera, labels.gallery_camera)
         return evaluate_ranking(rows, *arguments, ignore="same_camera", topk=(1, 2, 3), **options)
 
@@ -68,10 +71,3 @@ def test_strict_counts_matches_in_the_tail_as_never_found() -> None:
     assert strict.mean_inp == 0.0
     assert list(strict.cmc.values()) == [0.0, 1.0, 1.0]
     assert measure(retrieved=[1]).cmc[3] == 0.0
-
-
-def test_recall_and_perfect_scores() -> None:
-    labels = make_labels()
-    assert measure_recall([np.array([3, 1])], labels) == pytest.approx(1 / 3)
-    assert measure_recall([np.array([], dtype=np.int64)], labels) == 0.0
-    assert score_perfectly([np.array([3, 1, 0])], labels)[0].tolist() == [1.0, 0.0, 1.0]

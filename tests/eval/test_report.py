@@ -28,7 +28,7 @@ def test_results_json_says_how_it_came_about(make_world: MakeWorld, make_setting
     assert content["protocol"]["pairs_scored"] == 12
     assert content["settings"]["top_k"] == 3
     assert content["versions"]["numpy"]
-    assert content["provenance"]["manifest_provenance"]["source"] == "test"
+    assert content["provenance"]["manifest_provenance"]["made_by"] == "test"
     assert len(content["provenance"]["manifest_sha256"]) == 64
     assert Path(content["provenance"]["scores"]).is_file()
 

@@ -1,0 +1,138 @@
+"""The metrics of an evaluation: four rankings of every trial, measured in one pass over the queries, then averaged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .metrics import Ignore, RankingMeter, RankingMetrics, bootstrap_interval
+from .plan import Plan
+from .protocols import Labels
+from .ranking import merge_scores
+from .ties import IntArray
+
+
+ScoreArray = npt.NDArray[np.float32]
+
+# The CMC is measured at each of these ranks, for its curve.
+CURVE_RANKS = tuple(range(1, 51))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The means over the trials.
+
+    Attributes:
+        ranking: candidates by the scorer, the rest in baseline order: the ones to quote.
+        strict: the same with everything after the filter not retrieved.
+        ceiling: a perfect scorer inside the filter.
+        baseline: the filter's own ranking; None without a filter.
+        recall: mean share of a query's matches that the filter kept.
+        trials: the ``ranking`` of each trial.
+    """
+
+    ranking: RankingMetrics
+    strict: RankingMetrics
+    ceiling: RankingMetrics
+    baseline: RankingMetrics | None
+    recall: float
+    trials: tuple[RankingMetrics, ...]
+
+
+class _Trial:
+    """The four meters of one trial."""
+
+    def __init__(self, plan: Plan, places: IntArray, candidates: Sequence[IntArray]) -> None:
+        self.places, self.candidates = places, candidates
+        self.labels = plan.labels.take_gallery(places)
+        self.whole = len(places) == len(plan.protocol.gallery)
+        names = ["ranking", "strict", "ceiling"] + (["baseline"] if plan.gallery_features is not None else [])
+        self.meters = {name: self._make_meter(plan, self.labels) for name in names}
+        self.shares: list[float] = []
+
+    @staticmethod
+    def _make_meter(plan: Plan, labels: Labels) -> RankingMeter:
+        rule = plan.protocol.rule
+        ignore: Ignore = labels.find_ignored
+        if rule in ("nothing", "same_camera"):
+            ignore = "same_camera" if rule == "same_camera" else None
+        return RankingMeter(
+            labels.query_person,
+            labels.gallery_person,
+            labels.query_camera,
+            labels.gallery_camera,
+            ignore=ignore,
+            average_precision=plan.protocol.average_precision,
+            cmc=plan.protocol.cmc,
+            topk=CURVE_RANKS,
+        )
+
+    def add(self, query: int, kept: IntArray, scores: ScoreArray, similarities: ScoreArray | None) -> None:
+        """Measure one query, of which the gallery indices ``kept`` (ascending in several trials) have ``scores``."""
+        chosen = self.candidates[query]
+        if not self.whole:
+            scores = scores[np.searchsorted(kept, chosen)]
+            chosen = np.searchsorted(self.places, chosen)
+            similarities = None if similarities is None else similarities[self.places]
+        size = len(self.places)
+        row = merge_scores(chosen, scores, similarities, size)
+        positives = self.labels.find_positives(query)
+        perfect = positives[chosen].astype(np.float32)
+        self.meters["ranking"].add(query, row)
+        self.meters["strict"].add(query, row, len(chosen))
+        self.meters["ceiling"].add(query, merge_scores(chosen, perfect, similarities, size))
+        if similarities is not None:
+            self.meters["baseline"].add(query, similarities)
+        self.shares.append(float(perfect.sum()) / max(1, int(np.count_nonzero(positives))))
+
+
+def average_metrics(metrics: Sequence[RankingMetrics]) -> RankingMetrics:
+    """Return the mean of several trials' metrics.
+
+    Of the same queries each query's average precision is averaged, and the interval resamples queries; of different
+    ones (splits) their average precisions stand side by side.
+    """
+    if len(metrics) == 1:
+        return metrics[0]
+    same = all(np.array_equal(one.query_indices, metrics[0].query_indices) for one in metrics)
+    precisions = [one.average_precisions for one in metrics]
+    joined = np.mean(precisions, axis=0) if same else np.concatenate(precisions)
+    indices = metrics[0].query_indices if same else np.concatenate([one.query_indices for one in metrics])
+    return RankingMetrics(
+        mean_ap=float(np.mean([one.mean_ap for one in metrics])),
+        cmc={k: float(np.mean([one.cmc[k] for one in metrics])) for k in metrics[0].cmc},
+        mean_inp=float(np.mean([one.mean_inp for one in metrics])),
+        valid_queries=metrics[0].valid_queries if same else sum(one.valid_queries for one in metrics),
+        invalid_queries=metrics[0].invalid_queries,
+        tie_rate=float(np.mean([one.tie_rate for one in metrics])),
+        average_precisions=joined,
+        query_indices=indices,
+        interval=bootstrap_interval(joined),
+    )
+
+
+def measure(plan: Plan, scores: Sequence[ScoreArray]) -> Measured:
+    """Return the metrics of the scores (Q arrays, as ``plan.kept``); one row of similarities in memory at a time."""
+    trials = [
+        _Trial(plan, places, candidates)
+        for places, candidates in zip(plan.protocol.trial_galleries, plan.trial_candidates, strict=True)
+    ]
+    rows = plan.iterate_similarities()
+    for query in range(len(plan.protocol.queries)):
+        similarities = None if rows is None else next(rows)
+        for trial in trials:
+            trial.add(query, plan.kept[query], scores[query], similarities)
+    found = [{name: meter.summarise() for name, meter in trial.meters.items()} for trial in trials]
+
+    def average(name: str) -> RankingMetrics:
+        return average_metrics([one[name] for one in found])
+
+    return Measured(
+        ranking=average("ranking"),
+        strict=average("strict"),
+        ceiling=average("ceiling"),
+        baseline=average("baseline") if rows is not None else None,
+        recall=float(np.mean([trial.shares for trial in trials])),
+        trials=tuple(one["ranking"] for one in found),
+    )

@@ -1,0 +1,170 @@
+"""What a benchmark is, once a protocol has read it: queries, gallery, trials, what is ignored, how it is measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...records import ImageRecord
+from ..identity_cmc import Cmc
+from ..queries import Query
+from ..ties import AveragePrecision, IntArray
+
+
+BoolArray = npt.NDArray[np.bool_]
+
+# What is removed from a query's ranking before it is measured, always of the query's own identity but for same_room:
+# same_camera (Zheng et al., Market-1501, 2015); cloth_changing and same_clothes (Simple-CCReID, tools/eval_metrics.py,
+# modes CC and SC); same_room (SYSU-MM01: its cameras 2 and 3 stand in one room, so the gallery of camera 2 is removed
+# for queries of camera 3, whoever it shows).
+Rule = Literal["nothing", "same_camera", "cloth_changing", "same_clothes", "same_room"]
+
+RULES: Mapping[Rule, str] = {
+    "nothing": "nothing ignored",
+    "same_camera": "same identity and same camera ignored",
+    "cloth_changing": "same identity with same camera or same clothes ignored",
+    "same_clothes": "same identity with same camera or other clothes ignored",
+    "same_room": "for camera 3 the gallery of camera 2 ignored",
+}
+REASONS: Mapping[Rule, str] = {
+    "nothing": "",
+    "same_camera": "is only seen by the query's own camera {camera}",
+    "cloth_changing": "is only seen by the query's own camera {camera} or in the query's clothes",
+    "same_clothes": "is only seen by the query's own camera {camera} or in other clothes",
+    "same_room": "is only seen in the query's own room (camera {camera})",
+}
+SYSU_QUERY_CAMERA, SYSU_GALLERY_CAMERA = "3", "2"
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedQuery:
+    """A query that no gallery image can match, and why."""
+
+    image_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """One benchmark, ready to be measured.
+
+    Attributes:
+        name: as in the YAML.
+        variant: the rules in words, for the report.
+        queries: every query that has a match.
+        gallery: everything that is ranked in any trial, in the manifest's order.
+        image_root: folder that the records' paths are relative to.
+        rule: what is ignored for each query.
+        trials: for each trial the gallery indices that take part, ascending; empty: one trial with all of them.
+        average_precision: definition, as in ``evaluate_ranking``.
+        cmc: definition, as in ``evaluate_ranking``.
+        skipped: queries left out because nothing can match them.
+    """
+
+    name: str
+    variant: str
+    queries: list[Query]
+    gallery: list[ImageRecord]
+    image_root: Path
+    rule: Rule = "same_camera"
+    trials: tuple[IntArray, ...] = ()
+    average_precision: AveragePrecision = "mean"
+    cmc: Cmc = "standard"
+    skipped: tuple[SkippedQuery, ...] = ()
+
+    @property
+    def trial_galleries(self) -> tuple[IntArray, ...]:
+        """The gallery indices of every trial, of the only one too."""
+        return self.trials or (np.arange(len(self.gallery)),)
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Identities, cameras and clothes of a protocol as integer codes: (Q,) for the queries, (G,) for the gallery."""
+
+    query_person: IntArray
+    gallery_person: IntArray
+    query_camera: IntArray
+    gallery_camera: IntArray
+    query_clothes: IntArray
+    gallery_clothes: IntArray
+    rule: Rule
+    same_room: tuple[int, int] = (-1, -1)
+    _places: dict[int, IntArray] = field(default_factory=dict[int, IntArray])
+
+    def _list_same(self, query: int) -> IntArray:
+        if not self._places:
+            order = np.argsort(self.gallery_person, kind="stable")
+            persons, starts = np.unique(self.gallery_person[order], return_index=True)
+            self._places.update(zip(persons.tolist(), np.split(order, starts[1:]), strict=True))
+        return self._places.get(int(self.query_person[query]), np.empty(0, np.int64))
+
+    def _is_ignored(self, query: int, places: IntArray) -> BoolArray:
+        """Return which of these gallery images, all of the query's identity, are ignored."""
+        if self.rule == "nothing":
+            return np.zeros(len(places), dtype=np.bool_)
+        if self.rule == "same_room":
+            hidden = self.query_camera[query] == self.same_room[0]
+            return hidden & (self.gallery_camera[places] == self.same_room[1])
+        camera = self.gallery_camera[places] == self.query_camera[query]
+        clothes = self.gallery_clothes[places] == self.query_clothes[query]
+        if self.rule == "cloth_changing":
+            return camera | clothes
+        return camera | ~clothes if self.rule == "same_clothes" else camera
+
+    def find_ignored(self, query: int) -> BoolArray:
+        """Return the mask (G,) of what is removed from the query's ranking."""
+        if self.rule == "same_room":
+            return self._is_ignored(query, np.arange(len(self.gallery_person)))
+        mask = np.zeros(len(self.gallery_person), dtype=np.bool_)
+        same = self._list_same(query)
+        mask[same] = self._is_ignored(query, same)
+        return mask
+
+    def list_positives(self, query: int) -> IntArray:
+        """Return the gallery indices of the query's matches."""
+        same = self._list_same(query)
+        return same[~self._is_ignored(query, same)]
+
+    def find_positives(self, query: int) -> BoolArray:
+        """Return the mask (G,) of the query's matches."""
+        mask = np.zeros(len(self.gallery_person), dtype=np.bool_)
+        mask[self.list_positives(query)] = True
+        return mask
+
+    def take_gallery(self, places: IntArray) -> "Labels":
+        """Return the labels of one trial, whose gallery are these places."""
+        person, camera, clothes = self.gallery_person, self.gallery_camera, self.gallery_clothes
+        queries = self.query_person, self.query_camera, self.query_clothes
+        return Labels(
+            queries[0],
+            person[places],
+            queries[1],
+            camera[places],
+            queries[2],
+            clothes[places],
+            self.rule,
+            self.same_room,
+        )
+
+
+def _encode(values: Sequence[Any], queries: int) -> tuple[IntArray, IntArray]:
+    codes = np.unique(np.asarray(values, dtype=str), return_inverse=True)[1].astype(np.int64)
+    return codes[:queries], codes[queries:]
+
+
+def label_protocol(protocol: Protocol) -> Labels:
+    """Return the protocol's identities, cameras and clothes as integer codes, fast to compare."""
+    records: list[Query | ImageRecord] = [*protocol.queries, *protocol.gallery]
+    count = len(protocol.queries)
+    persons = _encode([record.person_id for record in records], count)
+    names = [record.camera_id for record in records]
+    cameras = _encode(names, count)
+    # Records without an outfit wear one of their own each, which equals no other.
+    clothes = _encode([record.clothes_id or f"?{place}" for place, record in enumerate(records)], count)
+    codes = dict(zip(names, np.concatenate(cameras).tolist(), strict=True))
+    room = codes.get(SYSU_QUERY_CAMERA, -1), codes.get(SYSU_GALLERY_CAMERA, -1)
+    return Labels(persons[0], persons[1], cameras[0], cameras[1], clothes[0], clothes[1], protocol.rule, room)

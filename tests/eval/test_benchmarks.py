@@ -1,0 +1,237 @@
+"""Every benchmark on its own synthetic layout: an oracle is perfect, chance is chance, rules are as published."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatreid_plugin.config import SourceSettings
+from chatreid_plugin.demo.layouts import LAYOUTS
+from chatreid_plugin.engine.parsing import parse_source
+from chatreid_plugin.engine.sources import describe_origin
+from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.eval.backends.simple import RandomScorer
+from chatreid_plugin.eval.measuring import measure
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.plan import describe_plan, make_plan
+from chatreid_plugin.eval.prompts import IMAGE_PAIR
+from chatreid_plugin.eval.protocols import label_protocol, load_protocol
+from chatreid_plugin.eval.protocols.cross_modality import draw_by_camera
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.shards import write_manifest
+
+
+ParseLayout = Callable[[str], Path]
+
+# Layout, protocol and its keys, and how many trials there are.
+CASES: list[tuple[str, dict[str, Any], int]] = [
+    ("market1501", {"protocol": "market1501"}, 1),
+    ("msmt17:v1", {"protocol": "msmt17"}, 1),
+    ("msmt17:v2", {"protocol": "msmt17"}, 1),
+    ("cuhk03:detected", {"protocol": "cuhk03"}, 1),
+    ("cuhk03:labeled_np", {"protocol": "cuhk03"}, 1),
+    ("cuhk03:detected_classic", {"protocol": "cuhk03_classic"}, 1),
+    ("ltcc", {"protocol": "ltcc", "setting": "standard"}, 1),
+    ("ltcc", {"protocol": "ltcc", "setting": "cc"}, 1),
+    ("ltcc", {"protocol": "ltcc", "setting": "sc"}, 1),
+    ("ltcc", {"protocol": "ltcc", "setting": "cc", "restrict": True}, 1),
+    ("prcc", {"protocol": "prcc", "setting": "cross_clothes"}, 1),
+    ("prcc", {"protocol": "prcc", "setting": "same_clothes", "shots": "single", "trials": 3}, 3),
+    ("sysumm01", {"protocol": "sysumm01"}, 10),
+    ("sysumm01", {"protocol": "sysumm01", "setting": "indoor", "shots": "multi"}, 10),
+    ("sysumm01", {"protocol": "sysumm01", "trials_from": "agw_seed", "trials": 2}, 2),
+    ("regdb", {"protocol": "regdb"}, 1),
+    ("regdb", {"protocol": "regdb", "setting": "infrared_to_visible"}, 1),
+    ("llcm", {"protocol": "llcm"}, 10),
+    ("cuhkpedes", {"protocol": "cuhkpedes"}, 1),
+    ("icfgpedes", {"protocol": "icfgpedes"}, 1),
+    ("rstpreid", {"protocol": "rstpreid"}, 1),
+    ("rapv1", {"protocol": "attributes"}, 1),
+    ("icfgpedes", {"protocol": "multimodal"}, 1),
+]
+NAMES = [f"{layout}-{'-'.join(map(str, keys.values()))}" for layout, keys, _ in CASES]
+
+
+@pytest.fixture(scope="module")
+def parse_layout(tmp_path_factory: pytest.TempPathFactory) -> ParseLayout:
+    """Return a function that writes a layout, parses it once and returns its manifest."""
+    root = tmp_path_factory.mktemp("benchmarks")
+
+    def parse(layout: str) -> Path:
+        name, _, variant = layout.partition(":")
+        manifest = root / f"{name}{variant}.parquet"
+        if not manifest.exists():
+            LAYOUTS[layout](root / "data" / manifest.stem, 0)
+            folder = root / "data" / manifest.stem
+            source = SourceSettings(name=name, root=folder, variant=variant or None, allow_count_mismatch=True)
+            report = parse_source(source)
+            write_manifest(
+                manifest, report.records, report.root, {**describe_origin(source), "protocol": report.protocol}
+            )
+        return manifest
+
+    return parse
+
+
+def make(manifest: Path, tmp_path: Path, **changes: Any) -> EvalSettings:
+    values = {"manifest": manifest, "backend": "oracle", "filter": "none", "output_dir": tmp_path / "out"}
+    return EvalSettings.model_validate(values | {"report_queries": 1} | changes)
+
+
+@pytest.mark.parametrize(("layout", "keys", "trials"), CASES, ids=NAMES)
+def test_oracle_is_perfect(
+    layout: str, keys: dict[str, Any], trials: int, parse_layout: ParseLayout, tmp_path: Path
+) -> None:
+    results = run_evaluation(make(parse_layout(layout), tmp_path, **keys))
+    for metrics in (results.ranking, results.strict, results.ceiling, *results.measured.trials):
+        assert metrics.mean_ap == pytest.approx(1.0, abs=1e-12)
+        assert metrics.mean_inp == pytest.approx(1.0, abs=1e-12)
+        assert metrics.cmc[1] == pytest.approx(1.0, abs=1e-12)
+    assert results.filter_recall == 1.0
+    assert len(results.measured.trials) == trials
+    assert results.ranking.valid_queries == len(results.protocol.queries) > 0
+
+
+@pytest.mark.parametrize(("layout", "keys", "trials"), CASES, ids=NAMES)
+def test_random_scores_agree_with_their_expectation(
+    layout: str, keys: dict[str, Any], trials: int, parse_layout: ParseLayout, tmp_path: Path
+) -> None:
+    settings = make(parse_layout(layout), tmp_path, **keys | ({"trials": 2} if trials > 2 else {}))
+    plan = make_plan(settings)
+    # Rank-1 by chance: a match is as likely to come first as any other image, or identity if one of each is drawn.
+    chances: list[float] = []
+    for places in plan.protocol.trial_galleries:
+        inside = plan.labels.take_gallery(places)
+        for query in range(len(plan.protocol.queries)):
+            kept = ~inside.find_ignored(query)
+            if plan.protocol.cmc == "single_gallery_shot":
+                chances.append(1 / len(np.unique(inside.gallery_person[kept])))
+            else:
+                chances.append(inside.find_positives(query).sum() / kept.sum())
+    tied = [np.zeros(len(kept), dtype=np.float32) for kept in plan.kept]
+    assert measure(plan, tied).ranking.cmc[1] == pytest.approx(np.mean(chances), abs=1e-9)
+
+    def draw(seed: int) -> float:
+        scorer = RandomScorer(seed)
+        queries = enumerate(plan.protocol.queries)
+        scores = [scorer.score_pairs(query, plan.list_candidates(index), IMAGE_PAIR) for index, query in queries]
+        return measure(plan, scores).ranking.cmc[1]
+
+    drawn = [draw(seed) for seed in range(12)]
+    assert abs(np.mean(drawn) - np.mean(chances)) <= 5 * np.std(drawn) / np.sqrt(len(drawn)) + 0.02
+
+
+@pytest.mark.parametrize(("layout", "keys", "trials"), CASES, ids=NAMES)
+def test_ignored_images_are_those_of_the_rule(
+    layout: str, keys: dict[str, Any], trials: int, parse_layout: ParseLayout, tmp_path: Path
+) -> None:
+    protocol = load_protocol(make(parse_layout(layout), tmp_path, **keys))
+    labels = label_protocol(protocol)
+    for place, query in enumerate(protocol.queries):
+        expected: list[bool] = []
+        for record in protocol.gallery:
+            same, camera = record.person_id == query.person_id, record.camera_id == query.camera_id
+            clothes = record.clothes_id is not None and record.clothes_id == query.clothes_id
+            expected.append(
+                {
+                    "nothing": False,
+                    "same_camera": same and camera,
+                    "cloth_changing": same and (camera or clothes),
+                    "same_clothes": same and (camera or not clothes),
+                    "same_room": query.camera_id == "3" and record.camera_id == "2",
+                }[protocol.rule]
+            )
+        assert labels.find_ignored(place).tolist() == expected
+
+
+def test_sysu_galleries_follow_the_published_trials(parse_layout: ParseLayout, tmp_path: Path) -> None:
+    manifest = parse_layout("sysumm01")
+    single = load_protocol(make(manifest, tmp_path, protocol="sysumm01"))
+    multi = load_protocol(make(manifest, tmp_path, protocol="sysumm01", shots="multi"))
+    indoor = load_protocol(make(manifest, tmp_path, protocol="sysumm01", setting="indoor"))
+    for one, many, inside in zip(single.trials, multi.trials, indoor.trials, strict=True):
+        shown = [(single.gallery[place].person_id, single.gallery[place].camera_id) for place in one.tolist()]
+        assert len(set(shown)) == len(shown)
+        assert set(one) <= set(many)
+        assert {indoor.gallery[place].camera_id for place in inside.tolist()} == {"1", "2"}
+    assert any(not np.array_equal(single.trials[0], trial) for trial in single.trials)
+    assert {query.camera_id for query in single.queries} == {"3", "6"}
+
+
+def test_agw_seeding_draws_as_a_seeded_module_would(parse_layout: ParseLayout, tmp_path: Path) -> None:
+    import random
+
+    protocol = load_protocol(make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", trials_from="agw_seed"))
+    files: dict[tuple[str, str], list[str]] = {}
+    for record in protocol.gallery:
+        files.setdefault((record.person_id, record.camera_id), []).append(record.path)
+    random.seed(4)
+    expected = [
+        random.choice(sorted(files[person, camera]))
+        for person in sorted({person for person, _ in files})
+        for camera in ("1", "2", "4", "5")
+        if (person, camera) in files
+    ]
+    drawn = [protocol.gallery[place].path for place in draw_by_camera(protocol.gallery, ("1", "2", "4", "5"), 4)]
+    assert sorted(drawn) == sorted(expected)
+
+
+def test_text_sets_ask_every_caption_and_match_every_image(parse_layout: ParseLayout, tmp_path: Path) -> None:
+    protocol = load_protocol(make(parse_layout("cuhkpedes"), tmp_path, protocol="cuhkpedes"))
+    assert [query.text for query in protocol.queries] == [
+        caption for record in protocol.gallery for caption in record.captions
+    ]
+    assert all(query.image is None for query in protocol.queries)
+    with pytest.raises(ConfigError, match="filter: colour compares images"):
+        run_evaluation(make(parse_layout("cuhkpedes"), tmp_path, protocol="cuhkpedes", filter="colour"))
+
+
+def test_attributes_ask_for_the_named_ones_alone(parse_layout: ParseLayout, tmp_path: Path) -> None:
+    manifest = parse_layout("rapv1")
+    every = load_protocol(make(manifest, tmp_path, protocol="attributes"))
+    name = sorted(every.queries[0].attributes)[0]
+    one = load_protocol(make(manifest, tmp_path, protocol="attributes", attributes=[name]))
+    assert all(list(query.attributes) == [name] for query in one.queries)
+    assert len(one.queries) <= len(every.queries)
+    with pytest.raises(DataError, match="no gallery image has all of the attributes tail"):
+        load_protocol(make(manifest, tmp_path, protocol="attributes", attributes=["tail"]))
+
+
+def test_splits_are_evaluated_apart_and_averaged(parse_layout: ParseLayout, tmp_path: Path) -> None:
+    source = parse_layout("regdb")
+    for trial in (1, 2):
+        for suffix in (".parquet", ".parquet.json"):
+            copy = source.with_name(f"regdb_split{trial}{suffix}")
+            copy.write_bytes(source.with_name(f"regdb{suffix}").read_bytes())
+    manifest = source.with_name("regdb_split{trial}.parquet")
+    settings = make(manifest, tmp_path, protocol="regdb", backend="random", splits=[1, 2])
+    assert "2 splits; split 1:" in describe_plan(settings)
+    results = run_evaluation(settings)
+    assert "mean of 2 splits" in results.protocol.variant
+    assert len(results.measured.trials) == 2
+    assert (tmp_path / "out" / "split2" / "rankings.parquet").exists()
+    alone = run_evaluation(make(source, tmp_path / "one", protocol="regdb", backend="random"))
+    assert results.ranking.mean_ap == pytest.approx(alone.ranking.mean_ap)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "ltcc", "setting": "all"}, "choose one of cc, standard, sc"),
+        ({"protocol": "market1501", "shots": "single"}, "shots: single does not fit protocol market1501"),
+        ({"protocol": "market1501", "restrict": True}, "restrict: True does not fit"),
+        ({"protocol": "regdb", "splits": [1]}, "belong together"),
+    ],
+)
+def test_refuses_keys_of_another_protocol(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path / "m.parquet", tmp_path, **changes)
+
+
+def test_classic_and_new_cuhk03_are_not_mixed_up(parse_layout: ParseLayout, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cuhk03_classic"):
+        load_protocol(make(parse_layout("cuhk03:detected_classic"), tmp_path, protocol="cuhk03"))
+    with pytest.raises(DataError, match="detected_classic"):
+        load_protocol(make(parse_layout("cuhk03:detected"), tmp_path, protocol="cuhk03_classic"))
