@@ -203,7 +203,7 @@ def test_wrong_source_setting_is_refused(changes: dict[str, Any], message: str) 
         ({"floor": -1}, "greater than or equal to 0"),
         ({"batch_size": 0}, "greater than or equal to 1"),
         ({"report_queries": -1}, "greater than or equal to 0"),
-        ({"mode": "turns"}, "'pointwise'"),
+        ({"mode": "listwise"}, "'pointwise'"),
         ({"dtype": "int8"}, "'float32'"),
         ({"model_nam": "x"}, "Extra inputs"),
     ],
