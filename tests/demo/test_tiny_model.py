@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from chatreid_plugin.demo.people import sample_people
-from chatreid_plugin.demo.tiny_model import SPECIAL_TOKENS, TinySizes, write_tiny_model
+from chatreid_plugin.demo.tiny_model import SPECIAL_TOKENS, Family, TinySizes, write_tiny_model
 from chatreid_plugin.tasks import format_chat_prompt
 
 
@@ -64,3 +64,20 @@ def test_warm_up_teaches_the_decoder_and_leaves_the_encoder(folder: Path, tmp_pa
     changed = {name for name in fresh if not torch.equal(fresh[name], warm[name])}
     assert changed
     assert not any("visual" in name for name in changed)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_every_family_loads_by_its_files_and_sees_the_picture(family: Family, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, sample_people(20, 0), sizes=TinySizes(vision_layers=2), family=family)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert model.config.model_type == family
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Yes or No?"}]}]
+    text = processor.apply_chat_template(talk, add_generation_prompt=True)
+    assert text.startswith("<|im_start|>user" if family == "qwen3_vl" else "<|im_start|>system")
+    logits: list[torch.Tensor] = []
+    for colour in ("red", "blue"):
+        inputs = processor(text=[text], images=[Image.new("RGB", (128, 256), colour)], return_tensors="pt")
+        with torch.inference_mode():
+            logits.append(model(**inputs).logits[0, -1])
+    assert not torch.allclose(logits[0], logits[1])
