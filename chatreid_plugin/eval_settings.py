@@ -82,6 +82,12 @@ class EvalSettings(Settings):
     shifts: Annotated[int, Field(ge=1, le=len(LETTERS))] = 1
     choice_task: str | None = None
     text_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    # fusion with the baseline, after the scores are saved
+    fusion: Literal["none", "linear", "reciprocal_rank", "k_reciprocal"] = "none"
+    fusion_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    k1: Annotated[int, Field(ge=1)] = 20
+    k2: Annotated[int, Field(ge=1)] = 6
+    lambda_value: Annotated[float, Field(ge=0, le=1)] = 0.3
     batch_size: Annotated[int, Field(ge=1)] = 64
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -111,6 +117,8 @@ class EvalSettings(Settings):
             faults.append("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
         if self.backend == "features" and self.filter == "none":
             faults.append("backend: features ranks by the filter's features, so filter must not be none")
+        if self.fusion != "none" and self.filter == "none":
+            faults.append(f"fusion: {self.fusion} fuses with the filter's features, so filter must not be none")
         letter_tasks = [name for name, task in TASKS.items() if task.answer_kind == "letters"]
         if self.choice_task is not None and self.choice_task not in letter_tasks:
             faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..eval_settings import EvalSettings
 from .backends import make_scorer
+from .fusion import fuse_scores
 from .html import build_query_view, write_page
 from .measuring import Measured, average_metrics, measure
 from .plan import Plan, choose_split, make_plan
@@ -91,6 +92,7 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         if processes.is_first:
             processes.wait()
         scores = score_queries(settings, plan, scorer, store, processes)
+    scores = fuse_scores(settings, plan, scores, scorer.confidence)
     pairs = sum(len(indices) for indices in plan.kept)
     measured = measure(plan, scores)
     results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, scorer.confidence)

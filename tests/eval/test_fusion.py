@@ -1,0 +1,147 @@
+"""Tests of chatreid_plugin.eval.fusion and k_reciprocal: known small cases, and a slow reference of the formulas."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatreid_plugin.eval.fusion import estimate_mismatch, fuse_scores
+from chatreid_plugin.eval.k_reciprocal import encode, iterate_jaccard_distances
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.plan import Plan, make_plan
+from chatreid_plugin.eval_settings import EvalSettings
+
+
+MakeWorld = Callable[..., Path]
+MakeSettings = Callable[..., EvalSettings]
+
+
+def make_clusters(people: int = 12, images: int = 9, size: int = 16) -> Any:
+    """Return L2-normalised features (people * images, size), one noisy cluster a person."""
+    generator = np.random.default_rng(0)
+    centres = np.repeat(generator.normal(size=(people, size)), images, axis=0)
+    features = centres + generator.normal(size=centres.shape)
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+
+def compute_jaccard_slowly(features: Any, queries: int, k1: int, k2: int) -> Any:
+    """Return the Jaccard distances (queries, N - queries), set by set as the paper writes them."""
+    distances = 2.0 - 2.0 * features.astype(np.float64) @ features.T.astype(np.float64)
+    np.fill_diagonal(distances, -1.0)
+    order = np.argsort(distances, axis=1)
+    np.fill_diagonal(distances, 0.0)
+    total = len(features)
+
+    def find(image: int, k: int) -> set[int]:
+        return {j for j in order[image, : k + 1].tolist() if image in order[j, : k + 1]}
+
+    vectors = np.zeros((total, total))
+    for image in range(total):
+        near = find(image, k1)
+        members = set(near)
+        for other in near:
+            half = find(other, round(k1 / 2))
+            if len(half & near) >= 2 / 3 * len(half):
+                members |= half
+        for other in members:
+            vectors[image, other] = np.exp(-distances[image, other] / distances[image].max())
+        vectors[image] /= vectors[image].sum()
+    vectors = np.stack([vectors[order[image, :k2]].mean(axis=0) for image in range(total)])
+    least = np.minimum(vectors[:queries, None], vectors[None, queries:]).sum(axis=2)
+    most = np.maximum(vectors[:queries, None], vectors[None, queries:]).sum(axis=2)
+    return 1.0 - least / most
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (7, 3), (5, 1)])
+def test_jaccard_distances_equal_the_papers_sets(k1: int, k2: int) -> None:
+    features = make_clusters()
+    found = np.stack(list(iterate_jaccard_distances(encode(features, k1, k2), 10)))
+    assert found == pytest.approx(compute_jaccard_slowly(features, 10, k1, k2), abs=1e-5)
+    assert found.std() > 0.02
+
+
+def test_jaccard_distances_are_zero_when_all_images_are_one() -> None:
+    features = np.tile(np.array([[1.0, 0.0]], dtype=np.float32), (4, 1))
+    assert np.stack(list(iterate_jaccard_distances(encode(features, 20, 6), 1))) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.fixture
+def settings(make_world: MakeWorld, make_settings: MakeSettings) -> EvalSettings:
+    return make_settings(make_world(), filter="colour", top_k=3, floor=0, backend="random")
+
+
+def replace_plan(plan: Plan, query: list[float], gallery: list[list[float]]) -> None:
+    """Give the plan's first query and its three candidates these features."""
+    assert plan.query_features is not None and plan.gallery_features is not None
+    plan.query_features[0] = np.resize(np.array(query), plan.query_features.shape[1]) * 0
+    plan.query_features[0, : len(query)] = query
+    for place, row in zip(plan.kept[0].tolist(), gallery, strict=True):
+        plan.gallery_features[place] = 0
+        plan.gallery_features[place, : len(row)] = row
+
+
+def test_linear_adds_standardised_scores(settings: EvalSettings) -> None:
+    plan = make_plan(settings)
+    replace_plan(plan, [1.0], [[0.2], [0.4], [0.6]])
+    scores = [np.array([30.0, 20.0, 10.0], dtype=np.float32)] * len(plan.kept)
+    root = 1.2247449
+
+    def fuse(weight: float) -> list[float]:
+        changed = settings.model_copy(update={"fusion": "linear", "fusion_weight": weight})
+        return fuse_scores(changed, plan, scores, "margins")[0].tolist()
+
+    assert fuse(0.5) == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+    assert fuse(1.0) == pytest.approx([root, 0.0, -root], abs=1e-6)
+    assert fuse(0.25) == pytest.approx([-root / 2, 0.0, root / 2], abs=1e-6)
+
+
+def test_reciprocal_ranks_are_added_and_ties_share_theirs(settings: EvalSettings) -> None:
+    plan = make_plan(settings)
+    replace_plan(plan, [1.0], [[0.2], [0.4], [0.6]])
+    changed = settings.model_copy(update={"fusion": "reciprocal_rank"})
+    scores = [np.array([5.0, 5.0, 1.0], dtype=np.float32)] * len(plan.kept)
+    fused = fuse_scores(changed, plan, scores, "margins")[0]
+    expected = [1 / 61.5 + 1 / 63, 1 / 61.5 + 1 / 62, 1 / 63 + 1 / 61]
+    assert fused.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_k_reciprocal_joins_jaccard_baseline_and_model(settings: EvalSettings) -> None:
+    plan = make_plan(settings)
+    assert plan.query_features is not None and plan.gallery_features is not None
+    changed = settings.model_copy(update={"fusion": "k_reciprocal", "fusion_weight": 0.2, "k1": 4, "k2": 2})
+    scores = [np.array([1.0, 3.0, 2.0], dtype=np.float32)] * len(plan.kept)
+    fused = fuse_scores(changed, plan, scores, "margins")[1]
+    features = np.concatenate([plan.query_features, plan.gallery_features])
+    count, kept = len(plan.query_features), plan.kept[1]
+    jaccard = compute_jaccard_slowly(features, count, 4, 2)[1][kept]
+    distances = 1.0 - features[count:] @ features[1]
+    distance = 0.8 * distances[kept] / distances.max() + 0.2 * np.array([1.0, 0.0, 0.5])
+    assert fused.tolist() == pytest.approx((-0.7 * jaccard - 0.3 * distance).tolist(), abs=1e-5)
+
+
+def test_p_no_comes_from_margins_alone(make_settings: MakeSettings) -> None:
+    margins = np.array([0.0, np.log(3.0)], dtype=np.float32)
+    model = make_settings(Path(), backend="http", model="m")
+    assert estimate_mismatch(margins, model, "margins").tolist() == pytest.approx([0.5, 0.25])
+    assert estimate_mismatch(margins, model, "answers").tolist() == [1.0, 0.0]
+    choice = make_settings(Path(), backend="http", model="m", mode="choice")
+    assert estimate_mismatch(margins, choice, "margins").tolist() == [1.0, 0.0]
+    assert estimate_mismatch(margins[:1], choice, "margins").tolist() == [0.5]
+
+
+@pytest.mark.parametrize("fusion", ["linear", "reciprocal_rank", "k_reciprocal"])
+def test_another_fusion_uses_the_saved_scores(settings: EvalSettings, fusion: str) -> None:
+    run_evaluation(settings)
+    saved = {path.name: path.read_bytes() for path in settings.output_dir.glob("scores-*")}
+    plain = json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))["metrics"]
+    run_evaluation(settings.model_copy(update={"fusion": fusion}))
+    assert {path.name: path.read_bytes() for path in settings.output_dir.glob("scores-*")} == saved
+    assert json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))["metrics"] != plain
+
+
+def test_refuses_fusion_without_a_filter(make_settings: MakeSettings) -> None:
+    with pytest.raises(ValueError, match="filter must not be none"):
+        make_settings(Path(), fusion="linear")
