@@ -172,7 +172,19 @@ def filter_gallery(
     kept: list[IntArray] = []
     for query, similarities in enumerate(iterate_similarities(query_features, gallery_features)):
         allowed = np.flatnonzero(~find_ignored(query))
-        order = allowed[np.argsort(-similarities[allowed], kind="stable")]
         count = max(int(np.count_nonzero(similarities[allowed] >= tau)), floor)
-        kept.append(order[: count if top_k is None else min(count, top_k)])
+        kept.append(_take_best(allowed, similarities[allowed], count if top_k is None else min(count, top_k)))
     return kept
+
+
+def _take_best(indices: IntArray, similarities: FloatArray, count: int) -> IntArray:
+    """Return the ``count`` indices of largest similarity, largest first, equal ones in the order given.
+
+    Only what is taken is sorted: of equal similarities at the border the first ones are in.
+    """
+    if 0 < count < len(indices):
+        border = np.partition(similarities, -count)[-count]
+        above, tied = np.flatnonzero(similarities > border), np.flatnonzero(similarities == border)
+        chosen = np.sort(np.concatenate([above, tied[: count - len(above)]]))
+        indices, similarities = indices[chosen], similarities[chosen]
+    return indices[np.argsort(-similarities, kind="stable")][:count]

@@ -56,6 +56,17 @@ def test_equal_similarities_keep_gallery_order() -> None:
     assert filter_gallery(query, gallery, ignore_nothing, -1.0, 3, 0)[0].tolist() == [2, 0, 1]
 
 
+@pytest.mark.parametrize("top_k", [1, 7, 50, 199, 200, 300])
+def test_takes_the_same_as_sorting_whole_rows_when_many_are_tied(top_k: int) -> None:
+    generator = np.random.default_rng(top_k)
+    query, gallery = make_features((generator.integers(-4, 5, size=200) / 5).tolist())
+    ignored = generator.random(200) < 0.2
+    kept = filter_gallery(query, gallery, lambda query: ignored, -1.0, top_k, 0)[0]
+    similarities = next(iterate_similarities(query, gallery))
+    order = [place for place in np.argsort(-similarities, kind="stable").tolist() if not ignored[place]]
+    assert kept.tolist() == order[:top_k]
+
+
 def test_similarities_are_the_same_in_chunks() -> None:
     generator = np.random.default_rng(0)
     queries = generator.normal(size=(150, 8)).astype(np.float32)
