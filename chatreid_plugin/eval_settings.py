@@ -64,6 +64,7 @@ class EvalSettings(Settings):
     max_queries: Annotated[int, Field(ge=1)] | None = None
     # model
     model_name_or_path: str | None = None
+    adapter_name_or_path: str | None = None
     chatreid_stage: Literal[1, 2, 3] | None = 3
     chatreid_aspect: Aspect = "stretch"
     image_max_pixels: Annotated[int, Field(ge=784)] = DEFAULT_IMAGE_MAX_PIXELS
@@ -89,6 +90,8 @@ class EvalSettings(Settings):
     k2: Annotated[int, Field(ge=1)] = 6
     lambda_value: Annotated[float, Field(ge=0, le=1)] = 0.3
     batch_size: Annotated[int, Field(ge=1)] = 64
+    image_order: Literal["query_first", "gallery_first", "both"] = "query_first"
+    features_on: Literal["device", "host"] = "device"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # server, for backend: http

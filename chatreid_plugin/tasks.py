@@ -28,6 +28,8 @@ YES, NO = "Yes", "No"
 # Qwen2-VL's chat template (its tokenizer_config.json), as LLaMA-Factory's template qwen2_vl writes it.
 SYSTEM_PROMPT = "You are a helpful assistant."
 CHAT_PROMPT = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+# Without one from the user, the chat templates of these give the system prompt; Qwen3-VL's does not.
+PROMPTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +218,13 @@ def list_stage_tasks(stage: int) -> list[Task]:
     return [task for task in _TASKS if task.stage == stage]
 
 
-def format_chat_prompt(content: str) -> str:
-    """Return the text that precedes the model's answer, with the user's ``content`` in it."""
-    return CHAT_PROMPT.format(system=SYSTEM_PROMPT, content=content)
+def format_chat_prompt(content: str, family: str = "qwen2_vl") -> str:
+    """Return the text that precedes the model's answer, with the user's ``content`` in it.
+
+    ``family`` is the checkpoint's ``model_type``: Qwen3-VL's template has no system prompt of its own.
+    """
+    text = CHAT_PROMPT.format(system=SYSTEM_PROMPT, content=content)
+    return text if family in PROMPTED_FAMILIES else text[text.index("<|im_start|>user") :]
 
 
 # What LLaMA-Factory replaces by an image, and what the tokenizer takes for a token of its own.

@@ -34,7 +34,11 @@ def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, An
             "filter_weights": str(settings.filter_weights),
         }
     if settings.backend == "transformers":
-        fingerprint |= {"model_name_or_path": settings.model_name_or_path, "dtype": settings.dtype}
+        fingerprint |= {
+            "model_name_or_path": settings.model_name_or_path,
+            "adapter_name_or_path": settings.adapter_name_or_path,
+            "dtype": settings.dtype,
+        }
     if settings.backend in ("transformers", "http"):
         fingerprint |= {
             "prompts": [tasks.format_chat_prompt(tasks.TASKS[name].prompts[0]) for name in (IMAGE_PAIR, TEXT_PAIR)],

@@ -9,14 +9,12 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from ..tasks import SYSTEM_PROMPT
+from ..tasks import PROMPTED_FAMILIES, SYSTEM_PROMPT
 from .bodies import Message, RequestFault
 
 
 IMAGE_TOKENS = "<|vision_start|><|image_pad|><|vision_end|>"
 END = "<|im_end|>"
-# Their own chat templates give these a system prompt where the request has none; Qwen3-VL's does not.
-PROMPTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 _SPECIAL = re.compile(r"<\|\w+\|>")
 
 

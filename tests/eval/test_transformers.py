@@ -100,7 +100,7 @@ def test_scorer_encodes_every_image_once(
 def test_fingerprint_changes_when_a_weight_changes(
     checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
 ) -> None:
-    from chatreid_plugin.eval.backends.transformers import compute_weights_fingerprint
+    from chatreid_plugin.eval.backends.checkpoint import compute_weights_fingerprint
 
     scorer = TransformersScorer(make_settings(checkpoint, tmp_path), crops[0])
     again = TransformersScorer(make_settings(checkpoint, tmp_path), crops[0])

@@ -1,0 +1,86 @@
+"""Load a checkpoint as LLaMA-Factory leaves it: a full model, or a LoRA adapter that is merged into its base."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from ...errors import ConfigError
+from ...eval_settings import EvalSettings
+
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+ADAPTER_FILE = "adapter_config.json"
+HASHED_BYTES = 1 << 20
+
+
+def find_checkpoint(settings: EvalSettings) -> tuple[str, str | None]:
+    """Return (base model, adapter or None); a ``model_name_or_path`` with an adapter's file names its base there.
+
+    Raises:
+        ConfigError: two adapters are named, or an adapter's file cannot be read.
+    """
+    name, adapter = str(settings.model_name_or_path), settings.adapter_name_or_path
+    file = Path(name) / ADAPTER_FILE
+    if not file.is_file():
+        return name, adapter
+    if adapter is not None:
+        raise ConfigError(
+            f"model_name_or_path: {name} is an adapter itself; with adapter_name_or_path it has to be the base model."
+        )
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file} names no base model: {error!r}. Set model_name_or_path to the base model and "
+            "adapter_name_or_path to this folder."
+        ) from None
+    return str(base), name
+
+
+def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
+    """Return (model in evaluation mode on its device, adapter merged; processor).
+
+    Raises:
+        ConfigError: the checkpoint or its adapter is missing, has no weights or is of no known family.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    name, adapter = find_checkpoint(settings)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise ConfigError(f"model_name_or_path: {name} is a {config.model_type}; this backend scores {known}.")
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=settings.dtype)
+        processor: Any = AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        hint = f" It is the base that {adapter} names; say where it is now with model_name_or_path." if adapter else ""
+        raise ConfigError(f"model_name_or_path: {name} cannot be loaded: {error}{hint}") from None
+    if adapter is not None:
+        model = _merge_adapter(model, adapter)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), processor
+
+
+def _merge_adapter(model: Any, adapter: str) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"adapter_name_or_path: {adapter} cannot be merged into the model: {error}") from None
+
+
+def compute_weights_fingerprint(model: Any) -> str:
+    """Return a hash over every tensor's name, shape and first megabyte of content."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        raw = tensor.detach().flatten().view(torch.uint8)[:HASHED_BYTES]
+        digest.update(raw.cpu().numpy().tobytes())
+    return digest.hexdigest()
