@@ -71,7 +71,8 @@ def _merge_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+        merged: Any = PeftModel.from_pretrained(model, adapter)
+        return merged.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"adapter_name_or_path: {adapter} cannot be merged into the model: {error}") from None
 

@@ -28,7 +28,8 @@ class Decoder:
         """
         cache = DynamicCache(config=self.model.config)
         self._run(tokens, [images], cache)
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        layers: list[Any] = cache.layers
+        return [(layer.keys, layer.values) for layer in layers]
 
     def compute_last(
         self, tokens: Tokens, rows: Sequence[Sequence[torch.Tensor]], prefix: KeysAndValues | None = None
@@ -43,8 +44,8 @@ class Decoder:
         cache = None
         if prefix is not None:
             cache = DynamicCache(config=self.model.config)
-            for layer, states in enumerate(prefix):
-                cache.update(*(state.expand(len(rows), -1, -1, -1) for state in states), layer)
+            for layer, (keys, values) in enumerate(prefix):
+                cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), layer)
         return self._run(tokens, rows, cache)[:, -1].float()
 
     def _run(self, tokens: Tokens, rows: Sequence[Sequence[torch.Tensor]], cache: DynamicCache | None) -> torch.Tensor:

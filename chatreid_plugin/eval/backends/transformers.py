@@ -101,7 +101,9 @@ class TransformersScorer:
         if order == "query_first":
             return self._score(prompt, own, candidates, 1)
         swapped = self._score(prompt, own, candidates, 0)
-        return swapped if order == "gallery_first" else (self._score(prompt, own, candidates, 1) + swapped) / 2
+        if order == "gallery_first":
+            return swapped
+        return (self._score(prompt, own, candidates, 1) + swapped) * np.float32(0.5)
 
     def _score(
         self, prompt: Prompt, own: Sequence[ImageRecord], candidates: Sequence[ImageRecord], place: int

@@ -1,0 +1,233 @@
+"""Shared prefixes, stored features and batches give what one plain forward pass per pair gives, in every family."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from chatreid_plugin.demo.people import sample_people
+from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
+from chatreid_plugin.errors import ConfigError, UpstreamError
+from chatreid_plugin.eval.backends.transformers import TransformersScorer
+from chatreid_plugin.eval.prompts import IMAGE_PAIR, TEXT_PAIR, build_choice_prompt, build_pair_prompt
+from chatreid_plugin.eval.queries import Query, make_image_query
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.records import ImageRecord
+from chatreid_plugin.tasks import LETTERS
+
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (64, 128), (128, 256)]
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+}
+VISION: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"hidden_size": 64, "fullatt_block_indexes": [1], "window_size": 64},
+    "qwen3_vl": {"hidden_size": 64, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
+}
+
+
+def make_config(family: str, base: Any) -> Any:
+    """Return a tiny configuration of another family with the tokens of a Qwen2-VL's."""
+    from transformers import AutoConfig
+
+    vision = {"depth": 2, "num_heads": 4, "out_hidden_size": 64, "intermediate_size": 96, "patch_size": 16}
+    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    make: Any = AutoConfig.for_model
+    return make(
+        family,
+        text_config=TEXT | {"vocab_size": base.text_config.vocab_size},
+        vision_config=vision | VISION[family],
+        **{name: getattr(base, name) for name in tokens},
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    root = tmp_path_factory.mktemp("models")
+    folders = {family: root / family for family in FAMILIES}
+    write_tiny_model(folders["qwen2_vl"], sample_people(20, 0), sizes=TinySizes(hidden=64, layers=2, vision_layers=1))
+    processor = AutoProcessor.from_pretrained(folders["qwen2_vl"])
+    for family in FAMILIES[1:]:
+        torch.manual_seed(1)
+        model: Any = AutoModelForImageTextToText.from_config(
+            make_config(family, AutoConfig.from_pretrained(folders["qwen2_vl"]))
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, parameter[0].numel() ** -0.5)
+        model.save_pretrained(folders[family])
+        processor.save_pretrained(folders[family])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ImageRecord]]:
+    root = tmp_path_factory.mktemp("crops")
+    rng = np.random.default_rng(3)
+    records: list[ImageRecord] = []
+    for index, (width, height) in enumerate(SIZES):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / f"{index}.png")
+        records.append(ImageRecord(str(index), "t", "gallery", f"{index}.png", f"t:{index}", "1", width, height))
+    return root, records
+
+
+@dataclass
+class Bench:
+    """A scorer's maker and the plain reference for it."""
+
+    root: Path
+    records: list[ImageRecord]
+    output: Path
+
+    def make(self, checkpoint: Path, **changes: Any) -> TransformersScorer:
+        # No stage policy: the crops keep several sizes.
+        values = {
+            "protocol": "folder",
+            "manifest": "m.parquet",
+            "model_name_or_path": str(checkpoint),
+            "device": "cpu",
+        }
+        values |= {
+            "model_name_or_path": str(checkpoint),
+            "output_dir": self.output,
+            "chatreid_stage": None,
+            "dtype": "float32",
+            "batch_size": 2,
+        }
+        return TransformersScorer(EvalSettings.model_validate(values | changes), self.root)
+
+    def compute_logits(
+        self, scorer: TransformersScorer, segments: Sequence[str], images: Sequence[ImageRecord]
+    ) -> torch.Tensor:
+        """One forward pass of the whole model through transformers' own processor, nothing shared."""
+        content = "<|vision_start|><|image_pad|><|vision_end|>".join(segments)
+        system = "" if scorer.model.config.model_type == "qwen3_vl" else SYSTEM
+        text = f"{system}<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+        pictures = [Image.open(self.root / record.path).convert("RGB") for record in images]
+        inputs = scorer.processor(text=[text], images=pictures, return_tensors="pt")
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == scorer.model.config.image_token_id).int()
+        with torch.inference_mode():
+            return scorer.model(**inputs).logits[0, -1].float()
+
+    def compute_margin(self, scorer: TransformersScorer, segments: Sequence[str], *images: ImageRecord) -> float:
+        logits = self.compute_logits(scorer, segments, images)
+        yes, no = (scorer.processor.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No"))
+        return float(logits[yes] - logits[no])
+
+
+@pytest.fixture
+def bench(crops: tuple[Path, list[ImageRecord]], tmp_path: Path) -> Bench:
+    return Bench(*crops, tmp_path)
+
+
+def check_equal(found: Any, expected: Sequence[float]) -> None:
+    assert found.dtype == np.float32 and len(set(np.round(found, 4))) > 1
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.argsort(found).tolist() == np.argsort(expected).tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("order", ["query_first", "gallery_first", "both"])
+def test_pairs_equal_one_forward_pass_each_when_sizes_and_orders_differ(
+    family: str, order: str, bench: Bench, checkpoints: dict[str, Path]
+) -> None:
+    scorer = bench.make(checkpoints[family], image_order=order)
+    first, *candidates = bench.records
+    query = make_image_query(first)
+    segments = build_pair_prompt(query, IMAGE_PAIR).segments
+    forward = [bench.compute_margin(scorer, segments, first, other) for other in candidates]
+    swapped = [bench.compute_margin(scorer, segments, other, first) for other in candidates]
+    both = [(one + two) / 2 for one, two in zip(forward, swapped, strict=True)]
+    expected = {"query_first": forward, "gallery_first": swapped, "both": both}[order]
+    check_equal(scorer.score_pairs(query, candidates, IMAGE_PAIR), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_pairs_and_choices_equal_one_forward_pass_each(
+    family: str, bench: Bench, checkpoints: dict[str, Path]
+) -> None:
+    scorer = bench.make(checkpoints[family])
+    words = Query("words", "1", text="A man in a red coat.")
+    segments = build_pair_prompt(words, TEXT_PAIR).segments
+    expected = [bench.compute_margin(scorer, segments, other) for other in bench.records]
+    check_equal(scorer.score_pairs(words, bench.records, TEXT_PAIR), expected)
+    query, others = make_image_query(bench.records[2]), bench.records[3:]
+    prompt = build_choice_prompt(query, "standard_reid", len(others))
+    logits = bench.compute_logits(scorer, prompt.segments, bench.records[2:])
+    letters = scorer.processor.tokenizer.convert_tokens_to_ids(list(LETTERS[: len(others)]))
+    check_equal(scorer.choose(query, others, "standard_reid"), logits[letters].tolist())
+
+
+def test_adapter_is_merged_by_its_folder_or_by_its_key(bench: Bench, checkpoints: dict[str, Path]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = bench.make(checkpoints["qwen2_vl"])
+    first, *candidates = bench.records
+    query = make_image_query(first)
+    segments = build_pair_prompt(query, IMAGE_PAIR).segments
+    plain = base.score_pairs(query, candidates, IMAGE_PAIR)
+    torch.manual_seed(0)
+    adapted: Any = get_peft_model(base.model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    adapted.eval().save_pretrained(str(bench.output / "adapter"))
+    expected = [bench.compute_margin(base, segments, first, other) for other in candidates]
+    assert np.abs(plain - expected).max() > 1e-2
+    by_folder = bench.make(bench.output / "adapter")
+    check_equal(by_folder.score_pairs(query, candidates, IMAGE_PAIR), expected)
+    by_key = bench.make(checkpoints["qwen2_vl"], adapter_name_or_path=str(bench.output / "adapter"))
+    assert by_key.fingerprint == by_folder.fingerprint != base.fingerprint
+    with pytest.raises(ConfigError, match="adapter itself"):
+        bench.make(bench.output / "adapter", adapter_name_or_path=str(bench.output / "adapter"))
+
+
+def test_rows_are_halved_when_memory_runs_out(
+    bench: Bench, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = bench.make(checkpoints["qwen2_vl"], batch_size=4)
+    query, candidates = make_image_query(bench.records[0]), bench.records[1:]
+    expected = bench.make(checkpoints["qwen2_vl"]).score_pairs(query, candidates, IMAGE_PAIR)
+    compute, sizes = scorer._decoder.compute_last, list[int]()
+    most = 1
+
+    def run_short(tokens: Any, rows: Any, prefix: Any = None) -> torch.Tensor:
+        sizes.append(len(rows))
+        if len(rows) > most:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return compute(tokens, rows, prefix)
+
+    monkeypatch.setattr(scorer._decoder, "compute_last", run_short)
+    np.testing.assert_allclose(scorer.score_pairs(query, candidates, IMAGE_PAIR), expected, atol=1e-5)
+    assert max(sizes) > 1 and sizes.count(1) == len(candidates)
+    most = 0
+    with pytest.raises(UpstreamError, match=r"no memory for one of the pairs.*no room"):
+        scorer.score_pairs(query, candidates, IMAGE_PAIR)
+
+
+def test_prefix_is_computed_once_a_query(
+    bench: Bench, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = bench.make(checkpoints["qwen2_vl"])
+    compute, calls = scorer._decoder.compute_prefix, list[int]()
+
+    def count(tokens: Any, images: Any) -> Any:
+        calls.append(int(tokens.is_image.sum()))
+        return compute(tokens, images)
+
+    monkeypatch.setattr(scorer._decoder, "compute_prefix", count)
+    scorer.score_pairs(make_image_query(bench.records[0]), bench.records[1:], IMAGE_PAIR)
+    assert calls == [scorer.features["0"].levels.shape[1]]  # the query's image is in it
