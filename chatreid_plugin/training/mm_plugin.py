@@ -1,11 +1,11 @@
-"""LLaMA-Factory's Qwen2-VL plugin with the stage's image policy, and token counts from sizes instead of pixels."""
+"""LLaMA-Factory's Qwen-VL plugins with the stage's image policy, and token counts from sizes instead of pixels."""
 
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import torch
-from llamafactory.data.mm_plugin import Qwen2VLPlugin
+from llamafactory.data.mm_plugin import Qwen2VLPlugin, Qwen3VLPlugin
 from PIL import Image
 
 from ..crops import prepare_crop
@@ -20,7 +20,8 @@ from .compat import get_function, get_upstream, takes_token_types
 from .image_files import decode_image, read_size
 
 
-PLUGIN_NAME = "chatreid_qwen2_vl"
+# Qwen2.5-VL counts image tokens as Qwen2-VL does.
+QWEN2_PLUGIN, QWEN3_PLUGIN = "chatreid_qwen2_vl", "chatreid_qwen3_vl"
 
 
 @dataclass
@@ -74,8 +75,13 @@ class ChatReIDPlugin(Qwen2VLPlugin):
         return {"image_grid_thw": torch.tensor(grids, dtype=torch.long)}
 
 
+@dataclass
+class ChatReIDQwen3Plugin(ChatReIDPlugin, Qwen3VLPlugin):
+    """The same for Qwen3-VL, whose videos LLaMA-Factory writes with timestamps."""
+
+
 def read_geometry(image_processor: Any) -> PatchGeometry:
-    """Return the numbers of a Qwen2-VL image processor that decide the token count."""
+    """Return the numbers of a Qwen-VL image processor that decide the token count."""
     size: Any = image_processor.size  # a dict or a SizeDict, both of which have these keys
     return PatchGeometry(
         image_processor.patch_size, image_processor.merge_size, size["shortest_edge"], size["longest_edge"]
@@ -88,4 +94,5 @@ def register_plugin(module: ModuleType) -> None:
     get_function(module, "Qwen2VLPlugin._preprocess_image")
     get_function(module, "MMPluginMixin._regularize_images")
     get_function(module, "BasePlugin.get_mm_inputs")
-    get_upstream(module, "register_mm_plugin")(PLUGIN_NAME, ChatReIDPlugin)
+    get_upstream(module, "register_mm_plugin")(QWEN2_PLUGIN, ChatReIDPlugin)
+    get_upstream(module, "register_mm_plugin")(QWEN3_PLUGIN, ChatReIDQwen3Plugin)

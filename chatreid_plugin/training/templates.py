@@ -7,11 +7,16 @@ from typing import Any
 
 from ..images import ImagePolicy
 from .compat import get_function, get_upstream
-from .mm_plugin import PLUGIN_NAME, ChatReIDPlugin
+from .mm_plugin import QWEN2_PLUGIN, QWEN3_PLUGIN, ChatReIDPlugin
 
 
-# Our template's name, and the LLaMA-Factory template whose chat format it keeps.
-TEMPLATES = {"chatreid": "qwen2_vl"}
+# Our template's name -> the LLaMA-Factory template whose chat format it keeps, and the image plugin. Qwen3-VL is asked
+# without thinking: the recipe's answers are a word or a few letters.
+TEMPLATES = {
+    "chatreid": ("qwen2_vl", QWEN2_PLUGIN),
+    "chatreid_qwen2_5_vl": ("qwen2_vl", QWEN2_PLUGIN),
+    "chatreid_qwen3_vl": ("qwen3_vl_nothink", QWEN3_PLUGIN),
+}
 
 
 def register_templates(module: ModuleType) -> None:
@@ -19,10 +24,10 @@ def register_templates(module: ModuleType) -> None:
     registered = get_upstream(module, "TEMPLATES")
     get_mm_plugin = get_upstream(module, "get_mm_plugin")
     get_template = get_function(module, "get_template_and_fix_tokenizer")
-    for name, base in TEMPLATES.items():
+    for name, (base, plugin_name) in TEMPLATES.items():
         stock = registered[base]
         plugin = get_mm_plugin(
-            PLUGIN_NAME, image_token=stock.mm_plugin.image_token, video_token=stock.mm_plugin.video_token
+            plugin_name, image_token=stock.mm_plugin.image_token, video_token=stock.mm_plugin.video_token
         )
         registered[name] = dataclasses.replace(stock, mm_plugin=plugin)
 
