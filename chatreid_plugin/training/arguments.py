@@ -13,16 +13,16 @@ from llamafactory.hparams.data_args import DataArguments
 
 from ..errors import ConfigError, UpstreamError
 from ..images import ImagePolicy
+from ..shards import read_json
+from .adapters import check_adapter_base
 from .bad_images import BAD_IMAGE, start_bad_image_list
-from .checkpoint import compose_checkpoint, find_local_checkpoint
+from .checkpoint import COMPOSED_FOLDER, MARKER, compose_checkpoint, find_local_checkpoint
 from .compat import ARGUMENT_LISTS, get_function, get_upstream
 from .cutoff import OVER_CUTOFF
 from .learning_rates import check_vision_rate, parse_rate
 from .pitfalls import refuse_pitfalls
+from .resume import choose_checkpoint
 from .thinned import start_thinned_list
-
-
-COMPOSED_FOLDER = "chatreid_initial"
 
 
 @dataclass
@@ -119,18 +119,35 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
     finetuning_args.chatreid_projector = data_args.chatreid_projector
     finetuning_args.chatreid_vision_learning_rate = data_args.chatreid_vision_learning_rate
     check_vision_rate(data_args.chatreid_vision_learning_rate, training_args, finetuning_args)
-    if data_args.chatreid_encoder is None or not training_args.do_train:
-        return
+    if data_args.chatreid_encoder is not None and training_args.do_train:
+        _swap_decoder(model_args, data_args, training_args)
+    check_adapter_base(model_args)
+
+
+def _swap_decoder(model_args: Any, data_args: Any, training_args: Any) -> None:
     output = Path(training_args.output_dir) / COMPOSED_FOLDER
     local = not data_args.data_shared_file_system
     with training_args.main_process_first(local=local, desc="compose the Stage 2 checkpoint"):
-        compose_checkpoint(
-            find_local_checkpoint(data_args.chatreid_encoder, model_args, "chatreid_encoder"),
-            find_local_checkpoint(model_args.model_name_or_path, model_args, "model_name_or_path"),
-            output,
-            data_args.chatreid_projector,
-        )
+        if not (training_args.resume_from_checkpoint and _is_made_from(output, model_args, data_args)):
+            compose_checkpoint(
+                find_local_checkpoint(data_args.chatreid_encoder, model_args, "chatreid_encoder"),
+                find_local_checkpoint(model_args.model_name_or_path, model_args, "model_name_or_path"),
+                output,
+                data_args.chatreid_projector,
+            )
     model_args.model_name_or_path = str(output)
+
+
+def _is_made_from(output: Path, model_args: Any, data_args: Any) -> bool:
+    """Tell whether a run that is resumed started from ``output``; what it was made from need not exist any more."""
+    if not (output / MARKER).is_file():
+        return False
+    wanted = {
+        "encoder": data_args.chatreid_encoder,
+        "decoder": model_args.model_name_or_path,
+        "projector": data_args.chatreid_projector,
+    }
+    return read_json(output / MARKER).items() >= wanted.items()
 
 
 def _refuse_failed_hooks(data_args: Any) -> None:
@@ -155,14 +172,20 @@ def extend_parser(module: ModuleType) -> None:
     @wraps(get_train_args)
     def get_chatreid_train_args(args: Any = None) -> Any:
         parsed = get_train_args(args)
+        training_args = parsed[2]
+        named = isinstance(args, dict) and bool(args.get("resume_from_checkpoint"))  # type: ignore[arg-type]
+        training_args.resume_from_checkpoint = choose_checkpoint(
+            training_args.resume_from_checkpoint, Path(training_args.output_dir), named
+        )
         prepare_training(*parsed[:4])
         return parsed
 
     @wraps(get_infer_args)
     def get_chatreid_infer_args(args: Any = None) -> Any:
         parsed = get_infer_args(args)
-        _, data_args, finetuning_args, _ = parsed
+        model_args, data_args, finetuning_args, _ = parsed
         finetuning_args.chatreid_stage = data_args.chatreid_stage
+        check_adapter_base(model_args)
         return parsed
 
     for classes in lists:

@@ -19,6 +19,8 @@ from ..shards import read_json, write_json
 
 
 MARKER = "chatreid_composed.json"
+# Inside the output folder of Stage 2.
+COMPOSED_FOLDER = "chatreid_initial"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPIED_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 
@@ -48,7 +50,12 @@ def find_local_checkpoint(name: str, model_args: Any, key: str) -> Path:
         raise ConfigError(f"{key}: {name} is neither a folder nor a hub model that can be fetched: {error}") from None
 
 
-def _open_weights(path: Path) -> Any:
+def open_weights(path: Path) -> Any:
+    """Open a safetensors file.
+
+    Raises:
+        ConfigError: it is missing, or no such file.
+    """
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -74,7 +81,7 @@ def find_weight_files(folder: Path) -> dict[str, Path]:
             f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); found: {found}. If it holds DeepSpeed "
             "shards, consolidate them first: python zero_to_fp32.py . OUTPUT --safe_serialization."
         )
-    with _open_weights(folder / WEIGHTS) as tensors:
+    with open_weights(folder / WEIGHTS) as tensors:
         return dict.fromkeys(tensors.keys(), folder / WEIGHTS)
 
 
@@ -90,7 +97,7 @@ def find_vision_suffix(tensor: str) -> str | None:
 def _read_shapes(files: dict[str, Path], tensors: dict[str, str]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(set(files.values())):
-        with _open_weights(path) as opened:
+        with open_weights(path) as opened:
             names = {name for name, file in files.items() if file == path}
             shapes |= {s: tuple(opened.get_slice(n).get_shape()) for s, n in tensors.items() if n in names}
     return shapes
@@ -143,9 +150,9 @@ def compute_fingerprint(encoder: Path, decoder: Path, projector: str) -> str:
 def _write_weights(encoder: Path, decoder: Path, replaced: dict[str, str], output: Path) -> None:
     encoder_files = find_weight_files(encoder)
     decoder_files = find_weight_files(decoder)
-    sources = {path: _open_weights(path) for path in sorted(set(encoder_files.values()))}
+    sources = {path: open_weights(path) for path in sorted(set(encoder_files.values()))}
     for path in sorted(set(decoder_files.values())):
-        with _open_weights(path) as opened:
+        with open_weights(path) as opened:
             tensors = {
                 name: sources[encoder_files[replaced[name]]].get_tensor(replaced[name])
                 if name in replaced

@@ -76,6 +76,12 @@ WRAPPED_FUNCTIONS = (
     UpstreamFunction(
         "llamafactory.train.sft.trainer", "CustomSeq2SeqTrainer.create_optimizer", ("self", "args", "kwargs")
     ),
+    UpstreamFunction(
+        "llamafactory.train.sft.trainer",
+        "CustomSeq2SeqTrainer._load_from_checkpoint",
+        ("self", "resume_from_checkpoint", "model"),
+    ),
+    UpstreamFunction("llamafactory.train.sft.trainer", "CustomSeq2SeqTrainer._load_best_model", ("self",)),
     UpstreamFunction("llamafactory.data.collator", "MultiModalDataCollatorForSeq2Seq.__call__", ("self", "features")),
 )
 

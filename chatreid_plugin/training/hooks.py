@@ -30,7 +30,7 @@ _NAMES = {
     "llamafactory.data.collator": "positions of image tokens in generation",
     "llamafactory.data.loader": "chatreid_lazy: tokenize on the fly",
     "llamafactory.model.loader": "check of the trainable parameters, batched vision attention",
-    "llamafactory.train.sft.trainer": "learning rate of the vision encoder",
+    "llamafactory.train.sft.trainer": "resuming, learning rate of the vision encoder",
     "llamafactory.train.tuner": "report of thinned records",
 }
 
@@ -57,7 +57,7 @@ def _find_hook(module_name: str) -> Callable[[ModuleType], None]:
     elif module_name == "llamafactory.data.loader":
         from .lazy import extend_loader as hook
     elif module_name == "llamafactory.train.sft.trainer":
-        from .learning_rates import extend_trainer as hook
+        from .trainer import extend_trainer as hook
     elif module_name == "llamafactory.train.tuner":
         from .thinned import report_thinned as hook
     else:

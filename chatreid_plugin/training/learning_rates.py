@@ -99,7 +99,7 @@ def set_vision_rate(
             optimizer.add_param_group(group | {"params": encoder, "lr": rate})
 
 
-def extend_trainer(module: ModuleType) -> None:
+def extend_optimizer(module: ModuleType) -> None:
     """Apply the key as the optimizer is made, inside ``llamafactory.train.sft.trainer``."""
     create_optimizer = get_function(module, "CustomSeq2SeqTrainer.create_optimizer")
 

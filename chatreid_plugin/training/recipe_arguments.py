@@ -39,10 +39,14 @@ def check_stage(recipe: Recipe) -> list[Finding]:
     for part, flag in FLAGS.items():
         frozen = getattr(recipe.finetuning, flag)
         found = f"but {flag} is {str(frozen).lower()}"
-        if part in trained and frozen and kind == "full":
+        if part in trained and frozen and (kind == "full" or part == "language"):
             findings.append(
                 Finding("stage", "error", f"Stage {stage} trains the {part}, {found}", f"Set {flag}: false")
             )
+        elif part == "projector" and part in trained and not frozen and kind in ("lora", "oft"):
+            if "merger" not in (recipe.finetuning.additional_target or ()):
+                advice = "Set additional_target: merger, or freeze_multi_modal_projector: true"
+                findings.append(Finding("stage", "error", f"{kind} never reaches the projector, {found}", advice))
         elif part not in trained and not frozen:
             findings.append(
                 Finding("stage", "error", f"Stage {stage} freezes the {part}, {found}", f"Set {flag}: true")

@@ -13,7 +13,7 @@ from ..errors import ChatReIDError, ConfigError
 from ..shards import read_json
 from .checkpoint import find_vision_suffix, find_weight_files, is_hub_name
 from .recipe import Finding, Recipe
-from .stages import FLAGS, find_part
+from .stages import find_part, list_frozen_parts
 
 
 GIBIBYTE = 1 << 30
@@ -141,7 +141,7 @@ def count_parameters(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> Para
     LoRA adds rank * (inputs + outputs) to each adapted matrix (Hu et al. 2022, arXiv:2106.09685, section 4.1).
     """
     total = sum(map(prod, shapes.values()))
-    frozen_parts = {part for part, flag in FLAGS.items() if getattr(recipe.finetuning, flag)}
+    frozen_parts = list_frozen_parts(recipe.finetuning)
     kind = recipe.finetuning.finetuning_type
     if kind == "full":
         trained = sum(prod(shape) for name, shape in shapes.items() if find_part(name) not in frozen_parts)
@@ -157,7 +157,10 @@ def count_parameters(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> Para
             and find_part(name) not in frozen_parts | {"projector"}
             and ("all" in targets or name.split(".")[-2] in targets)
         ]
-        return ParameterCounts(recipe.finetuning.lora_rank * sum(adapted), total)
+        # PEFT trains a copy of these modules, beside the frozen original.
+        whole = set(recipe.finetuning.additional_target or ())
+        copied = sum(prod(shape) for name, shape in shapes.items() if whole & set(name.split(".")))
+        return ParameterCounts(recipe.finetuning.lora_rank * sum(adapted) + copied, total)
     return None
 
 

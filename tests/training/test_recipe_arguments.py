@@ -33,6 +33,7 @@ def find_faults(recipe: Recipe) -> list[Finding]:
         (3, {"freeze_vision_tower": False}, "stage", "error", "Stage 3 freezes the vision"),
         (3, {"freeze_vision_tower": False, "finetuning_type": "lora"}, "stage", "error", "Stage 3 freezes"),
         (3, {"chatreid_projector": "decoder"}, "stage", "error", "Stage 3 trains the projector"),
+        (2, {"finetuning_type": "lora"}, "stage", "error", "lora never reaches the projector"),
         (1, {"chatreid_stage": None}, "stage", "warning", "no chatreid_stage"),
         (2, {"chatreid_encoder": None}, "decoder swap", "warning", "own encoder trains"),
         (
@@ -80,7 +81,8 @@ def test_check_finds_its_fault_alone(
         (2, {}),
         (3, {}),
         (3, {"chatreid_projector": "decoder", "freeze_multi_modal_projector": False}),
-        (2, {"finetuning_type": "lora", "freeze_vision_tower": True}),
+        (2, {"finetuning_type": "lora", "freeze_vision_tower": True, "freeze_multi_modal_projector": True}),
+        (2, {"finetuning_type": "lora", "additional_target": "merger"}),
         (1, {"neat_packing": True, "cutoff_len": 1008, "chatreid_lazy": False, "ddp_timeout": 9999}),
         (
             1,

@@ -119,7 +119,8 @@ def test_merger_trains_in_stage_3_when_it_is_the_decoders(parse: Callable[..., A
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_lora_on_the_decoder_is_accepted(parse: Callable[..., Any], tokenizer: Any, stage: int) -> None:
-    flags = set_up(parse, tokenizer, stage, finetuning_type="lora", lora_target="all", freeze_vision_tower=True)
+    keys = {"freeze_vision_tower": True, "freeze_multi_modal_projector": True}
+    flags = set_up(parse, tokenizer, stage, finetuning_type="lora", lora_target="all", **keys)
     trained = [name for name, trains in flags.items() if trains]
     assert trained
     assert all("lora_" in name and "visual." not in name for name in trained)
@@ -127,9 +128,34 @@ def test_lora_on_the_decoder_is_accepted(parse: Callable[..., Any], tokenizer: A
 
 def test_lora_on_the_encoder_is_refused_in_stage_3_only(parse: Callable[..., Any], tokenizer: Any) -> None:
     keys = {"finetuning_type": "lora", "lora_target": "all", "freeze_vision_tower": False}
+    keys |= {"freeze_multi_modal_projector": True}
     assert any("visual." in name and trains for name, trains in set_up(parse, tokenizer, 1, **keys).items())
     with pytest.raises(ConfigError, match="finetuning_type: lora: .* vision .* set freeze_vision_tower: true"):
         set_up(parse, tokenizer, 3, **keys)
+
+
+def test_lora_without_the_projector_that_its_flag_frees_is_refused(parse: Callable[..., Any], tokenizer: Any) -> None:
+    keys = {"finetuning_type": "lora", "lora_target": "all"}
+    with pytest.raises(ConfigError, match="no projector parameter trains: set additional_target: merger"):
+        set_up(parse, tokenizer, 2, **keys)
+    flags = set_up(parse, tokenizer, 2, **keys, additional_target="merger")
+    assert {find_part(name) for name, trains in flags.items() if trains} == {"vision", "projector", "language"}
+
+
+@pytest.mark.parametrize("kind", ["lora", "freeze"])
+def test_partial_tuning_may_leave_the_encoder_but_not_the_decoder(kind: str) -> None:
+    flags = [(PARTS["vision"], False), (PARTS["projector"], False), (PARTS["language"], True)]
+    check_trainable(flags, 2, "encoder", kind, ["vision", "projector"])
+    with pytest.raises(ConfigError, match="no vision parameter trains"):
+        check_trainable(flags, 2, "encoder", kind, ["projector"])
+    swapped = [(name, not trains) for name, trains in flags]
+    with pytest.raises(ConfigError, match="no language parameter trains: set freeze_language_model: false"):
+        check_trainable(swapped, 2, "encoder", kind, ["language"])
+
+
+def test_adapter_that_reaches_the_frozen_encoder_has_to_be_merged() -> None:
+    with pytest.raises(ConfigError, match="1 vision .* merge the adapter first"):
+        check_trainable([(name, True) for name in PARTS.values()], 3, "encoder", "lora", ["vision", "projector"])
 
 
 def test_check_is_left_out_without_a_stage_and_at_inference(parse: Callable[..., Any], tokenizer: Any) -> None:
