@@ -97,6 +97,7 @@ def run_llamafactory(tmp_path_factory: pytest.TempPathFactory) -> RunCommand:
     cache = tmp_path_factory.mktemp("datasets_cache")
     clean |= {
         "PATH": os.pathsep.join([str(scripts), clean.get("PATH", "")]),
+        "PYTHONPATH": str(REPOSITORY),  # this tree, also where another one is installed
         "OMP_NUM_THREADS": "1",
         "HF_DATASETS_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
