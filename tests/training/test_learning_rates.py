@@ -103,7 +103,11 @@ def test_scheduler_scales_both_rates_alike(make_trainer: Callable[..., Any]) -> 
 
 def test_lora_on_the_encoder_follows_the_key(make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(
-        chatreid_vision_learning_rate=VISION_RATE, finetuning_type="lora", lora_target="all", freeze_vision_tower=False
+        chatreid_vision_learning_rate=VISION_RATE,
+        finetuning_type="lora",
+        lora_target="all",
+        freeze_vision_tower=False,
+        freeze_multi_modal_projector=True,
     )
     assert measure_updates(trainer) == pytest.approx({"vision": VISION_RATE, "language": RATE}, rel=1e-3)
 

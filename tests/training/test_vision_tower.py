@@ -205,7 +205,7 @@ def test_llamafactory_loads_stages_batched_and_other_runs_stock(
     from llamafactory.model import load_model
 
     def find_implementations(**changes: Any) -> set[str]:
-        parsed = parse(1, finetuning_type=method, lora_target="all", **changes)
+        parsed = parse(1, finetuning_type=method, lora_target="all", additional_target="merger", **changes)
         model = load_model(tokenizer_module["tokenizer"], parsed.model, parsed.finetuning, is_trainable=True)
         layers: list[Any] = [module for module in model.modules() if type(module).__name__ == "VisionAttention"]
         assert len(layers) == 2
