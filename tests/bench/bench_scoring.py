@@ -1,0 +1,133 @@
+"""Pairs a second of one query and its candidates: ``generate()`` a pair, batches of whole questions, the fast path.
+
+Random weights; every path is given the crops' files, so decoding and the vision tower count in all of them.
+Run: OMP_NUM_THREADS=1 python tests/bench/bench_scoring.py [--candidates 100]
+[--device cuda --dtype bfloat16 --size 2b]
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from chatreid_plugin.demo.people import sample_people
+from chatreid_plugin.demo.tiny_model import write_tiny_model
+from chatreid_plugin.eval.backends.transformers import TransformersScorer
+from chatreid_plugin.eval.prompts import IMAGE_PAIR, build_pair_prompt
+from chatreid_plugin.eval.queries import Query, make_image_query
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.records import ImageRecord
+from chatreid_plugin.tasks import format_chat_prompt
+
+
+# Qwen2-VL-2B at 256x128: FLOPs of a pair on the fast path, vision once an image; an H200's dense bf16 in practice.
+PAIR_FLOPS, PEAK_FLOPS = 140e9 + 235e9, 790e12
+TEXT_2B = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
+TEXT_2B |= {"num_key_value_heads": 2, "vocab_size": 151936}
+
+
+def write_model(folder: Path, size: str, dtype: str) -> None:
+    """Write a checkpoint with random weights."""
+    write_tiny_model(folder, sample_people(20, 0))
+    if size == "tiny":
+        return
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor
+
+    config: Any = Qwen2VLConfig.from_pretrained(folder)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    values = config.text_config.to_dict() | TEXT_2B | {"rope_parameters": rope, "layer_types": None}
+    tokens = {name: getattr(config, name) for name in ("image_token_id", "video_token_id")}
+    tokens |= {name: getattr(config, name) for name in ("vision_start_token_id", "vision_end_token_id")}
+    make: Any = Qwen2VLConfig
+    made = make(text_config=values, vision_config={"hidden_size": 1536}, tie_word_embeddings=True, **tokens)
+    Qwen2VLForConditionalGeneration(made).to(getattr(torch, dtype)).save_pretrained(folder)
+    Qwen2VLImageProcessor(patch_size=14).save_pretrained(folder)
+
+
+def write_crops(folder: Path, count: int) -> list[ImageRecord]:
+    """Write crops of 128x256 pixels."""
+    rng = np.random.default_rng(0)
+    records: list[ImageRecord] = []
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 256, (256, 128, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+        records.append(ImageRecord(str(index), "t", "gallery", f"{index}.png", f"t:{index}", "1", 128, 256))
+    return records
+
+
+def generate_each(scorer: TransformersScorer, root: Path, query: Query, candidates: list[ImageRecord]) -> list[float]:
+    """Ask a pair at a time with ``generate``; return margins."""
+    marks = "<|vision_start|><|image_pad|><|vision_end|>"
+    text = format_chat_prompt(marks.join(build_pair_prompt(query, IMAGE_PAIR).segments))
+    yes, no = (scorer.processor.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No"))
+    margins: list[float] = []
+    for candidate in candidates:
+        images = [Image.open(root / f"{record.path}") for record in (query.image, candidate) if record is not None]
+        inputs = scorer.processor(text=[text], images=images, return_tensors="pt").to(scorer.model.device)
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == scorer.model.config.image_token_id).int()
+        options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        logits = scorer.model.generate(**inputs, **options).logits[0][0].float()
+        margins.append(float(logits[yes] - logits[no]))
+    return margins
+
+
+@torch.inference_mode()
+def score_whole(scorer: TransformersScorer, query: Query, candidates: list[ImageRecord]) -> list[float]:
+    """Score with stored features, but the whole question for every pair."""
+    scorer.prepare([query], candidates)
+    assert query.image is not None
+    own = scorer.features[query.image.image_id]
+    tokens = scorer._tokenizer.encode(build_pair_prompt(query, IMAGE_PAIR), [own.grid, own.grid])
+    rows = [[own.levels, scorer.features[record.image_id].levels] for record in candidates]
+    parts = scorer._batcher.run(lambda part: scorer._decoder.compute_last(tokens, part) @ scorer._direction, rows)
+    return torch.cat(parts).tolist()
+
+
+def measure(scorer: TransformersScorer, run: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Return wall and CPU seconds and the margins, nothing encoded before."""
+    scorer.forget_images()
+    wall, own = time.perf_counter(), time.process_time()
+    margins = run()  # read back on the CPU: the device has finished
+    return time.perf_counter() - wall, time.process_time() - own, margins
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--size", choices=["tiny", "2b"], default="tiny")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder, arguments.size, arguments.dtype)
+        query, *candidates = write_crops(folder, arguments.candidates + 1)
+        values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": name, "model_name_or_path": name}
+        values |= {"device": arguments.device, "dtype": arguments.dtype, "chatreid_stage": None}
+        scorer = TransformersScorer(EvalSettings.model_validate(values), folder)
+        asked = make_image_query(query)
+        paths: dict[str, Callable[[], Any]] = {
+            "generate, a pair": lambda: generate_each(scorer, folder, asked, candidates),
+            "whole questions": lambda: score_whole(scorer, asked, candidates),
+            "fast path": lambda: scorer.score_pairs(asked, candidates, IMAGE_PAIR),
+        }
+        generate_each(scorer, folder, asked, candidates[:2])
+        scorer.score_pairs(asked, candidates[:2], IMAGE_PAIR)
+        found = {path: measure(scorer, run) for path, run in paths.items()}
+    naive = found["generate, a pair"]
+    for path, (wall, own, margins) in found.items():
+        difference = np.abs(np.array(margins) - naive[2]).max()
+        rate = len(candidates) / wall
+        mfu = f"  MFU {rate * PAIR_FLOPS / PEAK_FLOPS:.1%}" if arguments.size == "2b" and path == "fast path" else ""
+        print(f"{path:17} {rate:8.1f} pairs/s  wall x{naive[0] / wall:.1f}  process x{naive[1] / own:.1f}", end="")
+        print(f"  largest difference {difference:.1e}{mfu}")
+
+
+if __name__ == "__main__":
+    main()
