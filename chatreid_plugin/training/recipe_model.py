@@ -16,6 +16,12 @@ from .recipe import Finding, Recipe
 from .stages import find_part, list_frozen_parts
 
 
+# Template -> model families whose chat format it has; Qwen2-VL's and Qwen2.5-VL's are the same.
+TEMPLATE_FAMILIES = {
+    "chatreid": ("qwen2_vl", "qwen2_5_vl"),
+    "chatreid_qwen2_5_vl": ("qwen2_5_vl", "qwen2_vl"),
+    "chatreid_qwen3_vl": ("qwen3_vl",),
+}
 GIBIBYTE = 1 << 30
 # A part of the GPU that weights and optimizer may take before the activations are likely not to fit.
 COMFORTABLE_SHARE = 0.8
@@ -91,9 +97,25 @@ def check_checkpoints(recipe: Recipe) -> list[Finding]:
             findings.append(_check_checkpoint(key, name, recipe))
         except ChatReIDError as error:
             findings.append(Finding(key, "error", str(error), "Name a checkpoint folder with safetensors weights"))
-    if len(findings) == 2 and all(finding.state == "ok" for finding in findings):
+    findings += _check_family(recipe)
+    if len(_list_checkpoints(recipe)) == 2 and all(finding.state == "ok" for finding in findings):
         findings.append(_check_encoder(recipe))
     return findings
+
+
+def _check_family(recipe: Recipe) -> list[Finding]:
+    """Compare the model's family with the one that the template is of."""
+    try:
+        folder = find_model_folder(recipe.model.model_name_or_path, recipe.model)
+        kind = None if folder is None else read_json(folder / "config.json").get("model_type")
+    except ChatReIDError:
+        return []  # reported above
+    template = str(recipe.data.template)
+    right = next((name for name, families in TEMPLATE_FAMILIES.items() if kind in families), None)
+    if kind is None or template not in TEMPLATE_FAMILIES or kind in TEMPLATE_FAMILIES[template]:
+        return []
+    advice = f"Set template: {right}" if right else f"These templates are for {', '.join(TEMPLATE_FAMILIES)}"
+    return [Finding("template", "error", f"template {template} is not of the model's family {kind}", advice)]
 
 
 def _list_checkpoints(recipe: Recipe) -> dict[str, str]:

@@ -44,6 +44,13 @@ def test_sound_checkpoints_have_no_fault(read_recipe: ReadRecipe) -> None:
     ]
 
 
+def test_template_of_another_family_is_an_error(read_recipe: ReadRecipe, model: Path) -> None:
+    assert find_faults(read_recipe(1, model_name_or_path=model, template="chatreid_qwen3_vl")) == [
+        ("template", "error", "template chatreid_qwen3_vl is not of the model's family qwen2_vl")
+    ]
+    assert find_faults(read_recipe(1, model_name_or_path=model, template="chatreid_qwen2_5_vl")) == []
+
+
 def test_missing_folder_is_an_error(read_recipe: ReadRecipe, tmp_path: Path) -> None:
     faults = find_faults(read_recipe(2, chatreid_encoder=tmp_path / "nowhere"))
     assert faults == [("chatreid_encoder", "error", f"{tmp_path}/nowhere is not a folder")]
