@@ -77,7 +77,10 @@ class EvalSettings(Settings):
     top_k: Annotated[int, Field(ge=1)] | None = 100
     floor: Annotated[int, Field(ge=0)] = 20
     # scoring
-    backend: Literal["transformers", "http", "features", "random", "oracle"] = "transformers"
+    backend: Literal["transformers", "http", "features", "scores", "random", "oracle"] = "transformers"
+    # another model's output, for backend: features and backend: scores
+    features: Path | None = None
+    scores: Path | None = None
     mode: Literal["pointwise", "choice", "turns"] = "pointwise"
     window: Annotated[int, Field(ge=2, le=len(LETTERS))] = 10
     shifts: Annotated[int, Field(ge=1, le=len(LETTERS))] = 1
@@ -118,10 +121,9 @@ class EvalSettings(Settings):
             faults.append("filter: npz needs filter_features (an .npz file with `paths` and `features`)")
         if self.filter == "torchvision" and self.filter_weights is None:
             faults.append("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
-        if self.backend == "features" and self.filter == "none":
-            faults.append("backend: features ranks by the filter's features, so filter must not be none")
         if self.fusion != "none" and self.filter == "none":
             faults.append(f"fusion: {self.fusion} fuses with the filter's features, so filter must not be none")
+        faults += self._list_file_faults()
         letter_tasks = [name for name, task in TASKS.items() if task.answer_kind == "letters"]
         if self.choice_task is not None and self.choice_task not in letter_tasks:
             faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")
@@ -134,6 +136,30 @@ class EvalSettings(Settings):
             faults.append("splits and {trial} in the manifest's name belong together; set both or neither")
         raise_faults(faults)
         return self
+
+    def _list_file_faults(self) -> list[str]:
+        """Return what is wrong with the keys of another model's output."""
+        faults: list[str] = []
+        if self.backend == "features" and self.filter == "none" and self.features is None:
+            faults.append(
+                "backend: features needs features (an .npz file), or ranks by the filter's, so filter must not be none"
+            )
+        if self.backend == "scores" and self.scores is None:
+            faults.append("backend: scores needs scores (an .npz file with `scores`, `queries` and `gallery`)")
+        if self.reads_scores and self.fusion != "none":
+            faults.append(
+                f"fusion: {self.fusion} fuses with a filter's features, and {self.backend} of a file are not filtered; "
+                "set fusion=none, or backend=features filter=npz filter_features=FILE.npz"
+            )
+        for key in ("features", "scores"):
+            if getattr(self, key) is not None and self.backend != key:
+                faults.append(f"{key} is for backend: {key}, not {self.backend}; set backend={key} or remove it")
+        return faults
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether every pair's score comes from a file, so that no image is opened and nothing is filtered."""
+        return self.backend == "scores" or (self.backend == "features" and self.features is not None)
 
     @property
     def policy(self) -> ImagePolicy:

@@ -18,6 +18,7 @@ from ..crops import open_crop
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
+from .external import list_image_names, read_features
 from .metrics import IgnoreMask
 from .ties import IntArray
 
@@ -72,20 +73,8 @@ def _extract_colour(records: Sequence[ImageRecord], image_root: Path) -> FloatAr
 
 
 def _read_npz(records: Sequence[ImageRecord], path: Path) -> FloatArray:
-    """Return the rows of a file with ``paths`` (N,) and ``features`` (N, D) that belong to the records."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            paths, features = archive["paths"], archive["features"]
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path} is no .npz with arrays `paths` and `features`: {error}") from None
-    if features.ndim != 2 or paths.shape != (len(features),):
-        raise DataError(f"{path}: paths {paths.shape} and features {features.shape} must be (N,) and (N, D).")
-    rows = {str(name): row for row, name in enumerate(paths.tolist())}
-    missing = sorted({record.path for record in records} - rows.keys())
-    if missing:
-        shown = "".join(f"\n  {name}" for name in missing[:10])
-        raise DataError(f"{path} lacks the features of {len(missing)} image(s):{shown}\nPaths are as in the manifest.")
-    return features[[rows[record.path] for record in records]]
+    """Return the file's features of the records, (N, D)."""
+    return read_features(path, [], [list_image_names(record) for record in records])[1]
 
 
 def _extract_torchvision(

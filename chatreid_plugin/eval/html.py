@@ -26,7 +26,7 @@ SHOWN = 10
 
 def _view_image(record: ImageRecord, image_root: Path) -> dict[str, Any]:
     return {
-        "picture": encode_thumbnail(image_root / record.path),
+        "picture": encode_thumbnail(image_root / record.path) if (image_root / record.path).is_file() else "",
         "image_id": record.image_id,
         "person": record.person_id,
         "camera": record.camera_id,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .external import Matrix
 from .metrics import Ignore, RankingMeter, RankingMetrics, bootstrap_interval
 from .plan import Plan
 from .protocols import Labels
@@ -112,8 +113,24 @@ def average_metrics(metrics: Sequence[RankingMetrics]) -> RankingMetrics:
     )
 
 
+def _measure_matrix(plan: Plan, matrix: Matrix) -> Measured:
+    """Return the metrics of every pair's scores: nothing is filtered, so strict is the ranking and recall is 1."""
+    empty = [np.empty(0, dtype=np.int64)] * len(plan.protocol.queries)
+    trials = [_Trial(plan, places, empty) for places in plan.protocol.trial_galleries]
+    for query, row in enumerate(matrix.iterate_rows()):
+        for trial in trials:
+            trial.meters["ranking"].add(query, row[trial.places])
+            trial.meters["ceiling"].add(query, trial.labels.find_positives(query).astype(np.float32))
+    found = tuple(trial.meters["ranking"].summarise() for trial in trials)
+    ceiling = average_metrics([trial.meters["ceiling"].summarise() for trial in trials])
+    ranking = average_metrics(found)
+    return Measured(ranking, ranking, ceiling, None, 1.0, found)
+
+
 def measure(plan: Plan, scores: Sequence[ScoreArray]) -> Measured:
     """Return the metrics of the scores (Q arrays, as ``plan.kept``); one row of similarities in memory at a time."""
+    if plan.matrix is not None:
+        return _measure_matrix(plan, plan.matrix)
     trials = [
         _Trial(plan, places, candidates)
         for places, candidates in zip(plan.protocol.trial_galleries, plan.trial_candidates, strict=True)

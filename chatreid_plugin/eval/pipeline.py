@@ -39,8 +39,12 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
     for query, kept in enumerate(plan.kept):
         row = None if similarities is None else next(similarities)
         left_out, matches = plan.labels.find_ignored(query) | outside, plan.labels.find_positives(query)
-        inside = ~outside[kept]
-        candidates, values = kept[inside], scores[query][inside]
+        if plan.matrix is not None and row is not None:
+            candidates = np.flatnonzero(~left_out)
+            values = row[candidates].astype(np.float32)
+        else:
+            inside = ~outside[kept]
+            candidates, values = kept[inside], scores[query][inside]
         order = order_gallery(candidates, values, row, left_out)
         rows.append(build_ranking_row(plan.protocol, query, order, candidates, values, matches))
         if query in shown:
@@ -78,6 +82,14 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
 
 def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     plan = make_plan(settings, processes)
+    if plan.matrix is not None:
+        pairs = len(plan.protocol.queries) * len(plan.protocol.gallery)
+        path = plan.matrix.path
+        fingerprint: dict[str, Any] = {"backend": settings.backend, "file": str(path), "bytes": path.stat().st_size}
+        results = Results(settings, plan.protocol, measure(plan, []), pairs, fingerprint, path, "margins")
+        if processes.is_first:
+            _write_rankings_and_page(results, plan, [])
+        return results
     features = None
     if plan.query_features is not None and plan.gallery_features is not None:
         names = [query.query_id for query in plan.protocol.queries]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ..errors import ConfigError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
+from .external import Matrix, read_matrix, read_protocol_features
 from .filtering import extract_features, filter_gallery, iterate_similarities
 from .modes import describe_cost
 from .processes import Processes
@@ -26,7 +27,8 @@ class Plan:
 
     ``query_features`` (Q, D) and ``gallery_features`` (G, D) are None without a filter. ``trial_candidates`` has, for
     each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its trials, once each, so that a
-    pair that occurs in several trials is scored once.
+    pair that occurs in several trials is scored once. ``matrix`` has the scores of every pair where they come from a
+    file; then there are no candidates.
     """
 
     protocol: Protocol
@@ -35,9 +37,12 @@ class Plan:
     gallery_features: ScoreArray | None
     trial_candidates: list[list[IntArray]]
     kept: list[IntArray]
+    matrix: Matrix | None = None
 
     def iterate_similarities(self) -> Iterator[ScoreArray] | None:
         """Yield each query's baseline similarities (G,); None without a filter, where no order is known."""
+        if self.matrix is not None:
+            return self.matrix.iterate_rows()
         if self.query_features is None or self.gallery_features is None:
             return None
         return iterate_similarities(self.query_features, self.gallery_features)
@@ -56,6 +61,10 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Pla
     processes = processes or Processes()
     protocol = load_protocol(settings)
     labels = label_protocol(protocol)
+    if settings.reads_scores:
+        nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
+        matrix = read_matrix(settings, protocol)
+        return Plan(protocol, labels, None, None, [nothing for _ in protocol.trial_galleries], nothing, matrix)
     features = None if settings.filter == "none" else _extract(settings, protocol, processes)
     count = len(protocol.queries)
     trials: list[list[IntArray]] = []
@@ -74,11 +83,13 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Pla
 
 
 def _extract(settings: EvalSettings, protocol: Protocol, processes: Processes) -> ScoreArray:
+    if settings.filter == "npz" and settings.filter_features is not None:
+        return np.concatenate(read_protocol_features(settings.filter_features, protocol))
     pictures = [query.image for query in protocol.queries if query.image is not None]
     if len(pictures) < len(protocol.queries):
         raise ConfigError(
             f"filter: {settings.filter} compares images, but protocol {settings.protocol} asks with words. "
-            "Set filter: none."
+            "Set filter: none, or filter: npz with features of both."
         )
     records = [*pictures, *protocol.gallery]
     share = processes.take_share(records) if len(records) >= processes.count else records
@@ -99,6 +110,8 @@ def describe_plan(settings: EvalSettings) -> str:
     unlimited = settings.filter == "none" or settings.top_k is None
     most = gallery if unlimited else min(gallery, sum(min(settings.top_k or gallery, size) for size in sizes))
     several = f" in {len(trials)} trials of {min(sizes):,} to {max(sizes):,}" if len(trials) > 1 else ""
+    if settings.reads_scores:
+        most = gallery
     return (
         f"{protocol.name} ({protocol.variant}): {len(protocol.queries):,} queries "
         f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images{several}, at most "
@@ -114,6 +127,8 @@ def choose_split(settings: EvalSettings, trial: int) -> EvalSettings:
     changes = {
         "manifest": Path(str(settings.manifest).replace("{trial}", str(trial))),
         "model_name_or_path": None if model is None else model.replace("{trial}", str(trial)),
+        "features": None if settings.features is None else Path(str(settings.features).replace("{trial}", str(trial))),
+        "scores": None if settings.scores is None else Path(str(settings.scores).replace("{trial}", str(trial))),
         "output_dir": settings.output_dir / f"split{trial}",
         "splits": (),
     }

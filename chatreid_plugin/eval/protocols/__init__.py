@@ -49,7 +49,8 @@ WITHOUT_QUERIES = ("cuhk03_classic", "cuhkpedes", "icfgpedes", "rstpreid", "attr
 def load_protocol(settings: EvalSettings) -> Protocol:
     """Read the manifest and return its protocol, with the queries that can match something.
 
-    ``max_queries`` takes an evenly spaced subset; ``average_precision`` is as the settings say.
+    ``max_queries`` takes an evenly spaced subset; ``average_precision`` is as the settings say. Where
+    the scores come from a file, missing image files are a warning.
 
     Raises:
         ConfigError: ``camera_rule: false`` with a published protocol.
@@ -65,7 +66,7 @@ def load_protocol(settings: EvalSettings) -> Protocol:
     protocol = _skip_unmatched(protocol, settings)
     queries = take_evenly(protocol.queries, settings.max_queries)
     pictures = [query.image for query in queries if query.image is not None]
-    check_images([*pictures, *protocol.gallery], protocol.image_root)
+    check_images([*pictures, *protocol.gallery], protocol.image_root, required=not settings.reads_scores)
     return replace(protocol, queries=queries, average_precision=settings.average_precision)
 
 

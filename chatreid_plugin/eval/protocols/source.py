@@ -1,5 +1,6 @@
 """A manifest as a protocol finds it: records by split, and what the data set's own files say about its evaluation."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...shards import read_manifest, read_manifest_provenance
 
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -78,8 +81,8 @@ def take_evenly(items: Sequence[Item], limit: int | None) -> list[Item]:
     return [items[place * len(items) // limit] for place in range(limit)]
 
 
-def check_images(records: Iterable[ImageRecord], image_root: Path) -> None:
-    """Refuse to begin while image files are missing.
+def check_images(records: Iterable[ImageRecord], image_root: Path, *, required: bool = True) -> None:
+    """Refuse to begin while image files are missing; where they are not required, warn.
 
     Raises:
         DataError: names the first missing ones.
@@ -87,7 +90,10 @@ def check_images(records: Iterable[ImageRecord], image_root: Path) -> None:
     missing = sorted({record.path for record in records if not (image_root / record.path).is_file()})
     if missing:
         shown = "".join(f"\n  {path}" for path in missing[:EXAMPLES_SHOWN])
-        raise DataError(
+        text = (
             f"{len(missing)} image file(s) of the manifest are not under {image_root}:{shown}\n"
             "Set image_root to the folder that the paths are relative to."
         )
+        if required:
+            raise DataError(text)
+        logger.warning("%s\nThe scores come from a file: only the pictures of the report will be missing.", text)
