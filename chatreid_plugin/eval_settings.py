@@ -148,7 +148,7 @@ class EvalSettings(Settings):
             faults.append("backend: scores needs scores (an .npz file with `scores`, `queries` and `gallery`)")
         if self.reads_scores and self.fusion != "none":
             faults.append(
-                f"fusion: {self.fusion} fuses with a filter's features, and {self.backend} of a file are not filtered; "
+                f"fusion: {self.fusion} fuses with a filter's features, but a file's {self.backend} are not filtered; "
                 "set fusion=none, or backend=features filter=npz filter_features=FILE.npz"
             )
         for key in ("features", "scores"):

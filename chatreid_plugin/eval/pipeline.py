@@ -86,6 +86,7 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         pairs = len(plan.protocol.queries) * len(plan.protocol.gallery)
         path = plan.matrix.path
         fingerprint: dict[str, Any] = {"backend": settings.backend, "file": str(path), "bytes": path.stat().st_size}
+        settings = settings.model_copy(update={"filter": "none"})  # whatever the YAML says, nothing was filtered
         results = Results(settings, plan.protocol, measure(plan, []), pairs, fingerprint, path, "margins")
         if processes.is_first:
             _write_rankings_and_page(results, plan, [])

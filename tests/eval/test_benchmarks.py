@@ -13,6 +13,7 @@ from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.engine.sources import describe_origin
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.simple import RandomScorer
+from chatreid_plugin.eval.external import list_query_names
 from chatreid_plugin.eval.measuring import measure
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import describe_plan, make_plan
@@ -121,6 +122,24 @@ def test_random_scores_agree_with_their_expectation(
 
     drawn = [draw(seed) for seed in range(12)]
     assert abs(np.mean(drawn) - np.mean(chances)) <= 5 * np.std(drawn) / np.sqrt(len(drawn)) + 0.02
+
+
+@pytest.mark.parametrize("name", ["ltcc-ltcc-cc", "sysumm01-sysumm01", "rapv1-attributes", "cuhkpedes-cuhkpedes"])
+def test_scores_of_a_file_are_measured_as_a_scorers(name: str, parse_layout: ParseLayout, tmp_path: Path) -> None:
+    layout, keys, _ = CASES[NAMES.index(name)]
+    settings = make(parse_layout(layout), tmp_path, **keys)
+    protocol = make_plan(settings).protocol
+    scores = np.random.default_rng(3).random((len(protocol.queries), len(protocol.gallery)), dtype=np.float32)
+    queries = [list_query_names(query)[0] for query in protocol.queries]
+    gallery = [record.path for record in protocol.gallery]
+    np.savez(tmp_path / "s.npz", scores=scores, queries=queries, gallery=gallery)
+    found = run_evaluation(make(settings.manifest, tmp_path, backend="scores", scores=tmp_path / "s.npz", **keys))
+    plan = make_plan(settings)
+    expected = measure(plan, [scores[query][kept] for query, kept in enumerate(plan.kept)])
+    assert 0 < found.ranking.mean_ap < 1
+    assert found.ranking.mean_ap == pytest.approx(expected.ranking.mean_ap, abs=1e-12)
+    assert found.ranking.cmc == pytest.approx(expected.ranking.cmc, abs=1e-12)
+    assert len(found.measured.trials) == len(expected.trials)
 
 
 @pytest.mark.parametrize(("layout", "keys", "trials"), CASES, ids=NAMES)

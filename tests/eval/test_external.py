@@ -40,8 +40,9 @@ def test_scores_are_found_by_name(
     manifest = make_world()
     write_scores(tmp_path / "s.npz", load_protocol(make_settings(manifest)), mapped=mapped)
     file = tmp_path / ("s.npy" if mapped else "s.npz")
-    results = run_evaluation(make_settings(manifest, backend="scores", scores=file))
+    results = run_evaluation(make_settings(manifest, backend="scores", scores=file, filter="colour"))
     ranking = results.ranking
+    assert results.settings.filter == "none"
     assert ranking.mean_ap == ranking.cmc[1] == results.ceiling.mean_ap == results.strict.mean_ap == 1.0
     assert results.pairs == 4 * 12
     assert (tmp_path / "out" / "report.html").is_file()
