@@ -11,6 +11,7 @@ from llamafactory.extras import logging
 
 from ..errors import ConfigError
 from .recipe import Finding, Recipe
+from .recipe_model import check_family
 
 
 # LLaMA-Factory pads a batch to a multiple of this many tokens (data/collator.py, pad_to_multiple_of).
@@ -67,6 +68,9 @@ def find_whole_reads(recipe: Recipe) -> list[Finding]:
     return findings
 
 
+REFUSED = (check_packing, check_mixing, check_streaming, check_family)
+
+
 def refuse_pitfalls(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> None:
     """Refuse a training run that is bound to fail, and warn of one that reads everything first.
 
@@ -76,7 +80,7 @@ def refuse_pitfalls(model_args: Any, data_args: Any, training_args: Any, finetun
     if not training_args.do_train or not str(data_args.template).startswith("chatreid"):
         return
     recipe = Recipe(Path(), {}, model_args, data_args, training_args, finetuning_args)
-    findings = [finding for check in (check_packing, check_mixing, check_streaming) for finding in check(recipe)]
+    findings = [finding for check in REFUSED for finding in check(recipe)]
     faults = [f"{finding.found}. {finding.advice}" for finding in findings if finding.state == "error"]
     if faults:
         raise ConfigError("; ".join(faults) + ".")

@@ -97,13 +97,13 @@ def check_checkpoints(recipe: Recipe) -> list[Finding]:
             findings.append(_check_checkpoint(key, name, recipe))
         except ChatReIDError as error:
             findings.append(Finding(key, "error", str(error), "Name a checkpoint folder with safetensors weights"))
-    findings += _check_family(recipe)
+    findings += check_family(recipe)
     if len(_list_checkpoints(recipe)) == 2 and all(finding.state == "ok" for finding in findings):
         findings.append(_check_encoder(recipe))
     return findings
 
 
-def _check_family(recipe: Recipe) -> list[Finding]:
+def check_family(recipe: Recipe) -> list[Finding]:
     """Compare the model's family with the one that the template is of."""
     try:
         folder = find_model_folder(recipe.model.model_name_or_path, recipe.model)

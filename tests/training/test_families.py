@@ -109,6 +109,13 @@ def test_same_tokens_and_pixels_as_the_stock_template(made: Made, stage: int, tm
     assert torch.equal(mine["pixel_values"], theirs["pixel_values"])
 
 
+def test_training_refuses_the_template_of_another_family(made: Made, parse: Any) -> None:
+    other = "chatreid" if made.family == "qwen3_vl" else "chatreid_qwen3_vl"
+    with pytest.raises(ConfigError, match=f"template {other} is not of the model's family {made.family}"):
+        parse(1, model_name_or_path=str(made.folder), template=other)
+    assert parse(1, model_name_or_path=str(made.folder), template=TEMPLATES[made.family][0])
+
+
 def test_template_has_the_familys_system_prompt(made: Made) -> None:
     _, template = make_processor(made, TEMPLATES[made.family][0], 3)
     talk = [{"role": "user", "content": "Same?"}, {"role": "assistant", "content": "Yes"}]

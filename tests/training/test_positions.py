@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from chatreid_plugin.demo.people import sample_people
+from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.queries import make_image_query
 from chatreid_plugin.eval_settings import EvalSettings
@@ -72,11 +74,40 @@ def trace(model: Any) -> Generator[Trace]:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A tiny model of a family, its template, and the stock template with the same chat format."""
+
+    folder: Path
+    template: str
+    stock: str
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def checkpoint(request: pytest.FixtureRequest, workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    if request.param == "qwen2_vl":
+        return Checkpoint(workshop.model, "chatreid", "qwen2_vl")
+    folder = tmp_path_factory.mktemp(request.param)
+    small: dict[str, int] = {"hidden": 32, "heads": 2, "vision_hidden": 32, "patch_size": 14, "vocabulary": 600}
+    write_tiny_model(folder, sample_people(20, 7), sizes=TinySizes(**small), seed=1, family=request.param)
+    stock = "qwen3_vl_nothink" if request.param == "qwen3_vl" else "qwen2_vl"
+    return Checkpoint(folder, f"chatreid_{request.param}", stock)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_module(checkpoint: Checkpoint) -> dict[str, Any]:
+    from llamafactory.hparams import ModelArguments
+    from llamafactory.model import load_tokenizer
+
+    return load_tokenizer(ModelArguments(model_name_or_path=str(checkpoint.folder)))
+
+
+@dataclass(frozen=True)
 class Service:
     """The chat model as ``llamafactory-cli chat`` and ``api`` make it, and a folder of images."""
 
     chat: Any
     images: Path
+    checkpoint: Checkpoint
 
     @property
     def model(self) -> Any:
@@ -95,7 +126,7 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Service:
+def service(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Service:
     from llamafactory.chat import ChatModel
 
     folder = tmp_path_factory.mktemp("crops")
@@ -103,9 +134,10 @@ def service(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Service:
     for width, height in {size for sizes in SIZES.values() for size in sizes}:
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{width}x{height}.png")
-    arguments = {"model_name_or_path": str(workshop.model), "template": "chatreid", "chatreid_stage": 3}
+    arguments: dict[str, Any] = {"model_name_or_path": str(checkpoint.folder), "template": checkpoint.template}
+    arguments["chatreid_stage"] = 3
     chat = ChatModel(arguments | {"infer_dtype": "float32", "do_sample": False, "max_new_tokens": STEPS})
-    return Service(chat, folder)
+    return Service(chat, folder, checkpoint)
 
 
 def make_record(name: str) -> Instruction:
@@ -121,7 +153,7 @@ def make_features(service: Service, module: dict[str, Any], records: Sequence[In
 
     from chatreid_plugin.training.converter import convert_record
 
-    data_args = DataArguments(template="chatreid")
+    data_args = DataArguments(template=service.checkpoint.template)
     data_args.packing = False  # pyright: ignore[reportAttributeAccessIssue]
     processor = _get_dataset_processor(data_args, "sft", service.template, module["tokenizer"], module["processor"])
     rows = [convert_record(record, str(service.images)) for record in records]
@@ -188,13 +220,12 @@ def test_several_answers_to_one_question_share_the_positions(service: Service) -
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["pair", "square"])
-def test_evaluator_scores_with_the_positions_and_logits_of_chat(
-    name: str, service: Service, workshop: Any, tmp_path: Path
-) -> None:
+def test_evaluator_scores_with_the_positions_and_logits_of_chat(name: str, service: Service, tmp_path: Path) -> None:
     from chatreid_plugin.eval.backends.transformers import TransformersScorer
 
     settings = EvalSettings.model_validate(
-        {"protocol": "folder", "manifest": "m.parquet", "model_name_or_path": str(workshop.model), "device": "cpu"}
+        {"protocol": "folder", "manifest": "m.parquet", "device": "cpu"}
+        | {"model_name_or_path": str(service.checkpoint.folder)}
         | {"output_dir": tmp_path, "chatreid_stage": 3, "dtype": "float32"}
     )
     scorer = TransformersScorer(settings, service.images)
@@ -219,7 +250,7 @@ def test_stock_template_still_generates_with_positions_of_words(
 
     record = make_record("pair")
     ours = service.ask(record)
-    monkeypatch.setattr(service.chat.engine, "template", TEMPLATES["qwen2_vl"])
+    monkeypatch.setattr(service.chat.engine, "template", TEMPLATES[service.checkpoint.stock])
     stock = service.ask(record)
     assert stock.input_ids[0].tolist() == ours.input_ids[0].tolist()
     message = "LLaMA-Factory's HF engine places image tokens rightly now: remove positions.py and get_mm_inputs."
@@ -324,7 +355,7 @@ def test_other_templates_are_left_alone(
 ) -> None:
     from llamafactory.data.template import TEMPLATES
 
-    stock = TEMPLATES["qwen2_vl"]
+    stock = TEMPLATES[service.checkpoint.stock]
     get_inputs: Callable[..., dict[str, Any]] = stock.mm_plugin.get_mm_inputs
 
     def add_types(*arguments: Any) -> dict[str, Any]:
