@@ -9,7 +9,8 @@ independently, and the chance of a hit is a polynomial in u, which Gauss-Legendr
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,10 @@ Ties = Literal["expected", "index", "optimistic", "pessimistic"]
 MAX_NODES = 256
 
 
-def _draw_nodes(degree: int) -> tuple[FloatArray, FloatArray]:
-    """Return Gauss-Legendre nodes and weights on [0, 1], exact up to ``degree`` while 256 nodes are enough."""
-    points, weights = np.polynomial.legendre.leggauss(min(degree // 2 + 1, MAX_NODES))
+@lru_cache(maxsize=MAX_NODES)
+def _draw_nodes(count: int) -> tuple[FloatArray, FloatArray]:
+    """Return ``count`` Gauss-Legendre nodes and weights on [0, 1]: exact for polynomials up to degree 2 count - 1."""
+    points, weights = np.polynomial.legendre.leggauss(count)
     return (points + 1) / 2, weights / 2
 
 
@@ -34,12 +36,44 @@ def _expect_hits(chances: FloatArray, topk: Sequence[int]) -> FloatArray:
     most = min(max(topk), len(chances) + 1)
     counts = np.zeros((most, chances.shape[1]))
     counts[0] = 1.0
-    for chance in chances[(chances > 0).any(axis=1)]:
+    for identity in np.flatnonzero(chances.any(axis=1)):
+        chance = chances[identity]
         moved = counts[:-1] * chance
         counts *= 1 - chance
         counts[1:] += moved
     below = np.cumsum(counts, axis=0)
     return np.stack([below[min(k, most) - 1] if k > 0 else np.zeros(chances.shape[1]) for k in topk], axis=1)
+
+
+def _choose_positives(
+    row: npt.NDArray[np.floating], positives: IntArray, cmc: Cmc, ties: Ties
+) -> tuple[IntArray, IntArray]:
+    """Return the positives to measure and how many each stands for: equal scores have equal chances."""
+    if cmc == "unique_identity":
+        # All tied best positives race together; in gallery order the first of them leads.
+        best = positives[row[positives] == row[positives].max()]
+        return best[:1], np.array([len(best)])
+    if ties == "index":
+        return positives, np.ones(len(positives), dtype=np.int64)
+    _, first, counts = np.unique(row[positives], return_index=True, return_counts=True)
+    return positives[first], counts
+
+
+def _count_ahead(
+    row: npt.NDArray[np.floating], codes: IntArray, places: IntArray, negatives: IntArray, ties: Ties
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Return each identity's images above and tied with each positive, (identities, positives), and in all."""
+    ordered = negatives[np.argsort(codes[negatives], kind="stable")]
+    starts = np.flatnonzero(np.diff(codes[ordered], prepend=-1))
+    if not len(starts):
+        return np.zeros((0, len(places)), np.int64), np.zeros((0, len(places)), np.int64), starts
+    scores = row[ordered][:, None]
+    above = np.add.reduceat(scores > row[places], starts, axis=0, dtype=np.int64)
+    tied = scores == row[places]
+    if ties == "index":
+        tied &= ordered[:, None] < places
+    equal = np.add.reduceat(tied, starts, axis=0, dtype=np.int64)
+    return above, equal, np.diff(starts, append=len(ordered))
 
 
 def measure_identities(
@@ -64,38 +98,26 @@ def measure_identities(
         topk: the CMC's k.
         retrieved: a positive that has so many kept items above it was not returned, and is a miss.
     """
-    _, identities = np.unique(codes[negatives], return_inverse=True)
-    count = int(identities.max()) + 1 if len(identities) else 0
-    sizes = np.bincount(identities, minlength=count)
+    places, counts = _choose_positives(row, positives, cmc, ties)
+    above, equal, sizes = _count_ahead(row, codes, places, negatives, ties)
+    items_above = above.sum(axis=0) + np.count_nonzero(row[positives][:, None] > row[places], axis=0)
+    returned = np.flatnonzero(items_above < retrieved)
+    if not len(returned):
+        return np.zeros(len(topk))
+    if ties == "optimistic":
+        equal[:] = 0
+    elif ties != "expected":
+        above, equal = above + equal, np.zeros_like(equal)
     unique = cmc == "unique_identity"
+    degrees = equal.sum(axis=0) + counts - 1 if unique else np.count_nonzero(equal, axis=0)
+    # Every node of every positive is one case, so that all are counted in one pass over the identities.
+    nodes = [_draw_nodes(min(int(degrees[place]) // 2 + 1, MAX_NODES)) for place in returned]
+    cases = np.repeat(returned, [len(times) for times, _ in nodes])
+    times, weights = (np.concatenate(parts) for parts in zip(*nodes, strict=True))
     if unique:
-        best = row[positives].max()
-        places = positives[row[positives] == best]
-        # All tied best positives race together; in gallery order the first of them leads.
-        tied_positives, places = len(places), places[:1]
+        weights = weights * counts[cases] * (1 - times) ** (counts[cases] - 1)
+        chances = np.where(above[:, cases] > 0, 1.0, 1 - (1 - times) ** equal[:, cases])
     else:
-        tied_positives, places = 1, positives
-    hits: list[Any] = []
-    kept = np.concatenate([positives, negatives])
-    for place in places.tolist():
-        if np.count_nonzero(row[kept] > row[place]) >= retrieved:
-            hits.append(np.zeros(len(topk)))
-            continue
-        above = np.bincount(identities[row[negatives] > row[place]], minlength=count)
-        equal_items = row[negatives] == row[place]
-        if ties == "index":
-            equal_items &= negatives < place
-        equal = np.bincount(identities[equal_items], minlength=count)
-        if ties == "optimistic":
-            equal[:] = 0
-        elif ties != "expected":
-            above, equal = above + equal, np.zeros_like(equal)
-        degree = int(equal.sum()) + tied_positives - 1 if unique else int(np.count_nonzero(equal))
-        times, weights = _draw_nodes(degree)
-        if unique:
-            weights = weights * tied_positives * (1 - times) ** (tied_positives - 1)
-            chances = np.where(above[:, None] > 0, 1.0, 1 - (1 - times) ** equal[:, None])
-        else:
-            chances = (above[:, None] + equal[:, None] * times) / sizes[:, None]
-        hits.append(weights @ _expect_hits(chances, topk))
-    return np.mean(hits, axis=0)
+        weights = weights * counts[cases] / len(positives)
+        chances = (above[:, cases] + equal[:, cases] * times) / sizes[:, None]
+    return weights @ _expect_hits(chances, topk)

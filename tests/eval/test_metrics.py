@@ -34,6 +34,33 @@ def test_gives_the_golden_numbers_at_benchmark_size(golden: ModuleType, name: st
     assert first.mean_ap == pytest.approx(wanted["instruct_reid_top500"], abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["cuhk03_classic_size", "t2i_cuhk_pedes_size", "regdb_size", "llcm_like"])
+def test_gives_the_golden_numbers_of_each_setting(golden: ModuleType, name: str) -> None:
+    wanted = golden.read_golden(name)
+    vectors = golden.make_named(name)
+    sums = {part: int(getattr(vectors, part).sum()) for part in wanted["checksums"]}
+    assert sums == wanted["checksums"]
+    similarities = vectors.compute_similarities()
+    if "first_ranks" in wanted:
+        assert golden.rank_by_index(similarities[:1])[0, :10].tolist() == wanted["first_ranks"]
+    for setting in wanted["settings"].values():
+        people, cameras = (vectors.query_person, vectors.gallery_person), (vectors.query_camera, vectors.gallery_camera)
+        scores = similarities
+        if setting.get("swap"):
+            scores, people, cameras = similarities.T, people[::-1], cameras[::-1]
+        expected = setting["expected"]
+        options: dict[str, Any] = {"ignore": setting["ignore"], "ties": "index"}
+        topk = [int(k) for k in expected["cmc"]]
+        found = evaluate_ranking(scores, *people, *cameras, cmc=setting["cmc"], topk=topk, **options)
+        assert found.valid_queries == expected["num_valid"]
+        assert len(found.invalid_queries) == expected["num_q"] - expected["num_valid"]
+        assert found.mean_ap == pytest.approx(expected["mAP"], abs=1e-6)
+        assert found.mean_inp == pytest.approx(expected["mINP"], abs=1e-6)
+        assert list(found.cmc.values()) == pytest.approx(list(expected["cmc"].values()), abs=1e-6)
+        trapezoid = evaluate_ranking(scores, *people, *cameras, average_precision="trapezoid", **options)
+        assert trapezoid.mean_ap == pytest.approx(expected["mAP_trapezoid"], abs=1e-6)
+
+
 def test_gives_the_golden_numbers_for_junk_distractors_and_unmatched_queries(golden: ModuleType) -> None:
     wanted = golden.read_golden("edge_small")
     inputs, expected = wanted["inputs"], wanted["expected"]

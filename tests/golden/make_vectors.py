@@ -55,6 +55,65 @@ def make_vectors(
     return Vectors(query_person, gallery_person, query_camera, gallery_camera, query_features, gallery_features)
 
 
+def make_single_shot_vectors(**args: int) -> Vectors:
+    """Draw a benchmark whose gallery asks itself, as in CUHK03's first protocol."""
+    drawn = make_vectors(**args)
+    person, camera, features = drawn.gallery_person, drawn.gallery_camera, drawn.gallery_features
+    return Vectors(person, person, camera, camera, features, features)
+
+
+def _add_noise(stream: np.random.RandomState, centres: IntArray, persons: IntArray, amp: int) -> IntArray:
+    return centres[persons - 1] + stream.randint(-amp, amp + 1, size=(len(persons), centres.shape[1]))
+
+
+def make_text_vectors(seed: int, n_ids: int, images: int, extra_captions: int, amp: int) -> Vectors:
+    """Draw a benchmark like CUHK-PEDES: every image has two captions, the first few three; no cameras."""
+    stream = np.random.RandomState(seed)
+    centres = stream.randint(-4, 5, size=(n_ids, 64))
+    gallery_person = np.append(np.arange(1, n_ids + 1), stream.randint(1, n_ids + 1, size=images - n_ids))
+    query_person = np.append(np.repeat(gallery_person, 2), gallery_person[:extra_captions])
+    gallery_features = _add_noise(stream, centres, gallery_person, amp)
+    query_features = _add_noise(stream, centres, query_person, amp)
+    cameras = np.zeros(len(query_person), np.int64), np.zeros(images, np.int64)
+    return Vectors(query_person, gallery_person, *cameras, query_features, gallery_features)
+
+
+def make_two_sided_vectors(seed: int, n_ids: int, images: int, amp: int) -> Vectors:
+    """Draw a benchmark like RegDB: as many visible (query) as thermal images (gallery) of each identity."""
+    stream = np.random.RandomState(seed)
+    centres = stream.randint(-4, 5, size=(n_ids, 64))
+    person = np.repeat(np.arange(1, n_ids + 1), images)
+    visible, thermal = (_add_noise(stream, centres, person, amp) for _ in range(2))
+    return Vectors(person, person, np.ones_like(person), np.full_like(person, 2), visible, thermal)
+
+
+def make_camera_shot_vectors(seed: int, n_ids: int, n_q: int, cameras_per_id: int, amp: int) -> Vectors:
+    """Draw a benchmark like LLCM: the gallery holds one image of each identity in some of nine cameras."""
+    stream = np.random.RandomState(seed)
+    centres = stream.randint(-4, 5, size=(n_ids, 64))
+    query_person = stream.randint(1, n_ids + 1, size=n_q)
+    query_camera = stream.randint(1, 10, size=n_q)
+    cameras = [stream.choice(np.arange(1, 10), cameras_per_id, replace=False) for _ in range(n_ids)]
+    gallery_person = np.repeat(np.arange(1, n_ids + 1), cameras_per_id)
+    query_features = _add_noise(stream, centres, query_person, amp)
+    gallery_features = _add_noise(stream, centres, gallery_person, amp)
+    labels = (query_person, gallery_person, query_camera, np.concatenate(cameras))
+    return Vectors(*labels, query_features, gallery_features)
+
+
+MAKERS = {
+    "cuhk03_classic_size": make_single_shot_vectors,
+    "t2i_cuhk_pedes_size": make_text_vectors,
+    "regdb_size": make_two_sided_vectors,
+    "llcm_like": make_camera_shot_vectors,
+}
+
+
+def make_named(name: str) -> Vectors:
+    """Draw the vectors that ``name``'s JSON file describes."""
+    return MAKERS.get(name, make_vectors)(**read_golden(name)["args"])
+
+
 def rank_by_index(similarities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return the 0-based ranks (Q, G), equal similarities in gallery order."""
     ranks = np.empty(similarities.shape, dtype=np.float32)
@@ -74,7 +133,7 @@ def main() -> None:
     for path in sorted(FOLDER.glob("*.json")):
         golden = read_golden(path.stem)
         if "checksums" in golden:
-            vectors = make_vectors(**golden["args"])
+            vectors = make_named(path.stem)
             sums = {name: int(getattr(vectors, name).sum()) for name in golden["checksums"]}
             print(f"{path.stem}: {'same' if sums == golden['checksums'] else f'DIFFERENT: {sums}'}")
 
