@@ -44,7 +44,8 @@ def test_gives_the_golden_numbers_of_each_setting(golden: ModuleType, name: str)
     if "first_ranks" in wanted:
         assert golden.rank_by_index(similarities[:1])[0, :10].tolist() == wanted["first_ranks"]
     for setting in wanted["settings"].values():
-        people, cameras = (vectors.query_person, vectors.gallery_person), (vectors.query_camera, vectors.gallery_camera)
+        people = (vectors.query_person, vectors.gallery_person)
+        cameras = (vectors.query_camera, vectors.gallery_camera)
         scores = similarities
         if setting.get("swap"):
             scores, people, cameras = similarities.T, people[::-1], cameras[::-1]
@@ -59,6 +60,28 @@ def test_gives_the_golden_numbers_of_each_setting(golden: ModuleType, name: str)
         assert list(found.cmc.values()) == pytest.approx(list(expected["cmc"].values()), abs=1e-6)
         trapezoid = evaluate_ranking(scores, *people, *cameras, average_precision="trapezoid", **options)
         assert trapezoid.mean_ap == pytest.approx(expected["mAP_trapezoid"], abs=1e-6)
+
+
+@pytest.mark.parametrize("side", ["same_clothes", "different_clothes"])
+def test_gives_the_golden_numbers_of_the_whole_gallery_and_of_single_shots_when_prcc(
+    golden: ModuleType, side: str
+) -> None:
+    wanted = golden.read_golden("prcc_size")
+    sides, trials = golden.make_clothes_vectors(**wanted["args"])
+    vectors, setting = sides[side], wanted["settings"][side]
+    assert int(trials.sum()) == wanted["sum_of_trials"]
+    sums = {part: int(getattr(vectors, part).sum()) for part in setting["checksums"]}
+    assert sums == setting["checksums"]
+    similarities, expected = vectors.compute_similarities(), setting["expected"]
+    people, topk = (vectors.query_person, vectors.gallery_person), [int(k) for k in expected["cmc"]]
+    found = evaluate_ranking(similarities, *people, ties="index", topk=topk)
+    assert found.valid_queries == expected["num_valid"]
+    assert found.mean_ap == pytest.approx(expected["mAP"], abs=1e-6)
+    assert found.mean_inp == pytest.approx(expected["mINP"], abs=1e-6)
+    assert list(found.cmc.values()) == pytest.approx(list(expected["cmc"].values()), abs=1e-6)
+    for trial, rank_1 in zip(trials, setting["rank_1_of_first_trials"], strict=False):
+        one = evaluate_ranking(similarities[:, trial], people[0], people[1][trial], ties="index")
+        assert one.cmc[1] == pytest.approx(rank_1, abs=1e-6)
 
 
 def test_gives_the_golden_numbers_for_junk_distractors_and_unmatched_queries(golden: ModuleType) -> None:

@@ -101,6 +101,30 @@ def make_camera_shot_vectors(seed: int, n_ids: int, n_q: int, cameras_per_id: in
     return Vectors(*labels, query_features, gallery_features)
 
 
+def make_clothes_vectors(
+    seed: int, n_ids: int, n_gallery: int, n_same: int, n_different: int, amps: list[int], trials: int
+) -> tuple[dict[str, Vectors], IntArray]:
+    """Draw a benchmark like PRCC; return both kinds of queries and the gallery's one image an identity of each trial."""
+    stream = np.random.RandomState(seed)
+    centres = stream.randint(-4, 5, size=(n_ids, 64))
+    persons = [stream.randint(1, n_ids + 1, size=size) for size in (n_gallery, n_same, n_different)]
+    features = [_add_noise(stream, centres, person, amp) for person, amp in zip(persons, amps, strict=True)]
+    images = [np.flatnonzero(persons[0] == person) for person in range(1, n_ids + 1)]
+    drawn = [[own[stream.randint(len(own))] for own in images] for _ in range(trials)]
+    sides = {
+        name: Vectors(
+            persons[side],
+            persons[0],
+            np.full_like(persons[side], side),
+            np.zeros_like(persons[0]),
+            features[side],
+            features[0],
+        )
+        for side, name in ((1, "same_clothes"), (2, "different_clothes"))
+    }
+    return sides, np.array(drawn)
+
+
 MAKERS = {
     "cuhk03_classic_size": make_single_shot_vectors,
     "t2i_cuhk_pedes_size": make_text_vectors,
