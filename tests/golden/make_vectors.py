@@ -104,7 +104,7 @@ def make_camera_shot_vectors(seed: int, n_ids: int, n_q: int, cameras_per_id: in
 def make_clothes_vectors(
     seed: int, n_ids: int, n_gallery: int, n_same: int, n_different: int, amps: list[int], trials: int
 ) -> tuple[dict[str, Vectors], IntArray]:
-    """Draw a benchmark like PRCC; return both kinds of queries and the gallery's one image an identity of each trial."""
+    """Draw a benchmark like PRCC; return both kinds of queries and each trial's gallery, one image an identity."""
     stream = np.random.RandomState(seed)
     centres = stream.randint(-4, 5, size=(n_ids, 64))
     persons = [stream.randint(1, n_ids + 1, size=size) for size in (n_gallery, n_same, n_different)]
