@@ -14,6 +14,7 @@ from .filtering import iterate_similarities
 from .k_reciprocal import encode, iterate_jaccard_distances
 from .modes import standardise
 from .plan import Plan
+from .prompts import list_pair_tasks
 from .ties import FloatArray, IntArray
 
 
@@ -61,11 +62,17 @@ def _fuse_pair(settings: EvalSettings, model: ScoreArray, baseline: ScoreArray) 
     return fused.astype(np.float32)
 
 
-def estimate_mismatch(scores: ScoreArray, settings: EvalSettings, confidence: Confidence) -> FloatArray:
-    """Return P(No) of each candidate (K,), from margins; other scores are scaled to [0, 1] over the candidates."""
+def estimate_mismatch(
+    scores: ScoreArray, settings: EvalSettings, confidence: Confidence, questions: int = 1
+) -> FloatArray:
+    """Return P(No) of each candidate (K,), from margins; other scores are scaled to [0, 1] over the candidates.
+
+    ``questions``: how many yes/no questions a pair's score comes from, two where a query has an image and words.
+    """
     values = scores.astype(np.float64)
     # Two margins are summed after standardising and choices are relative, so neither is a log-odds of Yes.
-    if settings.backend in ("transformers", "http") and settings.mode == "pointwise" and confidence == "margins":
+    asks_pairs = settings.backend in ("transformers", "http") and settings.mode == "pointwise"
+    if asks_pairs and confidence == "margins" and questions == 1:
         return expit(-values)
     spread = float(np.ptp(values))
     return (values.max() - values) / spread if spread > 0 else np.full(len(values), 0.5)
@@ -85,13 +92,16 @@ def _fuse_by_neighbours(
     ``backend: features`` it is the baseline's alone, which is plain k-reciprocal re-ranking.
     """
     share = 0.0 if settings.backend == "features" else settings.fusion_weight
-    for values, kept, similarities, row in zip(scores, plan.kept, baseline, jaccard, strict=True):
+    for query, values, kept, similarities, row in zip(
+        plan.protocol.queries, scores, plan.kept, baseline, jaccard, strict=True
+    ):
         if not len(kept):
             yield values
             continue
         distances = _normalise_distances(similarities, kept)
         if share:
-            distances = (1.0 - share) * distances + share * estimate_mismatch(values, settings, confidence)
+            mismatch = estimate_mismatch(values, settings, confidence, len(list_pair_tasks(query)))
+            distances = (1.0 - share) * distances + share * mismatch
         fused = (1.0 - settings.lambda_value) * row[kept] + settings.lambda_value * distances
         yield (-fused).astype(np.float32)
 

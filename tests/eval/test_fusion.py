@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,18 @@ def test_p_no_comes_from_margins_alone(make_settings: MakeSettings) -> None:
     choice = make_settings(Path(), backend="http", model="m", mode="choice")
     assert estimate_mismatch(margins, choice, "margins").tolist() == [1.0, 0.0]
     assert estimate_mismatch(margins[:1], choice, "margins").tolist() == [0.5]
+
+
+def test_summed_margins_of_image_and_words_are_scaled(settings: EvalSettings) -> None:
+    changes = {"fusion": "k_reciprocal", "fusion_weight": 1.0, "lambda_value": 1.0, "backend": "http", "model": "m"}
+    changed = settings.model_copy(update=changes)
+    plan = make_plan(settings)
+    scores = [np.array([1.0, -1.0, 0.0], dtype=np.float32)] * len(plan.kept)
+    queries = plan.protocol.queries
+    queries[0] = replace(queries[0], text="a red coat")
+    fused = fuse_scores(changed, plan, scores, "margins")
+    assert fused[0].tolist() == pytest.approx([0.0, -1.0, -0.5], abs=1e-6)
+    assert fused[1].tolist() == pytest.approx([-0.268941, -0.731059, -0.5], abs=1e-5)
 
 
 @pytest.mark.parametrize("fusion", ["linear", "reciprocal_rank", "k_reciprocal"])
