@@ -68,9 +68,11 @@ def choose_in_windows(
     """Return comparable scores (K,) of candidates that are asked about in windows of at most ``size``.
 
     The letters' first-token probabilities order a whole window in one pass (FIRST, Reddy et al., arXiv 2406.15657).
-    Windows are made comparable by an anchor: candidate 0, the baseline's best, is in every window, and each score is
-    log P(candidate) - log P(anchor). Under Luce's choice axiom ("Individual Choice Behavior", 1959) that difference
-    does not depend on who else is in the window. The others are in one window each.
+    Windows are made comparable by an anchor: candidate 0 is in every window, and each score is log P(candidate) -
+    log P(anchor). Under Luce's choice axiom ("Individual Choice Behavior", 1959) that difference does not depend on
+    who else is in the window. The others are in one window each. The anchor is the baseline's best where a filter
+    orders the candidates of a single trial; without a filter, or with several trials, whose candidates are joined, it
+    is the first in gallery order.
     """
     scores = np.zeros(count)
     windows = draw_windows(range(1, count), size - 1, query_id, seed)

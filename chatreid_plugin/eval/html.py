@@ -16,7 +16,7 @@ from ..records import ImageRecord
 from ..shards import write_text
 from .protocols import Protocol
 from .queries import Query
-from .report import HEADLINE_RANKS, WARNINGS, Results, define_terms
+from .report import HEADLINE_RANKS, WARNINGS, Results, define_terms, describe_method
 from .ties import IntArray
 
 
@@ -103,7 +103,7 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
         TEMPLATE,
         protocol=results.protocol,
         scorer=scorer,
-        filter=settings.filter,
+        method=describe_method(settings),
         figures=figures,
         definitions=define_terms(results.protocol),
         warning=WARNINGS.get(results.confidence),

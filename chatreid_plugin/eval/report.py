@@ -180,7 +180,11 @@ def describe_results(results: Results) -> dict[str, Any]:
             "trials": len(results.measured.trials),
             "skipped_queries": [{"query": item.image_id, "reason": item.reason} for item in protocol.skipped],
         },
-        "scores": {"confidence": results.confidence, "warning": WARNINGS.get(results.confidence)},
+        "scores": {
+            "confidence": results.confidence,
+            "warning": WARNINGS.get(results.confidence),
+            "method": describe_method(results.settings),
+        },
         "definitions": define_terms(protocol),
         "settings": results.settings.model_dump(mode="json"),
         "versions": list_versions(),
@@ -242,6 +246,14 @@ def write_rankings(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_shard(path, rows, RANKING_SCHEMA)
 
 
+def describe_method(settings: EvalSettings) -> str:
+    """Return how the run asked and what it was filtered and fused with, in one line."""
+    parts = [f"mode {settings.mode}"] if not settings.reads_scores else []
+    if settings.backend == "transformers" and settings.mode == "pointwise":
+        parts.append(f"image order {settings.image_order}")
+    return ", ".join([*parts, f"filter {settings.filter}", f"fusion {settings.fusion}"])
+
+
 def render_table(results: Results) -> str:
     """Return the results as a small table in percent, with what the columns and rows mean."""
     protocol, settings = results.protocol, results.settings
@@ -259,6 +271,7 @@ def render_table(results: Results) -> str:
     scorer = settings.backend if settings.backend != "transformers" else str(settings.model_name_or_path)
     lines = [
         f"{protocol.name} ({protocol.variant}), scored by {scorer}",
+        describe_method(settings),
         f"{results.ranking.valid_queries:,} valid queries ({len(protocol.skipped):,} skipped), "
         f"{len(protocol.gallery):,} gallery images, {results.pairs:,} pairs scored",
         *([WARNINGS[results.confidence]] if results.confidence in WARNINGS else []),
