@@ -70,9 +70,10 @@ class EvalSettings(Settings):
     image_max_pixels: Annotated[int, Field(ge=784)] = DEFAULT_IMAGE_MAX_PIXELS
     image_min_pixels: Annotated[int, Field(ge=1)] = DEFAULT_IMAGE_MIN_PIXELS
     # filter
-    filter: Literal["none", "colour", "npz", "torchvision"] = "colour"
+    filter: Literal["none", "colour", "npz", "torchvision", "timm", "clip", "vlm"] = "colour"
     filter_features: Path | None = None
     filter_weights: Path | None = None
+    filter_model: str | None = None
     tau: float = -1.0
     top_k: Annotated[int, Field(ge=1)] | None = 100
     floor: Annotated[int, Field(ge=0)] = 20
@@ -117,10 +118,7 @@ class EvalSettings(Settings):
         faults: list[str] = []
         if self.backend == "transformers" and not self.model_name_or_path:
             faults.append("backend: transformers needs model_name_or_path (a checkpoint folder or hub name)")
-        if self.filter == "npz" and self.filter_features is None:
-            faults.append("filter: npz needs filter_features (an .npz file with `paths` and `features`)")
-        if self.filter == "torchvision" and self.filter_weights is None:
-            faults.append("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
+        faults += self._list_filter_faults()
         if self.fusion != "none" and self.filter == "none":
             faults.append(f"fusion: {self.fusion} fuses with the filter's features, so filter must not be none")
         faults += self._list_file_faults()
@@ -136,6 +134,21 @@ class EvalSettings(Settings):
             faults.append("splits and {trial} in the manifest's name belong together; set both or neither")
         raise_faults(faults)
         return self
+
+    def _list_filter_faults(self) -> list[str]:
+        """Return what the source of the filter's features lacks."""
+        faults: list[str] = []
+        if self.filter == "npz" and self.filter_features is None:
+            faults.append("filter: npz needs filter_features (an .npz file with `paths` and `features`)")
+        if self.filter == "torchvision" and self.filter_weights is None:
+            faults.append("filter: torchvision needs filter_weights (a ResNet-50 state_dict file)")
+        if self.filter == "timm" and (self.filter_model is None or self.filter_weights is None):
+            faults.append("filter: timm needs filter_model (a timm name) and filter_weights (its state_dict file)")
+        if self.filter == "clip" and self.filter_model is None:
+            faults.append("filter: clip needs filter_model (a folder with a CLIP or SigLIP model)")
+        if self.filter == "vlm" and self.backend != "transformers":
+            faults.append(f"filter: vlm needs the model itself: backend: transformers, not {self.backend}")
+        return faults
 
     def _list_file_faults(self) -> list[str]:
         """Return what is wrong with the keys of another model's output."""

@@ -96,7 +96,7 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         names = [query.query_id for query in plan.protocol.queries]
         names += [record.image_id for record in plan.protocol.gallery]
         features = dict(zip(names, [*plan.query_features, *plan.gallery_features], strict=True))
-    scorer = make_scorer(settings, plan.protocol, features)
+    scorer = plan.scorer or make_scorer(settings, plan.protocol, features)
     fingerprint = describe_fingerprint(settings, scorer)
     if not processes.is_first:
         processes.wait()  # until the first has removed what it shall overwrite

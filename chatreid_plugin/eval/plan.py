@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
+from .backends import Scorer
 from .external import Matrix, read_matrix, read_protocol_features
-from .filtering import extract_features, filter_gallery, iterate_similarities
+from .features import PoolImages, extract_features
+from .filtering import filter_gallery, iterate_similarities
 from .modes import describe_cost
 from .processes import Processes
+from .prompts import describe_in_words
 from .protocols import Labels, Protocol, label_protocol, load_protocol
 from .ties import IntArray
 
@@ -28,7 +30,7 @@ class Plan:
     ``query_features`` (Q, D) and ``gallery_features`` (G, D) are None without a filter. ``trial_candidates`` has, for
     each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its trials, once each, so that a
     pair that occurs in several trials is scored once. ``matrix`` has the scores of every pair where they come from a
-    file; then there are no candidates.
+    file; then there are no candidates. ``scorer`` is set where the filter needed the scoring model (``filter: vlm``).
     """
 
     protocol: Protocol
@@ -38,6 +40,7 @@ class Plan:
     trial_candidates: list[list[IntArray]]
     kept: list[IntArray]
     matrix: Matrix | None = None
+    scorer: Scorer | None = None
 
     def iterate_similarities(self) -> Iterator[ScoreArray] | None:
         """Yield each query's baseline similarities (G,); None without a filter, where no order is known."""
@@ -65,7 +68,14 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Pla
         nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
         matrix = read_matrix(settings, protocol)
         return Plan(protocol, labels, None, None, [nothing for _ in protocol.trial_galleries], nothing, matrix)
-    features = None if settings.filter == "none" else _extract(settings, protocol, processes)
+    scorer = pool_images = None
+    if settings.filter == "vlm":
+        # Imported here: torch takes seconds to load.
+        from .backends.transformers import TransformersScorer
+
+        scorer = TransformersScorer(settings, protocol.image_root)
+        pool_images = scorer.pool_images
+    features = None if settings.filter == "none" else _extract(settings, protocol, processes, pool_images)
     count = len(protocol.queries)
     trials: list[list[IntArray]] = []
     for places in protocol.trial_galleries:
@@ -79,22 +89,19 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Pla
     kept = trials[0] if len(trials) == 1 else [np.unique(np.concatenate(one)) for one in zip(*trials, strict=True)]
     if features is None:
         return Plan(protocol, labels, None, None, trials, kept)
-    return Plan(protocol, labels, features[:count], features[count:], trials, kept)
+    return Plan(protocol, labels, features[:count], features[count:], trials, kept, scorer=scorer)
 
 
-def _extract(settings: EvalSettings, protocol: Protocol, processes: Processes) -> ScoreArray:
+def _extract(
+    settings: EvalSettings, protocol: Protocol, processes: Processes, pool_images: PoolImages | None
+) -> ScoreArray:
     if settings.filter == "npz" and settings.filter_features is not None:
         return np.concatenate(read_protocol_features(settings.filter_features, protocol))
-    pictures = [query.image for query in protocol.queries if query.image is not None]
-    if len(pictures) < len(protocol.queries):
-        raise ConfigError(
-            f"filter: {settings.filter} compares images, but protocol {settings.protocol} asks with words. "
-            "Set filter: none, or filter: npz with features of both."
-        )
-    records = [*pictures, *protocol.gallery]
-    share = processes.take_share(records) if len(records) >= processes.count else records
-    features = np.concatenate(processes.gather(extract_features(share, protocol.image_root, settings)))
-    return features[: len(records)]  # of fewer records than processes everyone took all
+    asked = [describe_in_words(query) if query.image is None else query.image for query in protocol.queries]
+    items = [*asked, *protocol.gallery]
+    share = processes.take_share(items) if len(items) >= processes.count else items
+    features = np.concatenate(processes.gather(extract_features(share, protocol.image_root, settings, pool_images)))
+    return features[: len(items)]  # of fewer items than processes everyone took all
 
 
 def describe_plan(settings: EvalSettings) -> str:

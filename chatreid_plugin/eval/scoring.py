@@ -31,6 +31,7 @@ def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, An
         fingerprint |= {
             "filter": settings.filter,
             "filter_features": str(settings.filter_features),
+            "filter_model": settings.filter_model,
             "filter_weights": str(settings.filter_weights),
         }
     if settings.backend == "transformers":

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.filtering: the three feature sources, and tau, top_k and floor."""
+"""Tests of chatreid_plugin.eval.filtering and features: the sources, and tau, top_k and floor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.filtering import describe_colours, extract_features, filter_gallery, iterate_similarities
+from chatreid_plugin.eval.features import describe_colours, extract_features
+from chatreid_plugin.eval.filtering import filter_gallery, iterate_similarities
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 
@@ -148,7 +149,7 @@ def test_npz_faults_are_data_errors(
 
 
 def test_no_filter_has_no_features(make_settings: MakeSettings) -> None:
-    with pytest.raises(ConfigError, match="choose colour, npz or torchvision"):
+    with pytest.raises(ConfigError, match="nothing to compare"):
         extract_features([], Path(), make_settings(Path(), filter="none"))
 
 

@@ -76,6 +76,13 @@ class TransformersScorer:
         """
         self.features.encode([*(query.image for query in queries if query.image is not None), *gallery])
 
+    @torch.inference_mode()
+    def pool_images(self, records: Sequence[ImageRecord]) -> ScoreArray:
+        """Return each image's vision features, the mean of its tokens (N, width), for ``filter: vlm``."""
+        self.prepare([], records)
+        pooled = [self.features[record.image_id].levels[0].float().mean(dim=0) for record in records]
+        return torch.stack(pooled).cpu().numpy()
+
     def forget_images(self) -> None:
         """Drop all encoded images, for a server that lives long."""
         self.features.clear()

@@ -1,0 +1,248 @@
+"""Where the baseline filter's features come from: colours, a file, a network's pooled output, or the model itself.
+
+``clip`` alone reads words as well as images, so it can filter for queries in words.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from ..crops import open_crop
+from ..errors import ConfigError, DataError
+from ..eval_settings import EvalSettings
+from ..records import ImageRecord
+from .external import list_image_names, read_features
+
+
+FloatArray = npt.NDArray[np.float32]
+Item = ImageRecord | str  # an image, or words that ask
+PoolImages = Callable[[Sequence[ImageRecord]], FloatArray]
+
+STRIPES = 6
+COLOUR_SIZE = (48, 128)  # width, height
+HUE_BINS, SATURATION_BINS, VALUE_BINS = 12, 4, 8
+CROP_SIZE = (128, 256)  # width, height
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+ITEMS_PER_BATCH = 64
+
+
+def describe_colours(image: Image.Image) -> FloatArray:
+    """Return HSV colour histograms of six horizontal stripes, (6 * 56,), to be L2-normalised.
+
+    Stripes after Gray and Tao, "Viewpoint Invariant Pedestrian Recognition with an Ensemble of Localized Features"
+    (ELF, 2008). Hue and saturation are counted together, each pixel weighted by its saturation and value, since the
+    hue of grey and black is noise; value is equalised, since cameras differ in exposure; the middle columns weigh
+    more, since the person stands there. Square roots make the dot product the Bhattacharyya coefficient.
+    """
+    resized = image.resize(COLOUR_SIZE, Image.Resampling.BILINEAR).convert("HSV")
+    pixels = np.asarray(resized, dtype=np.int64)
+    brightness = np.asarray(ImageOps.equalize(resized.getchannel("V")), dtype=np.int64)
+    columns = np.linspace(-1.0, 1.0, COLOUR_SIZE[0])
+    weights = np.broadcast_to(np.exp(-4.0 * columns**2), pixels.shape[:2])
+    hue, saturation, value = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    hue_bins = (hue * HUE_BINS + 128) // 256 % HUE_BINS  # pure red, green and blue lie mid-bin, not on an edge
+    chroma_bins = hue_bins * SATURATION_BINS + saturation * SATURATION_BINS // 256
+    value_bins = brightness * VALUE_BINS // 256
+    parts: list[npt.NDArray[Any]] = []
+    for rows in np.array_split(np.arange(COLOUR_SIZE[1]), STRIPES):
+        weight = weights[rows].ravel()
+        chroma = weight * (saturation[rows] * value[rows]).ravel() / 255.0**2
+        parts.append(np.bincount(chroma_bins[rows].ravel(), chroma, HUE_BINS * SATURATION_BINS))
+        parts.append(np.bincount(value_bins[rows].ravel(), weight, VALUE_BINS))
+    return np.sqrt(np.concatenate(parts)).astype(np.float32)
+
+
+def _extract_colour(records: Sequence[ImageRecord], image_root: Path) -> FloatArray:
+    progress = tqdm(records, desc="colour features", unit="image")
+    return np.stack([describe_colours(open_crop(image_root / record.path)) for record in progress])
+
+
+def _pick_device(name: str) -> str:
+    import torch
+
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load_weights(model: Any, weights: Path, name: str) -> None:
+    """Load a state_dict (.pth or .safetensors) into a network without its classifier, whose weights are dropped."""
+    import torch
+
+    try:
+        if weights.suffix == ".safetensors":
+            state: Any = import_module("safetensors.torch").load_file(weights)
+        else:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        wanted = model.state_dict()
+        model.load_state_dict({key: tensor for key, tensor in state.items() if key in wanted})
+    # torch.load raises what its unpickler meets, safetensors an error class of its own.
+    except Exception as error:
+        raise DataError(f"{weights} is no state_dict of {name}: {error}") from None
+
+
+def _run(items: Sequence[Any], compute: Callable[[Sequence[Any]], Any], name: str) -> FloatArray:
+    """Return what a network computes of each item, (N, D), batch by batch."""
+    import torch
+
+    batches: list[FloatArray] = []
+    with tqdm(total=len(items), desc=f"{name} features", unit="item") as progress, torch.inference_mode():
+        for start in range(0, len(items), ITEMS_PER_BATCH):
+            batch = items[start : start + ITEMS_PER_BATCH]
+            batches.append(compute(batch).float().cpu().numpy())
+            progress.update(len(batch))
+    return np.concatenate(batches)
+
+
+def _extract_pooled(
+    records: Sequence[ImageRecord],
+    image_root: Path,
+    model: Any,
+    device: str,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    deviation: Sequence[float],
+    name: str,
+) -> FloatArray:
+    """Return a network's output (N, D) for whole crops resized to ``size`` (width, height)."""
+    import torch
+
+    model.eval().to(device)
+    shift, scale = np.array(mean, dtype=np.float32), np.array(deviation, dtype=np.float32)
+
+    def compute(batch: Sequence[ImageRecord]) -> Any:
+        images = [open_crop(image_root / record.path).resize(size, Image.Resampling.BILINEAR) for record in batch]
+        pixels = np.stack([np.asarray(image) for image in images]).astype(np.float32)
+        inputs = torch.tensor((pixels / np.float32(255.0) - shift) / scale).permute(0, 3, 1, 2)
+        return model(inputs.to(device))
+
+    return _run(records, compute, name)
+
+
+def _extract_torchvision(records: Sequence[ImageRecord], image_root: Path, settings: EvalSettings) -> FloatArray:
+    """Return pooled ResNet-50 features (N, 2048) of 256x128 crops, ImageNet normalisation."""
+    try:
+        import torch
+        from torchvision.models import resnet50
+    except ImportError as error:
+        raise ConfigError(f"filter: torchvision needs torch and torchvision ({error}); use filter=colour.") from None
+    model: Any = resnet50(weights=None)
+    model.fc = torch.nn.Identity()
+    _load_weights(model, Path(str(settings.filter_weights)), "torchvision's ResNet-50")
+    look = CROP_SIZE, IMAGENET_MEAN, IMAGENET_DEVIATION
+    return _extract_pooled(records, image_root, model, _pick_device(settings.device), *look, "ResNet-50")
+
+
+def _extract_timm(records: Sequence[ImageRecord], image_root: Path, settings: EvalSettings) -> FloatArray:
+    """Return pooled features (N, D) of a timm model, at the size and normalisation that timm states for it."""
+    try:
+        timm: Any = import_module("timm")
+    except ImportError as error:
+        raise ConfigError(
+            f"filter: timm needs the package timm ({error}); run `pip install chatreid-plugin[baselines]`."
+        ) from None
+    name = str(settings.filter_model)
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"filter_model: timm cannot make {name}: {error}") from None
+    _load_weights(model, Path(str(settings.filter_weights)), f"timm's {name}")
+    look = timm.data.resolve_model_data_config(model)
+    size = look["input_size"][2], look["input_size"][1]
+    device = _pick_device(settings.device)
+    return _extract_pooled(records, image_root, model, device, size, look["mean"], look["std"], name)
+
+
+def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSettings) -> FloatArray:
+    """Return features (N, D) of images and words in the one space of a CLIP or SigLIP model."""
+    from transformers import AutoModel, AutoProcessor
+
+    folder = str(settings.filter_model)
+    try:
+        model: Any = AutoModel.from_pretrained(folder)
+        processor: Any = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"filter_model: {folder} cannot be loaded as CLIP or SigLIP: {error}") from None
+    if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
+        raise ConfigError(f"filter_model: {folder} is a {model.config.model_type}, which is no CLIP or SigLIP.")
+    model.eval().to(_pick_device(settings.device))
+    size = model.config.vision_config.image_size
+    length = model.config.text_config.max_position_embeddings
+
+    def compute_words(batch: Sequence[str]) -> Any:
+        # SigLIP has only seen texts padded to their full length; to CLIP it makes no difference.
+        kind: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
+        return model.get_text_features(
+            **processor.tokenizer(list(batch), return_tensors="pt", **kind).to(model.device)
+        )
+
+    def compute_images(batch: Sequence[ImageRecord]) -> Any:
+        # Squeezed to the model's square, since its processor would cut off head and feet.
+        images = [open_crop(image_root / record.path).resize((size, size)) for record in batch]
+        inputs = processor.image_processor(images=images, return_tensors="pt").to(model.device)
+        return model.get_image_features(pixel_values=inputs["pixel_values"])
+
+    def take(output: Any) -> Any:
+        return getattr(output, "pooler_output", output)  # transformers 5 wraps what 4 returned
+
+    features = np.empty((len(items), 0), dtype=np.float32)
+    for words, compute in ((True, compute_words), (False, compute_images)):
+        places = [place for place, item in enumerate(items) if isinstance(item, str) is words]
+        if places:
+            found = _run([items[place] for place in places], lambda batch, f=compute: take(f(batch)), "CLIP")
+            features = features if features.shape[1] else np.empty((len(items), found.shape[1]), dtype=np.float32)
+            features[places] = found
+    return features
+
+
+def extract_features(
+    items: Sequence[Item], image_root: Path, settings: EvalSettings, pool_images: PoolImages | None = None
+) -> FloatArray:
+    """Return the filter's features of images and words, (N, D), L2-normalised.
+
+    Args:
+        items: images, and words for ``filter: clip``.
+        image_root: where the images are.
+        settings: the evaluation.
+        pool_images: the scoring model's own features, for ``filter: vlm``.
+
+    Raises:
+        ConfigError: ``filter: none``, which has no features; words for a source that compares images; or a source
+            that is not installed or cannot be loaded.
+        DataError: an unreadable image, a feature file that lacks an image, or features that are not finite.
+    """
+    source = settings.filter
+    if not items:
+        raise ConfigError(f"filter: {source} has nothing to compare.")
+    if source == "clip":
+        features = _extract_clip(items, image_root, settings)
+    else:
+        records = [item for item in items if isinstance(item, ImageRecord)]
+        if len(records) < len(items):
+            raise ConfigError(
+                f"filter: {source} compares images, but protocol {settings.protocol} asks with words. "
+                "Set filter: none, filter: clip, or filter: npz with features of both."
+            )
+        if source == "colour":
+            features = _extract_colour(records, image_root)
+        elif source == "npz" and settings.filter_features is not None:
+            features = read_features(settings.filter_features, [], [list_image_names(record) for record in records])[1]
+        elif source == "torchvision":
+            features = _extract_torchvision(records, image_root, settings)
+        elif source == "timm":
+            features = _extract_timm(records, image_root, settings)
+        elif source == "vlm" and pool_images is not None:
+            features = pool_images(records)
+        else:
+            raise ConfigError(f"filter: {source} has no features; choose another filter.")
+    if not np.isfinite(features).all():
+        wrong = items[int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])]
+        label = wrong if isinstance(wrong, str) else wrong.path
+        raise DataError(f"filter: {source} gives NaN or infinite features, first for {label}.")
+    norms = np.linalg.norm(features.astype(np.float32), axis=1, keepdims=True)
+    return features.astype(np.float32) / np.maximum(norms, np.float32(1e-12))

@@ -1,0 +1,184 @@
+"""Tests of the filter's sources that run a network: timm (a stub of it), a tiny CLIP, and the scoring model itself."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from chatreid_plugin.demo.people import sample_people
+from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
+from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.eval import plan as plan_module
+from chatreid_plugin.eval.features import extract_features
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.plan import make_plan
+from chatreid_plugin.eval.report import render_table
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.shards import read_manifest
+
+
+MakeWorld = Callable[..., Path]
+MakeSettings = Callable[..., EvalSettings]
+
+
+def make_network() -> Any:
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((2, 1)), torch.nn.Flatten(), torch.nn.Linear(6, 5))
+
+
+@pytest.fixture
+def timm(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Put a small stand-in for timm in its place; return the list of what it was asked to make."""
+    made: list[tuple[str, int]] = []
+
+    def create_model(name: str, *, pretrained: bool, num_classes: int) -> Any:
+        if pretrained or name == "unheard_of":
+            raise RuntimeError(f"Unknown model ({name})")
+        made.append((name, num_classes))
+        return make_network()
+
+    stub: Any = ModuleType("timm")
+    look = {"input_size": (3, 32, 16), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    stub.create_model, stub.data = create_model, SimpleNamespace(resolve_model_data_config=lambda model: look)
+    monkeypatch.setitem(sys.modules, "timm", stub)
+    return made
+
+
+def test_timm_features_are_the_networks_with_local_weights(
+    timm: list[tuple[str, int]], make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    records, root = read_manifest(make_world())
+    network = make_network()
+    weights = tmp_path / "w.pth"
+    torch.save(network.state_dict() | {"head.weight": torch.zeros(3)}, weights)
+    changes: dict[str, Any] = {"filter": "timm", "filter_model": "tiny", "filter_weights": weights, "device": "cpu"}
+    found = extract_features(records, root, make_settings(Path(), **changes))
+    assert timm == [("tiny", 0)]
+    from chatreid_plugin.crops import open_crop
+
+    pixels = np.asarray(open_crop(root / records[2].path).resize((16, 32), 2), dtype=np.float32) / 255
+    expected = network(torch.tensor(pixels).permute(2, 0, 1)[None])[0].detach().numpy()
+    assert found[2] == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
+    torch.save({"other": torch.zeros(1)}, weights)
+    with pytest.raises(DataError, match="no state_dict of timm's tiny"):
+        extract_features(records, root, make_settings(Path(), **changes))
+    with pytest.raises(ConfigError, match="filter_model: timm cannot make unheard_of"):
+        extract_features(records, root, make_settings(Path(), **changes | {"filter_model": "unheard_of"}))
+
+
+def test_says_what_to_install_when_timm_is_missing(
+    monkeypatch: pytest.MonkeyPatch, make_world: MakeWorld, make_settings: MakeSettings
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    records, root = read_manifest(make_world())
+    settings = make_settings(Path(), filter="timm", filter_model="tiny", filter_weights=Path("w.pth"))
+    with pytest.raises(ConfigError, match=r"pip install chatreid-plugin\[baselines\]"):
+        extract_features(records, root, settings)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a CLIP of a few thousand random weights, with a tokenizer of bytes."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(str({word: place for place, word in enumerate(words)}).replace("'", '"'))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizerFast(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"))
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=size | {"vocab_size": len(words), "max_position_embeddings": 20, "eos_token_id": 1},
+        vision_config=size | {"image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16)
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_clip_puts_words_and_images_in_one_space(
+    clip: Path, make_world: MakeWorld, make_settings: MakeSettings
+) -> None:
+    records, root = read_manifest(make_world())
+    settings = make_settings(Path(), filter="clip", filter_model=str(clip), device="cpu")
+    found = extract_features([records[0], "a red coat", records[5], "blue"], root, settings)
+    assert found.shape == (4, 8)
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1.0, abs=1e-5)
+    alone = [extract_features([item], root, settings)[0] for item in (records[0], "a red coat", records[5], "blue")]
+    assert found == pytest.approx(np.stack(alone), abs=1e-5)
+    assert np.abs(found[1] - found[3]).max() > 1e-3
+    assert np.abs(found[0] - found[2]).max() > 1e-4
+
+
+def test_clip_filters_for_queries_in_words(
+    clip: Path, make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = plan_module.load_protocol
+
+    def load_words(settings: EvalSettings) -> Any:
+        protocol = load(settings)
+        first = replace(protocol.queries[0], image=None, text="a red coat")
+        return replace(protocol, queries=[first, *protocol.queries[1:]])
+
+    monkeypatch.setattr(plan_module, "load_protocol", load_words)
+    settings = make_settings(make_world(), filter="clip", filter_model=str(clip), device="cpu", top_k=2, floor=0)
+    plan = make_plan(settings)
+    words = extract_features(["a red coat"], Path(), settings)[0]
+    assert plan.query_features is not None and plan.query_features[0] == pytest.approx(words, abs=1e-5)
+    assert [len(kept) for kept in plan.kept] == [2] * len(plan.kept)
+    with pytest.raises(ConfigError, match="asks with words"):
+        make_plan(settings.model_copy(update={"filter": "colour"}))
+
+
+def test_other_sources_refuse_words(make_settings: MakeSettings) -> None:
+    with pytest.raises(ConfigError, match="compares images, but protocol folder asks with words"):
+        extract_features(["a red coat"], Path(), make_settings(Path(), filter="colour"))
+
+
+def test_clip_needs_a_folder_that_can_be_loaded(make_settings: MakeSettings, tmp_path: Path) -> None:
+    settings = make_settings(Path(), filter="clip", filter_model=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="nowhere cannot be loaded as CLIP"):
+        extract_features(["a red coat"], Path(), settings)
+
+
+def test_the_scoring_model_filters_with_its_own_features(
+    make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    write_tiny_model(tmp_path / "m", sample_people(20, 0), sizes=TinySizes(hidden=32, layers=1, vision_layers=1))
+    changes = {"filter": "vlm", "backend": "transformers", "model_name_or_path": str(tmp_path / "m")}
+    settings = make_settings(make_world(), **changes, device="cpu", dtype="float32", top_k=3, floor=0)
+    plan = make_plan(settings)
+    assert plan.scorer is not None and plan.gallery_features is not None
+    scorer: Any = plan.scorer
+    levels = scorer.features[plan.protocol.gallery[1].image_id].levels[0].mean(dim=0).numpy()
+    assert plan.gallery_features[1] == pytest.approx(levels / np.linalg.norm(levels), abs=1e-5)
+    results = run_evaluation(settings)
+    assert results.pairs == 3 * len(plan.kept)
+    method = "mode pointwise, image order query_first, filter vlm, fusion none"
+    content = json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))
+    assert content["scores"]["method"] == method
+    assert method in (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    assert method in render_table(results)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"filter": "timm", "filter_model": "x"}, "timm needs filter_model"),
+        ({"filter": "clip"}, "clip needs filter_model"),
+        ({"filter": "vlm"}, "vlm needs the model itself"),
+    ],
+)
+def test_settings_name_what_a_source_lacks(make_settings: MakeSettings, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_settings(Path(), **changes)
