@@ -34,7 +34,9 @@ def test_gives_the_golden_numbers_at_benchmark_size(golden: ModuleType, name: st
     assert first.mean_ap == pytest.approx(wanted["instruct_reid_top500"], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cuhk03_classic_size", "t2i_cuhk_pedes_size", "regdb_size", "llcm_like"])
+@pytest.mark.parametrize(
+    "name", ["cuhk03_classic_size", "ltcc_size", "t2i_cuhk_pedes_size", "regdb_size", "llcm_like"]
+)
 def test_gives_the_golden_numbers_of_each_setting(golden: ModuleType, name: str) -> None:
     wanted = golden.read_golden(name)
     vectors = golden.make_named(name)
