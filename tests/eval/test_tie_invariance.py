@@ -1,4 +1,4 @@
-"""Every cmc and average precision under random tie order: gallery order is nothing to it; and the edges of a ranking."""
+"""Every cmc and average precision under random tie order, whatever the gallery's order; the edges of a ranking."""
 
 from itertools import permutations, product
 from typing import Any, cast
