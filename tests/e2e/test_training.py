@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from chatreid_plugin.training.checkpoint import MARKER, find_vision_suffix
 
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -128,6 +130,23 @@ def test_stage_2_with_two_processes(train: Callable[..., Run], workshop: Any) ->
     assert count_changed(run.read(), run.read("chatreid_initial")) == len(vision) + len(others)
     assert (run.output / "chatreid_initial" / MARKER).is_file()
     assert not list(run.output.glob(".*.tmp"))
+
+
+def test_paths_with_odd_characters_train_under_torchrun(
+    run_llamafactory: RunCommand, workshop: Any, tmp_path: Path
+) -> None:
+    """LLaMA-Factory cuts the command that it gives to torchrun at spaces, so such paths stand in the YAML."""
+    odd = tmp_path / "größe = [1] & 'two'"
+    shutil.copytree(workshop.model, odd / "mödel")
+    shutil.copytree(workshop.other_model, odd / "encoder #1")
+    values = yaml.safe_load((ROOT / "examples" / "stage2.yaml").read_text())
+    values |= workshop.list_overrides(2, odd / "saves 2", model_name_or_path=str(odd / "mödel"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(values | {"chatreid_encoder": str(odd / "encoder #1")}, allow_unicode=True))
+    result = run_llamafactory("train", recipe, FORCE_TORCHRUN="1", NPROC_PER_NODE="1")
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert (odd / "saves 2" / "chatreid_initial" / MARKER).is_file()
+    assert (odd / "saves 2" / "model.safetensors").is_file()
 
 
 def test_help_knows_no_key_when_switched_off(run_llamafactory: RunCommand) -> None:
