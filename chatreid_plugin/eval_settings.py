@@ -125,6 +125,8 @@ class EvalSettings(Settings):
         letter_tasks = [name for name, task in TASKS.items() if task.answer_kind == "letters"]
         if self.choice_task is not None and self.choice_task not in letter_tasks:
             faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")
+        if self.backend == "http" and self.image_order != "query_first":
+            faults.append("image_order: a server is asked query_first only")
         for key, choices in PROTOCOL_CHOICES.items():
             value, allowed = getattr(self, key), choices.get(self.protocol, ())
             if value not in (None, False, "published") and value not in allowed:

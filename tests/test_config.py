@@ -192,6 +192,7 @@ def test_wrong_source_setting_is_refused(changes: dict[str, Any], message: str) 
         ({"protocol": "dukemtmc"}, "'market1501', 'msmt17'"),
         ({"backend": "transformers"}, "needs model_name_or_path"),
         ({"filter": "npz"}, "needs filter_features"),
+        ({"backend": "http", "model": "m", "image_order": "both"}, "asked query_first only"),
         ({"filter": "torchvision"}, "needs filter_weights"),
         ({"backend": "features", "filter": "none"}, "filter must not be none"),
         ({"chatreid_stage": 4}, "1, 2 or 3"),
