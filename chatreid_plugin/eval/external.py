@@ -17,10 +17,9 @@ from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .protocols import Protocol
 from .queries import Query
-from .ties import IntArray
+from .ties import IntArray, ScoreArray
 
 
-ScoreArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 
 EXAMPLES_SHOWN = 10

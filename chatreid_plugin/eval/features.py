@@ -64,12 +64,6 @@ def _extract_colour(records: Sequence[ImageRecord], image_root: Path) -> FloatAr
     return np.stack([describe_colours(open_crop(image_root / record.path)) for record in progress])
 
 
-def _pick_device(name: str) -> str:
-    import torch
-
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _load_weights(model: Any, weights: Path, name: str) -> None:
     """Load a state_dict (.pth or .safetensors) into a network without its classifier, whose weights are dropped."""
     import torch
@@ -131,11 +125,13 @@ def _extract_torchvision(records: Sequence[ImageRecord], image_root: Path, setti
         from torchvision.models import resnet50
     except ImportError as error:
         raise ConfigError(f"filter: torchvision needs torch and torchvision ({error}); use filter=colour.") from None
+    from .backends.checkpoint import pick_device
+
     model: Any = resnet50(weights=None)
     model.fc = torch.nn.Identity()
     _load_weights(model, Path(str(settings.filter_weights)), "torchvision's ResNet-50")
     look = CROP_SIZE, IMAGENET_MEAN, IMAGENET_DEVIATION
-    return _extract_pooled(records, image_root, model, _pick_device(settings.device), *look, "ResNet-50")
+    return _extract_pooled(records, image_root, model, pick_device(settings.device), *look, "ResNet-50")
 
 
 def _extract_timm(records: Sequence[ImageRecord], image_root: Path, settings: EvalSettings) -> FloatArray:
@@ -146,6 +142,8 @@ def _extract_timm(records: Sequence[ImageRecord], image_root: Path, settings: Ev
         raise ConfigError(
             f"filter: timm needs the package timm ({error}); run `pip install chatreid-plugin[baselines]`."
         ) from None
+    from .backends.checkpoint import pick_device
+
     name = str(settings.filter_model)
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0)
@@ -154,13 +152,15 @@ def _extract_timm(records: Sequence[ImageRecord], image_root: Path, settings: Ev
     _load_weights(model, Path(str(settings.filter_weights)), f"timm's {name}")
     look = timm.data.resolve_model_data_config(model)
     size = look["input_size"][2], look["input_size"][1]
-    device = _pick_device(settings.device)
+    device = pick_device(settings.device)
     return _extract_pooled(records, image_root, model, device, size, look["mean"], look["std"], name)
 
 
 def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSettings) -> FloatArray:
     """Return features (N, D) of images and words in the one space of a CLIP or SigLIP model."""
     from transformers import AutoModel, AutoProcessor
+
+    from .backends.checkpoint import pick_device
 
     folder = str(settings.filter_model)
     try:
@@ -170,7 +170,7 @@ def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSetting
         raise ConfigError(f"filter_model: {folder} cannot be loaded as CLIP or SigLIP: {error}") from None
     if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
         raise ConfigError(f"filter_model: {folder} is a {model.config.model_type}, which is no CLIP or SigLIP.")
-    model.eval().to(_pick_device(settings.device))
+    model.eval().to(pick_device(settings.device))
     size = model.config.vision_config.image_size
     length = model.config.text_config.max_position_embeddings
 

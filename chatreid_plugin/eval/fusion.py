@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit
 from scipy.stats import rankdata
 
@@ -15,10 +14,8 @@ from .k_reciprocal import encode, iterate_jaccard_distances
 from .modes import standardise
 from .plan import Plan
 from .prompts import list_pair_tasks
-from .ties import FloatArray, IntArray
+from .ties import FloatArray, IntArray, ScoreArray
 
-
-ScoreArray = npt.NDArray[np.float32]
 
 RANK_OFFSET = 60  # Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet...", SIGIR 2009
 

@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 from tqdm import tqdm
 
-from .ties import FloatArray, IntArray
+from .ties import FloatArray, IntArray, ScoreArray
 
-
-ScoreArray = npt.NDArray[np.float32]
 
 ROWS_PER_CHUNK = 256
 PAIRS_PER_CHUNK = 8192

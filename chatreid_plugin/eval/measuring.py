@@ -4,17 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from .external import Matrix
 from .metrics import Ignore, RankingMeter, RankingMetrics, bootstrap_interval
 from .plan import Plan
 from .protocols import Labels
 from .ranking import merge_scores
-from .ties import IntArray
+from .ties import IntArray, ScoreArray
 
-
-ScoreArray = npt.NDArray[np.float32]
 
 # The CMC is measured at each of these ranks, for its curve.
 CURVE_RANKS = tuple(range(1, 51))

@@ -14,17 +14,15 @@ from .backends import Scorer
 from .choosing import choose_in_turns, choose_in_windows, count_turn_questions, count_window_questions
 from .prompts import IMAGE_PAIR, list_pair_tasks
 from .queries import Query
-from .ties import FloatArray
+from .ties import FloatArray, ScoreArray
 
-
-ScoreArray = npt.NDArray[np.float32]
 
 SMALLEST_SPREAD = 1e-6  # relative; fp32 scores that differ by less are one number
-# Which choice a model is trained to make on each family of benchmarks (paper section 3.3); others: standard_reid.
+# Which choice a model is trained to make on each benchmark (paper section 3.3); others: standard_reid.
 CHOICE_TASKS = {
     "ltcc": "cloth_changing_reid",
     "prcc": "cloth_changing_reid",
-    "sysu": "visible_infrared_reid",
+    "sysumm01": "visible_infrared_reid",
     "regdb": "visible_infrared_reid",
     "llcm": "visible_infrared_reid",
 }
@@ -87,8 +85,7 @@ def pick_choice_task(settings: EvalSettings, query: Query) -> str:
         return "multimodal_retrieval"
     if query.image is None:
         return "text_to_image_reid" if query.text else "attribute_retrieval"
-    family = next((name for name in CHOICE_TASKS if settings.protocol.startswith(name)), "")
-    return CHOICE_TASKS.get(family, "standard_reid")
+    return CHOICE_TASKS.get(settings.protocol, "standard_reid")
 
 
 def describe_mode(settings: EvalSettings) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..eval_settings import EvalSettings
 from .backends import make_scorer
@@ -19,9 +18,7 @@ from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
 from .scoring import describe_fingerprint, score_queries
 from .store import ScoreStore
-
-
-ScoreArray = npt.NDArray[np.float32]
+from .ties import ScoreArray
 
 
 def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[ScoreArray]) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
@@ -17,10 +16,7 @@ from .modes import describe_cost
 from .processes import Processes
 from .prompts import describe_in_words
 from .protocols import Labels, Protocol, label_protocol, load_protocol
-from .ties import IntArray
-
-
-ScoreArray = npt.NDArray[np.float32]
+from .ties import IntArray, ScoreArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +83,8 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Pla
             found = filter_gallery(features[:count], features[count:][places], inside.find_ignored, *limits)
         trials.append([places[indices] for indices in found])
     kept = trials[0] if len(trials) == 1 else [np.unique(np.concatenate(one)) for one in zip(*trials, strict=True)]
-    if features is None:
-        return Plan(protocol, labels, None, None, trials, kept)
-    return Plan(protocol, labels, features[:count], features[count:], trials, kept, scorer=scorer)
+    halves = (None, None) if features is None else (features[:count], features[count:])
+    return Plan(protocol, labels, *halves, trials, kept, scorer=scorer)
 
 
 def _extract(

@@ -6,13 +6,9 @@ average precision (still divided by all matches), is a miss in the CMC and makes
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from .protocols.definition import BoolArray
-from .ties import FloatArray, IntArray
-
-
-ScoreArray = npt.NDArray[np.float32]
+from .ties import FloatArray, IntArray, ScoreArray
 
 
 def merge_scores(kept: IntArray, scores: ScoreArray, similarities: ScoreArray | None, size: int) -> FloatArray:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from .. import __version__, tasks
@@ -16,9 +15,8 @@ from .plan import Plan
 from .processes import Processes
 from .prompts import IMAGE_PAIR, TEXT_PAIR
 from .store import ScoreStore
+from .ties import ScoreArray
 
-
-ScoreArray = npt.NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 

@@ -16,16 +16,14 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import DataError
 from ..records import ImageRecord
 from .queries import Query
+from .ties import ScoreArray
 
 
 logger = logging.getLogger(__name__)
-
-ScoreArray = npt.NDArray[np.float32]
 
 
 def hash_candidates(query: Query, candidates: Sequence[ImageRecord]) -> str:

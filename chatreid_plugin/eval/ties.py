@@ -17,6 +17,7 @@ import numpy.typing as npt
 AveragePrecision = Literal["mean", "trapezoid", "top500"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+ScoreArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

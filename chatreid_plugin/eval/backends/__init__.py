@@ -11,10 +11,9 @@ from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ..protocols import Protocol as Benchmark
 from ..queries import Query
+from ..ties import ScoreArray
 from .simple import FeatureScorer, OracleScorer, RandomScorer
 
-
-ScoreArray = npt.NDArray[np.float32]
 
 # What a score is: a confidence from the model's own logits, one rebuilt from a server's few best log-probabilities, or
 # a hard answer (a vote); the report says which.

@@ -40,6 +40,11 @@ def find_checkpoint(settings: EvalSettings) -> tuple[str, str | None]:
     return str(base), name
 
 
+def pick_device(name: str) -> str:
+    """Return the device of ``device``: ``auto`` is a GPU where there is one."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
     """Return (model in evaluation mode on its device, adapter merged; processor).
 
@@ -61,10 +66,7 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
         raise ConfigError(f"model_name_or_path: {name} cannot be loaded: {error}{hint}") from None
     if adapter is not None:
         model = _merge_adapter(model, adapter)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), processor
+    return model.to(pick_device(settings.device)).eval(), processor
 
 
 def _merge_adapter(model: Any, adapter: str) -> Any:

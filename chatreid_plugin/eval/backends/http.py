@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from ...crops import encode_picture, open_crop, prepare_crop
 from ...errors import UpstreamError
@@ -24,11 +23,10 @@ from ...servers.key import is_local
 from ...tasks import LETTERS
 from ..prompts import Prompt, build_choice_prompt, build_pair_prompt
 from ..queries import Query
+from ..ties import ScoreArray
 from .http_probe import make_body, make_image_part, probe_server
 from .http_replies import compute_letters, compute_margin, count_letter_votes, count_votes, read_logprobs, read_texts
 
-
-ScoreArray = npt.NDArray[np.float32]
 
 # How often a question is asked whose answers cannot be read, e.g. JSON cut short.
 READINGS = 3

@@ -9,9 +9,7 @@ import numpy.typing as npt
 
 from ...records import ImageRecord
 from ..queries import Query
-
-
-ScoreArray = npt.NDArray[np.float32]
+from ..ties import ScoreArray
 
 
 class RandomScorer:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ...errors import UpstreamError
@@ -23,14 +22,12 @@ from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt
 from ..queries import Query
+from ..ties import ScoreArray
 from .checkpoint import compute_weights_fingerprint, load_checkpoint
 from .decoder import Decoder, KeysAndValues
 from .memory import Batcher
 from .tokens import Tokenizer, Tokens
 from .vision_features import Grid, VisionFeatures
-
-
-ScoreArray = npt.NDArray[np.float32]
 
 
 class TransformersScorer:
