@@ -6,7 +6,7 @@ same ranking. Run as a script, it checks the checksums of every JSON file.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Vectors:
-    """Identities, cameras and integer features (N, 64) of queries and gallery; identity 0 is a distractor."""
+    """Identities, cameras and integer features (N, 64) of queries and gallery; identity 0 is a distractor.
+
+    Clothes are numbers of outfits, never shared by two identities; empty where the benchmark has none.
+    """
 
     query_person: IntArray
     gallery_person: IntArray
@@ -28,17 +31,24 @@ class Vectors:
     gallery_camera: IntArray
     query_features: IntArray
     gallery_features: IntArray
+    query_clothes: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    gallery_clothes: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def compute_similarities(self) -> npt.NDArray[np.float32]:
         """Return the dot products (Q, G): integers below 2**24, so exact in float32."""
         return self.query_features.astype(np.float32) @ self.gallery_features.astype(np.float32).T
 
 
-def make_vectors(
-    seed: int, n_ids: int, n_q: int, n_pos: int, n_dis: int, n_cam: int, amp: int, dimensions: int = 64
+def make_vectors(seed: int, **sizes: int) -> Vectors:
+    """Draw a benchmark like Market-1501."""
+    return _draw_vectors(np.random.RandomState(seed), **sizes)
+
+
+def _draw_vectors(
+    stream: np.random.RandomState, n_ids: int, n_q: int, n_pos: int, n_dis: int, n_cam: int, amp: int
 ) -> Vectors:
-    """Draw a benchmark like Market-1501; the order of the draws is part of the recipe."""
-    stream = np.random.RandomState(seed)
+    """Draw what ``make_vectors`` returns; the order of the draws is part of the recipe."""
+    dimensions = 64
     centres = stream.randint(-4, 5, size=(n_ids, dimensions))
     query_person = stream.randint(1, n_ids + 1, size=n_q)
     gallery_person = np.append(stream.randint(1, n_ids + 1, size=n_pos), np.zeros(n_dis, dtype=np.int64))
@@ -53,6 +63,21 @@ def make_vectors(
     query_features = draw_features(query_person)
     gallery_features = draw_features(gallery_person)
     return Vectors(query_person, gallery_person, query_camera, gallery_camera, query_features, gallery_features)
+
+
+def make_outfit_vectors(seed: int, n_ids: int, n_unchanged: int, max_outfits: int, **sizes: int) -> Vectors:
+    """Draw a benchmark like LTCC: ``n_unchanged`` identities have one outfit, the others 1 to ``max_outfits``."""
+    stream = np.random.RandomState(seed)
+    drawn = _draw_vectors(stream, n_ids, **sizes)
+    outfits = stream.randint(1, max_outfits + 1, size=n_ids)
+    outfits[stream.permutation(n_ids)[:n_unchanged]] = 1
+    first = np.cumsum(outfits) - outfits
+
+    def draw_clothes(persons: IntArray) -> IntArray:
+        return first[persons - 1] + stream.randint(0, 1 << 20, size=len(persons)) % outfits[persons - 1]
+
+    query_clothes = draw_clothes(drawn.query_person)
+    return replace(drawn, query_clothes=query_clothes, gallery_clothes=draw_clothes(drawn.gallery_person))
 
 
 def make_single_shot_vectors(**args: int) -> Vectors:
@@ -127,6 +152,7 @@ def make_clothes_vectors(
 
 MAKERS = {
     "cuhk03_classic_size": make_single_shot_vectors,
+    "ltcc_size": make_outfit_vectors,
     "t2i_cuhk_pedes_size": make_text_vectors,
     "regdb_size": make_two_sided_vectors,
     "llcm_like": make_camera_shot_vectors,
