@@ -179,6 +179,14 @@ def test_sysu_galleries_follow_the_published_trials(parse_layout: ParseLayout, t
     assert {query.camera_id for query in single.queries} == {"3", "6"}
 
 
+def test_sysu_people_without_indoor_images_are_skipped_and_counted(parse_layout: ParseLayout, tmp_path: Path) -> None:
+    protocol = load_protocol(make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", setting="indoor"))
+    assert {item.reason for item in protocol.skipped} == {
+        "identity sysumm01:0007 has no match in the gallery of 10 of 10 trials"
+    }
+    assert "sysumm01:0007" not in {query.person_id for query in protocol.queries}
+
+
 def test_agw_seeding_draws_as_a_seeded_module_would(parse_layout: ParseLayout, tmp_path: Path) -> None:
     import random
 

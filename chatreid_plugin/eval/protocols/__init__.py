@@ -81,20 +81,22 @@ def _skip_unmatched(protocol: Protocol, settings: EvalSettings) -> Protocol:
     kept: list[Query] = []
     skipped = list(protocol.skipped)
     for place, query in enumerate(protocol.queries):
-        if inside[:, labels.list_positives(place)].any(axis=1).all():
+        matched = inside[:, labels.list_positives(place)].any(axis=1)
+        if matched.all():
             kept.append(query)
         else:
-            skipped.append(SkippedQuery(query.query_id, _explain(protocol, labels, place)))
+            skipped.append(SkippedQuery(query.query_id, _explain(protocol, labels, place, int((~matched).sum()))))
     _report_skipped(skipped, len(kept), protocol, settings.manifest)
     return replace(protocol, queries=kept, skipped=tuple(skipped))
 
 
-def _explain(protocol: Protocol, labels: Labels, place: int) -> str:
+def _explain(protocol: Protocol, labels: Labels, place: int, unmatched_trials: int) -> str:
     query = protocol.queries[place]
     if not (labels.gallery_person == labels.query_person[place]).any():
         return f"identity {query.person_id} is absent from the gallery"
     if len(labels.list_positives(place)):
-        return f"identity {query.person_id} is in the gallery of some trials only"
+        trials = len(protocol.trial_galleries)
+        return f"identity {query.person_id} has no match in the gallery of {unmatched_trials} of {trials} trials"
     return f"identity {query.person_id} {REASONS[protocol.rule].format(camera=query.camera_id)}"
 
 
