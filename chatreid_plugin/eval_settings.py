@@ -93,7 +93,7 @@ class EvalSettings(Settings):
     k1: Annotated[int, Field(ge=1)] = 20
     k2: Annotated[int, Field(ge=1)] = 6
     lambda_value: Annotated[float, Field(ge=0, le=1)] = 0.3
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1)] = 128
     image_order: Literal["query_first", "gallery_first", "both"] = "query_first"
     features_on: Literal["device", "host"] = "device"
     device: str = "auto"

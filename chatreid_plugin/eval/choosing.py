@@ -6,8 +6,6 @@ the answers are averaged (``shifts``).
 
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +13,8 @@ import numpy.typing as npt
 from .ties import FloatArray
 
 
-Choose = Callable[[Sequence[int]], npt.ArrayLike]  # positions of N candidates, lettered in this order -> N scores
-Window = tuple[int, ...]
-Question = TypeVar("Question")
-Reply = TypeVar("Reply")
+# Windows of candidates, each a list of positions that are lettered in this order -> for each window its N scores.
+Choose = Callable[[Sequence[Sequence[int]]], Sequence[npt.ArrayLike]]
 
 
 def take_log_softmax(scores: npt.ArrayLike) -> FloatArray:
@@ -40,31 +36,32 @@ def draw_windows(positions: Sequence[int], size: int, query_id: str, seed: int) 
     return parts
 
 
-def ask_window(choose: Choose, window: Sequence[int], shifts: int) -> FloatArray:
-    """Return each candidate's log-probability of being chosen (N,), the mean over cyclic shifts of the letters."""
-    count = len(window)
-    if count == 1:
-        return np.zeros(1)
-    total = np.zeros(count)
-    rounds = min(shifts, count)
-    for number in range(rounds):
-        offset = number * count // rounds
-        order = (np.arange(count) + offset) % count
-        total[order] += take_log_softmax(choose([window[place] for place in order.tolist()]))
-    return total / rounds
+def _list_orders(count: int, shifts: int) -> list[list[int]]:
+    """Return the cyclic shifts in which a window is asked; one candidate alone needs no question."""
+    rounds = min(shifts, count) if count > 1 else 0
+    return [[(place + number * count // rounds) % count for place in range(count)] for number in range(rounds)]
 
 
-def ask_all(ask: Callable[[Question], Reply], questions: Sequence[Question], at_once: int) -> list[Reply]:
-    """Return the replies to independent questions, so many ``at_once``: a server takes several."""
-    if at_once == 1 or len(questions) < 2:
-        return [ask(question) for question in questions]
-    with ThreadPoolExecutor(min(at_once, len(questions))) as pool:
-        return list(pool.map(ask, questions))
+def ask_windows(choose: Choose, windows: Sequence[Sequence[int]], shifts: int) -> list[FloatArray]:
+    """Return each window's log-probabilities of being chosen (N,), means over cyclic shifts of the letters.
+
+    All questions go out at once: a GPU takes several in a batch, a server several at a time.
+    """
+    orders = [_list_orders(len(window), shifts) for window in windows]
+    questions = [
+        [window[place] for place in order] for window, own in zip(windows, orders, strict=True) for order in own
+    ]
+    replies = iter(choose(questions) if questions else ())
+    answers: list[FloatArray] = []
+    for window, own in zip(windows, orders, strict=True):
+        total = np.zeros(len(window))
+        for order in own:
+            total[order] += take_log_softmax(next(replies))
+        answers.append(total / max(len(own), 1))
+    return answers
 
 
-def choose_in_windows(
-    choose: Choose, count: int, size: int, shifts: int, query_id: str, seed: int, at_once: int = 1
-) -> FloatArray:
+def choose_in_windows(choose: Choose, count: int, size: int, shifts: int, query_id: str, seed: int) -> FloatArray:
     """Return comparable scores (K,) of candidates that are asked about in windows of at most ``size``.
 
     The letters' first-token probabilities order a whole window in one pass (FIRST, Reddy et al., arXiv 2406.15657).
@@ -75,35 +72,32 @@ def choose_in_windows(
     is the first in gallery order.
     """
     scores = np.zeros(count)
-    windows = draw_windows(range(1, count), size - 1, query_id, seed)
-    replies = ask_all(lambda window: ask_window(choose, [0, *window], shifts), windows, at_once)
-    for window, answers in zip(windows, replies, strict=True):
-        scores[window] = answers[1:] - answers[0]
+    windows = [[0, *window] for window in draw_windows(range(1, count), size - 1, query_id, seed)]
+    for window, answers in zip(windows, ask_windows(choose, windows, shifts), strict=True):
+        scores[window[1:]] = answers[1:] - answers[0]
     return scores
 
 
-def choose_in_turns(
-    choose: Choose, count: int, size: int, shifts: int, query_id: str, seed: int, at_once: int = 1
-) -> FloatArray:
+def choose_in_turns(choose: Choose, count: int, size: int, shifts: int, query_id: str, seed: int) -> FloatArray:
     """Return scores (K,) that count down in the order in which candidates win: ask, remove the winner, ask again.
 
     The paper's multi-turn choice with removal. More candidates than ``size`` play as a tournament: the winners of the
     windows meet in windows of winners; after a removal only the windows that changed are asked again.
     """
-    asked: dict[Window, int] = {}
+    known: dict[tuple[int, ...], int] = {}
 
-    def find_winner(window: Window) -> int:
-        if window not in asked:
-            asked[window] = window[int(np.argmax(ask_window(choose, window, shifts)))]
-        return asked[window]
+    def find_winners(windows: Sequence[tuple[int, ...]]) -> list[int]:
+        new = [window for window in windows if window not in known]
+        for window, answers in zip(new, ask_windows(choose, new, shifts), strict=True):
+            known[window] = window[int(np.argmax(answers))]
+        return [known[window] for window in windows]
 
     windows = draw_windows(range(count), size, query_id, seed)
     scores = np.zeros(count)
     for place in range(count):
-        winners = ask_all(find_winner, [tuple(window) for window in windows if window], at_once)
+        winners = find_winners([tuple(window) for window in windows if window])
         while len(winners) > 1:
-            groups = [tuple(winners[start : start + size]) for start in range(0, len(winners), size)]
-            winners = ask_all(find_winner, groups, at_once)
+            winners = find_winners([tuple(winners[start : start + size]) for start in range(0, len(winners), size)])
         scores[winners[0]] = count - place
         for window in windows:
             if winners[0] in window:

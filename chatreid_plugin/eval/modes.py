@@ -48,13 +48,13 @@ def score_query(settings: EvalSettings, scorer: Scorer, query: Query, candidates
         return margins[0] if len(margins) == 1 else combine_margins(margins[0], margins[1], settings.text_weight)
     task = pick_choice_task(settings, query)
 
-    def choose(positions: Sequence[int]) -> ScoreArray:
-        lettered = [candidates[position] for position in positions]
-        return check_scores(query, lettered, scorer.choose(query, lettered, task))
+    def choose(windows: Sequence[Sequence[int]]) -> list[ScoreArray]:
+        lettered = [[candidates[position] for position in window] for window in windows]
+        answers = scorer.choose(query, lettered, task)
+        return [check_scores(query, window, values) for window, values in zip(lettered, answers, strict=True)]
 
     ask = choose_in_windows if settings.mode == "choice" else choose_in_turns
-    at_once = settings.concurrency if settings.backend == "http" else 1
-    scores = ask(choose, len(candidates), settings.window, settings.shifts, query.query_id, settings.seed, at_once)
+    scores = ask(choose, len(candidates), settings.window, settings.shifts, query.query_id, settings.seed)
     return scores.astype(np.float32)
 
 

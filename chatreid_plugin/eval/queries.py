@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from ..records import ImageRecord
 
 
+# Queries of which a model may compute something at once.
+QUERY_BLOCK = 32
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """One query of an evaluation.

@@ -14,6 +14,7 @@ from .modes import describe_mode, score_query
 from .plan import Plan
 from .processes import Processes
 from .prompts import IMAGE_PAIR, TEXT_PAIR
+from .queries import QUERY_BLOCK
 from .store import ScoreStore
 from .ties import ScoreArray
 
@@ -82,7 +83,9 @@ def _score_share(settings: EvalSettings, plan: Plan, scorer: Scorer, store: Scor
         return
     queries = plan.protocol.queries
     needed: list[int] = np.unique(np.concatenate([plan.kept[query] for query in share])).tolist()
-    scorer.prepare([queries[index] for index in share], [plan.protocol.gallery[index] for index in needed])
+    starts = sorted({index // QUERY_BLOCK * QUERY_BLOCK for index in share})
+    blocks = [query for start in starts for query in queries[start : start + QUERY_BLOCK]]
+    scorer.prepare(blocks, [plan.protocol.gallery[index] for index in needed])
     total = sum(len(plan.kept[index]) for index in share)
     with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True) as progress:
         for index in share:

@@ -50,7 +50,6 @@ class ServedModel:
         # Pictures come to it resized: the policy is applied here, or by the sender.
         plain = {"chatreid_stage": None, "image_max_pixels": _NO_LIMIT, "image_min_pixels": 1}
         self._scorer = TransformersScorer(settings.model_copy(update=plain), Path(self._folder.name))
-        self._known: dict[str, ImageRecord] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -102,8 +101,11 @@ class ServedModel:
         with self._lock, self._write(urls, prepared=request.prepared) as records:
             image = records[0] if own else None
             query = Query("query", "", image=image, text=request.query.text, attributes=request.query.attributes)
-            score = self._scorer.score_pairs if kind == "match" else self._scorer.choose
-            scores = score(query, records[len(own) :], request.task)
+            candidates = records[len(own) :]
+            if kind == "match":
+                scores = self._scorer.score_pairs(query, candidates, request.task)
+            else:
+                (scores,) = self._scorer.choose(query, [candidates], request.task)
         if not np.isfinite(scores).all():
             raise RequestFault("The model gives scores that are no numbers; start the server with dtype=float32.", 500)
         return scores.tolist()
@@ -112,21 +114,15 @@ class ServedModel:
     def _write(self, urls: Sequence[str], *, prepared: bool) -> Generator[list[ImageRecord]]:
         """Give the scorer pictures as files; those that it has encoded before are not even decoded again."""
         folder = Path(self._folder.name)
-        if len(self._known) > MOST_ENCODED:
+        if len(self._scorer.features) > MOST_ENCODED:
             self._scorer.forget_images()
-            self._known.clear()
         names = [f"{hashlib.sha256(url.encode()).hexdigest()}-{prepared}.png" for url in urls]
-        new = {name: url for name, url in zip(names, urls, strict=True) if name not in self._known}
+        new = {name: url for name, url in zip(names, urls, strict=True) if name not in self._scorer.features}
         try:
             for name, url in new.items():
                 picture = read_picture(url, self.settings.policy, prepared=prepared)
                 picture.save(folder / name, compress_level=0)
-                self._known[name] = ImageRecord(name, "served", "gallery", name, "", "", *picture.size)
-            yield [self._known[name] for name in names]
-        except BaseException:
-            for name in new:
-                self._known.pop(name, None)  # perhaps not encoded yet
-            raise
+            yield [ImageRecord(name, "served", "gallery", name, "", "", 0, 0) for name in names]
         finally:
             for name in new:
                 (folder / name).unlink(missing_ok=True)

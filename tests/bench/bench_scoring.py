@@ -91,11 +91,13 @@ def score_whole(scorer: TransformersScorer, query: Query, candidates: list[Image
 
 
 def measure(
-    scorer: TransformersScorer, run: Callable[..., Any], queries: list[Query], candidates: list[ImageRecord]
+    scorer: TransformersScorer, path: str, run: Callable[..., Any], queries: list[Query], candidates: list[ImageRecord]
 ) -> tuple[float, float, Any]:
     """Return wall and CPU seconds and the margins (Q, K), nothing encoded before."""
     scorer.forget_images()
     wall, own = time.perf_counter(), time.process_time()
+    if path == "fast path":
+        scorer.prepare(queries, candidates)
     margins = [run(query, candidates) for query in queries]  # read back on the CPU: the device has finished
     return time.perf_counter() - wall, time.process_time() - own, margins
 
@@ -125,7 +127,7 @@ def main() -> None:
         }
         for run in paths.values():
             run(queries[0], candidates[:2])
-        found = {path: measure(scorer, run, queries, candidates) for path, run in paths.items()}
+        found = {path: measure(scorer, path, run, queries, candidates) for path, run in paths.items()}
     naive = found["generate, a pair"]
     for path, (wall, own, margins) in found.items():
         difference = np.abs(np.array(margins) - naive[2]).max()

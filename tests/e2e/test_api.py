@@ -167,7 +167,7 @@ def test_scores_degrade_to_hard_answers(
     assert set(scores.tolist()) <= {0.0, 0.5, 1.0}
     # Random words: what says neither Yes nor No is counted.
     assert scorer.filled == scores.tolist().count(0.5)
-    letters = scorer.choose(make_image_query(crops[0]), crops[1:], "standard_reid")
+    letters = scorer.choose(make_image_query(crops[0]), [crops[1:]], "standard_reid")[0]
     assert set(letters.tolist()) <= {0.0, 1.0}
     log = server[1].read_text(errors="replace")[seen:]
     assert "contain the same pedestrian identity?" in log

@@ -1,5 +1,6 @@
 """Shared prefixes, stored features and batches give what one plain forward pass per pair gives, in every family."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.errors import ConfigError, UpstreamError
+from chatreid_plugin.eval.backends.decoder import Decoder
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.prompts import IMAGE_PAIR, TEXT_PAIR, build_choice_prompt, build_pair_prompt
 from chatreid_plugin.eval.queries import Query, make_image_query
@@ -171,13 +173,30 @@ def test_text_pairs_and_choices_equal_one_forward_pass_each(
     prompt = build_choice_prompt(query, "standard_reid", len(others))
     logits = bench.compute_logits(scorer, prompt.segments, bench.records[2:])
     letters = scorer.processor.tokenizer.convert_tokens_to_ids(list(LETTERS[: len(others)]))
-    check_equal(scorer.choose(query, others, "standard_reid"), logits[letters].tolist())
+    check_equal(scorer.choose(query, [others], "standard_reid")[0], logits[letters].tolist())
 
 
-def test_adapter_is_merged_by_its_folder_or_by_its_key(bench: Bench, checkpoints: dict[str, Path]) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_equal_one_forward_pass_each_when_lengths_and_sizes_differ(
+    family: str, bench: Bench, checkpoints: dict[str, Path]
+) -> None:
+    scorer = bench.make(checkpoints[family], batch_size=6)
+    records, query = bench.records, make_image_query(bench.records[2])
+    windows = [[records[place] for place in places] for places in ((3, 4, 5), (3, 0), (3, 5, 4), (6, 1, 3), (3, 6))]
+    for window, found in zip(windows, scorer.choose(query, windows, "standard_reid"), strict=True):
+        segments = build_choice_prompt(query, "standard_reid", len(window)).segments
+        logits = bench.compute_logits(scorer, segments, [records[2], *window])
+        letters = scorer.processor.tokenizer.convert_tokens_to_ids(list(LETTERS[: len(window)]))
+        check_equal(found, logits[letters].tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_is_merged_by_its_folder_or_by_its_key(
+    family: str, bench: Bench, checkpoints: dict[str, Path]
+) -> None:
     from peft import LoraConfig, get_peft_model
 
-    base = bench.make(checkpoints["qwen2_vl"])
+    base = bench.make(checkpoints[family])
     first, *candidates = bench.records
     query = make_image_query(first)
     segments = build_pair_prompt(query, IMAGE_PAIR).segments
@@ -189,7 +208,7 @@ def test_adapter_is_merged_by_its_folder_or_by_its_key(bench: Bench, checkpoints
     assert np.abs(plain - expected).max() > 1e-2
     by_folder = bench.make(bench.output / "adapter")
     check_equal(by_folder.score_pairs(query, candidates, IMAGE_PAIR), expected)
-    by_key = bench.make(checkpoints["qwen2_vl"], adapter_name_or_path=str(bench.output / "adapter"))
+    by_key = bench.make(checkpoints[family], adapter_name_or_path=str(bench.output / "adapter"))
     assert by_key.fingerprint == by_folder.fingerprint != base.fingerprint
     with pytest.raises(ConfigError, match="adapter itself"):
         bench.make(bench.output / "adapter", adapter_name_or_path=str(bench.output / "adapter"))
@@ -214,20 +233,64 @@ def test_rows_are_halved_when_memory_runs_out(
     np.testing.assert_allclose(scorer.score_pairs(query, candidates, IMAGE_PAIR), expected, atol=1e-5)
     assert max(sizes) > 1 and sizes.count(1) == len(candidates)
     most = 0
-    with pytest.raises(UpstreamError, match=r"no memory for one of the pairs.*no room"):
+    with pytest.raises(UpstreamError, match=r"no memory for one of the questions.*no room"):
         scorer.score_pairs(query, candidates, IMAGE_PAIR)
 
 
-def test_prefix_is_computed_once_a_query(
-    bench: Bench, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def prefix_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many questions' beginnings each forward pass computes."""
+    compute, rows = Decoder.compute_prefixes, list[int]()
+
+    def count(self: Decoder, beginnings: Any, images: Any) -> Any:
+        rows.append(len(beginnings))
+        return compute(self, beginnings, images)
+
+    monkeypatch.setattr(Decoder, "compute_prefixes", count)
+    return rows
+
+
+def test_prefix_is_computed_once_a_query(bench: Bench, checkpoints: dict[str, Path], prefix_rows: list[int]) -> None:
+    scorer = bench.make(checkpoints["qwen2_vl"])
+    query, candidates = make_image_query(bench.records[0]), bench.records[1:]
+    scorer.score_pairs(query, candidates, IMAGE_PAIR)
+    scorer.choose(query, [candidates, candidates[::-1]], "standard_reid")
+    scorer.choose(query, [candidates[:2]], "standard_reid")
+    assert prefix_rows == [1, 1]  # one a task
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("order", ["query_first", "both"])
+def test_prefixes_of_a_block_are_computed_at_once_by_size(
+    family: str, order: str, bench: Bench, checkpoints: dict[str, Path], prefix_rows: list[int]
+) -> None:
+    queries, candidates = [make_image_query(record) for record in bench.records], bench.records
+    alone, scorer = (bench.make(checkpoints[family], image_order=order) for _ in range(2))
+    expected = [alone.score_pairs(query, candidates, IMAGE_PAIR) for query in queries]
+    prefix_rows.clear()
+    scorer.prepare(queries, candidates)
+    for query, own in zip(queries, expected, strict=True):
+        np.testing.assert_allclose(scorer.score_pairs(query, candidates, IMAGE_PAIR), own, atol=1e-5)
+    sizes = Counter(scorer.features[record.image_id].grid for record in bench.records).values()
+    # With the candidate first, all questions begin alike.
+    assert sorted(prefix_rows) == sorted([*sizes, *([1] if order == "both" else [])])
+
+
+def test_scores_have_the_same_bits_when_a_block_is_resumed(bench: Bench, checkpoints: dict[str, Path]) -> None:
+    queries, candidates = [make_image_query(record) for record in bench.records], bench.records
+    whole, resumed = (bench.make(checkpoints["qwen2_vl"]) for _ in range(2))
+    for scorer in (whole, resumed):
+        scorer.prepare(queries, candidates)
+    expected = [whole.score_pairs(query, candidates, IMAGE_PAIR) for query in queries]
+    assert np.array_equal(resumed.score_pairs(queries[5], candidates, IMAGE_PAIR), expected[5])
+
+
+def test_texts_share_what_stands_before_the_candidate(
+    bench: Bench, checkpoints: dict[str, Path], prefix_rows: list[int]
 ) -> None:
     scorer = bench.make(checkpoints["qwen2_vl"])
-    compute, calls = scorer._decoder.compute_prefix, list[int]()
-
-    def count(tokens: Any, images: Any) -> Any:
-        calls.append(int(tokens.is_image.sum()))
-        return compute(tokens, images)
-
-    monkeypatch.setattr(scorer._decoder, "compute_prefix", count)
-    scorer.score_pairs(make_image_query(bench.records[0]), bench.records[1:], IMAGE_PAIR)
-    assert calls == [scorer.features["0"].levels.shape[1]]  # the query's image is in it
+    queries = [Query(text, "1", text=text) for text in ("A man in red.", "A man in a long blue coat.")]
+    scorer.prepare([*queries, make_image_query(bench.records[0])], bench.records)
+    margins = [scorer.score_pairs(query, bench.records, TEXT_PAIR) for query in queries]
+    assert np.abs(margins[0] - margins[1]).max() > 1e-3
+    assert prefix_rows == [1]  # the words come after the image

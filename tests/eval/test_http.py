@@ -261,7 +261,7 @@ def test_letters_are_scored_by_their_log_probabilities(
 ) -> None:
     server.reply = lambda body: make_completion({"B": -0.5, "A": -1.5, "Yes": -2.0, "No": -4.0})
     scorer = make(extra_body={"allowed_token_ids": [1, 2], "logprob_token_ids": [1, 2], "seed": 3})
-    scores = scorer.choose(make_image_query(records[0]), records[:3], CHOICE)
+    scores = scorer.choose(make_image_query(records[0]), [records[:3]], CHOICE)[0]
     assert scores.tolist() == [-1.5, -0.5, -4.0]
     assert scorer.filled == 1
     assert server.pairs[0]["seed"] == 3
@@ -307,7 +307,7 @@ def test_server_without_log_probabilities_gives_hard_answers(
     assert scorer.score_pairs(make_image_query(records[0]), records[:3], PAIR).tolist() == [0, 1, 1]
     assert "hard answers" in caplog.text
     assert server.pairs[0]["temperature"] == 0 and "n" not in server.pairs[0]
-    assert scorer.choose(make_image_query(records[0]), records[1:4], CHOICE).tolist() == [1, 0, 1]
+    assert scorer.choose(make_image_query(records[0]), [records[1:4]], CHOICE)[0].tolist() == [1, 0, 1]
 
 
 def test_votes_are_sampled_in_one_request_where_the_server_can(

@@ -42,8 +42,8 @@ class Preferences:
         self.questions.append((task, places))
         return np.array([self.utilities[task][place] for place in places], dtype=np.float32)
 
-    def choose(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> Any:
-        return self.score_pairs(query, candidates, task) + np.array(self.bias[: len(candidates)], dtype=np.float32)
+    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> Any:
+        return [self.score_pairs(query, w, task) + np.array(self.bias[: len(w)], np.float32) for w in windows]
 
 
 def make_image(number: int) -> ImageRecord:
@@ -130,9 +130,9 @@ def test_shifts_cancel_a_preference_for_letters(make_settings: MakeSettings, mod
 def test_a_window_of_four_is_asked_once_for_each_winner() -> None:
     asked: list[list[int]] = []
 
-    def choose(places: Sequence[int]) -> Any:
-        asked.append(sorted(places))
-        return [-float(place) for place in places]
+    def choose(windows: Sequence[Sequence[int]]) -> Any:
+        asked.extend(sorted(places) for places in windows)
+        return [[-float(place) for place in places] for places in windows]
 
     assert choose_in_turns(choose, 4, 10, 1, "q", 0).tolist() == [4.0, 3.0, 2.0, 1.0]
     assert asked == [[0, 1, 2, 3], [1, 2, 3], [2, 3]]
@@ -140,8 +140,20 @@ def test_a_window_of_four_is_asked_once_for_each_winner() -> None:
 
 def test_choice_scores_are_log_odds_against_the_first_candidate() -> None:
     utilities = [0.3, 1.0, -2.0, 0.0]
-    scores = choose_in_windows(lambda places: [utilities[place] for place in places], 4, 3, 1, "q", 0)
+    scores = choose_in_windows(lambda windows: [[utilities[p] for p in w] for w in windows], 4, 3, 1, "q", 0)
     assert scores.tolist() == pytest.approx([0.0, 0.7, -2.3, -0.3])
+
+
+@pytest.mark.parametrize(("ask", "calls"), [(choose_in_windows, [12]), (choose_in_turns, [10, 2])])
+def test_windows_and_shifts_are_asked_at_once(ask: Callable[..., Any], calls: list[int]) -> None:
+    asked: list[int] = []
+
+    def choose(windows: Sequence[Sequence[int]]) -> Any:
+        asked.append(len(windows))
+        return [[-float(place) for place in places] for places in windows]
+
+    ask(choose, 25, 5, 2, "q", 0)
+    assert asked[: len(calls)] == calls
 
 
 @pytest.mark.parametrize(("mode", "count"), [("choice", 37), ("turns", 37), ("turns", 4), ("turns", 130)])

@@ -100,7 +100,7 @@ def test_resumes_after_an_interruption_and_a_torn_line(
     assert run_evaluation(settings).ranking.mean_ap == 1.0
     assert len(scorer.scored) == 2
     assert len(scorer.prepared) == 1
-    assert scorer.prepared[0][:2] == scorer.scored
+    assert set(scorer.scored) < set(scorer.prepared[0])  # queries come in whole blocks
 
     scorer = use_scorer(monkeypatch, CountingScorer())
     assert run_evaluation(settings).ranking.mean_ap == 1.0

@@ -260,7 +260,7 @@ def test_request_whose_client_has_gone_is_not_worked_on(
     assert began.wait(20)
     with pytest.raises(TimeoutError):
         server.ask("/v1/score", make_body(2), timeout=0.3)
-    time.sleep(1)  # until the server has seen it go
+    time.sleep(3)  # until the server has seen it go
     go_on.set()
     first.join()
     assert server.ask("/v1/score", make_body(3))[0] == 200

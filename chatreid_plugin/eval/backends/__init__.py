@@ -34,15 +34,19 @@ class Scorer(Protocol):
         ...
 
     def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
-        """Learn of everything that will be scored, before the first pair; encode images once, for instance."""
+        """Learn of everything that will be scored, before the first pair; encode images once, for instance.
+
+        The queries come in whole blocks of ``queries.QUERY_BLOCK``, in the protocol's order, with those that were
+        scored before: what is computed for a block at once has the same bits then in a resumed evaluation.
+        """
         ...
 
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
         """Return one score a candidate (K,) for the yes/no question ``task`` (``prompts.build_pair_prompt``)."""
         ...
 
-    def choose(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
-        """Return one score a candidate (N,), N <= 26, from one question over all of them (``build_choice_prompt``)."""
+    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
+        """Return one score a candidate (N,), N <= 26, for each window: one question each (``build_choice_prompt``)."""
         ...
 
 

@@ -19,17 +19,20 @@ class Decoder:
         """``model``: one of ``checkpoint.FAMILIES``."""
         self.model = model
 
-    def compute_prefix(self, tokens: Tokens, images: Sequence[torch.Tensor]) -> KeysAndValues:
-        """Return each layer's keys and values [1, heads, L, size] of tokens that begin a question.
+    def compute_prefixes(
+        self, beginnings: Sequence[Tokens], images: Sequence[Sequence[torch.Tensor]]
+    ) -> list[KeysAndValues]:
+        """Return each layer's keys and values [1, heads, L, size] of the beginnings of questions.
 
         Args:
-            tokens: the prefix.
-            images: the levels of its images, [1 + deepstack levels, visual tokens, width] each.
+            beginnings: of one length, with images in the same places.
+            images: for each the levels of its images, [1 + deepstack levels, visual tokens, width].
         """
         cache = DynamicCache(config=self.model.config)
-        self._run(tokens, [images], cache)
+        self._run(torch.stack([tokens.ids for tokens in beginnings]), beginnings[0], images, cache)
         layers: list[Any] = cache.layers
-        return [(layer.keys, layer.values) for layer in layers]
+        rows = [slice(row, row + 1) for row in range(len(beginnings))]
+        return [[(layer.keys[row], layer.values[row]) for layer in layers] for row in rows]
 
     def compute_last(
         self, tokens: Tokens, rows: Sequence[Sequence[torch.Tensor]], prefix: KeysAndValues | None = None
@@ -39,29 +42,33 @@ class Decoder:
         Args:
             tokens: what all rows have in common but for their images: after the prefix, if there is one.
             rows: each row's images.
-            prefix: of ``compute_prefix``, common to the rows.
+            prefix: of ``compute_prefixes``, common to the rows.
         """
         cache = None
         if prefix is not None:
             cache = DynamicCache(config=self.model.config)
             for layer, (keys, values) in enumerate(prefix):
                 cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), layer)
-        return self._run(tokens, rows, cache)[:, -1].float()
+        ids = tokens.ids[None].expand(len(rows), -1)
+        return self._run(ids, tokens, rows, cache)[:, -1].float()
 
-    def _run(self, tokens: Tokens, rows: Sequence[Sequence[torch.Tensor]], cache: DynamicCache | None) -> torch.Tensor:
+    def _run(
+        self, ids: torch.Tensor, layout: Tokens, rows: Sequence[Sequence[torch.Tensor]], cache: DynamicCache | None
+    ) -> torch.Tensor:
+        """Return the hidden states [rows, L, width] of ids [rows, L], whose images lie as in ``layout``."""
         count = len(rows)
-        embeds = self.model.get_input_embeddings()(tokens.ids).repeat(count, 1, 1)
+        embeds = self.model.get_input_embeddings()(ids)
         images = [image for row in rows for image in row]
         options: dict[str, Any] = {}
         if images:
             levels = torch.cat([image.to(embeds.device) for image in images], dim=1).to(embeds.dtype)
-            places = tokens.is_image.expand(count, -1)
+            places = layout.is_image.expand(count, -1)
             embeds[places] = levels[0]
             if len(levels) > 1:
                 options = {"visual_pos_masks": places, "deepstack_visual_embeds": list(levels[1:])}
         output = self.model.model.language_model(
             inputs_embeds=embeds,
-            position_ids=tokens.positions[:, None].expand(-1, count, -1),
+            position_ids=layout.positions[:, None].expand(-1, count, -1),
             past_key_values=cache,
             use_cache=cache is not None,
             **options,

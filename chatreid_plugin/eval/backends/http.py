@@ -124,36 +124,38 @@ class HttpScorer:
         """
         prompt = build_pair_prompt(query, task)
         if self.traits.own is not None:
-            return self._score_together(query, candidates, task, SCORED_TOGETHER)
+            return self._score_together(query, candidates, task)
         shown = [query.image] if query.image is not None and prompt.image_count > 1 else []
 
         async def score(position: int) -> list[float]:
             record = candidates[position]
             return [await self._ask_pair(prompt, [*shown, record], task)]
 
-        names = [record.path for record in candidates]
-        return self._run(query, names, score)
+        return _join(self._run(query, [record.path for record in candidates], score))
 
-    def choose(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
-        """Return one score a candidate (N,): log-probabilities of the letters, or shares of votes that name them.
+    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
+        """Return one score a candidate (N,) of each window: the letters' log-probabilities, or shares of votes.
 
         Raises:
             DataError: an image cannot be read, or more than 26 candidates.
             UpstreamError: the server failed finally.
         """
-        prompt = build_choice_prompt(query, task, len(candidates))
-        if self.traits.own is not None:
-            return self._score_together(query, candidates, task, len(candidates))
-        own = prompt.image_count - len(candidates)
-        shown = [query.image] if query.image is not None and own else []
+        prompts = [build_choice_prompt(query, task, len(window)) for window in windows]
 
-        async def choose(_: int) -> list[float]:
-            return await self._ask_choice(prompt, [*shown, *candidates], task, len(candidates))
+        async def choose(position: int) -> list[float]:
+            prompt, window = prompts[position], windows[position]
+            if self.traits.own is not None:
+                return await self._ask_own(query, window, task)
+            shown = [query.image] if query.image is not None and prompt.image_count > len(window) else []
+            return await self._ask_choice(prompt, [*shown, *window], task, len(window))
 
-        return self._run(query, [f"a choice of {len(candidates)}"], choose)
+        answers = self._run(query, [f"a choice of {len(window)}" for window in windows], choose)
+        return [np.array(values, dtype=np.float32) for values in answers]
 
-    def _run(self, query: Query, names: Sequence[str], score: Callable[[int], Awaitable[list[float]]]) -> ScoreArray:
-        """Return the scores of all questions, ``concurrency`` of which are on their way at any time."""
+    def _run(
+        self, query: Query, names: Sequence[str], score: Callable[[int], Awaitable[list[float]]]
+    ) -> list[list[float]]:
+        """Return each question's scores; ``concurrency`` questions are on their way at any time."""
         results: list[list[float]] = [[]] * len(names)
         positions = iter(range(len(names)))
 
@@ -177,7 +179,7 @@ class HttpScorer:
                 raise failures.exceptions[0] from None  # it has cancelled the other workers
 
         self._loop.run(work_all())
-        return np.array([value for values in results for value in values], dtype=np.float32)
+        return results
 
     def _encode(self, record: ImageRecord) -> str:
         """Return an image as the model shall see it, as a data URL."""
@@ -236,25 +238,31 @@ class HttpScorer:
             )
         self.filled += count
 
-    def _score_together(self, query: Query, candidates: Sequence[ImageRecord], task: str, together: int) -> ScoreArray:
+    def _score_together(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
         """Ask `chatreid serve` for many scores a request."""
+        starts = range(0, len(candidates), SCORED_TOGETHER)
+
+        async def score(position: int) -> list[float]:
+            return await self._ask_own(query, candidates[starts[position] :][:SCORED_TOGETHER], task)
+
+        return _join(self._run(query, [f"{candidates[start].path} and those after it" for start in starts], score))
+
+    async def _ask_own(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> list[float]:
         asked: dict[str, Any] = {"text": query.text, "attributes": dict(query.attributes)}
         if query.image is not None:
             asked["image"] = self._encode(query.image)
-        starts = range(0, len(candidates), max(1, together))
+        body = {
+            "model": self.traits.model,
+            "query": asked,
+            "candidates": [self._encode(record) for record in candidates],
+            "task": task,
+            "prepared": True,
+        }
+        return _read_scores(await self._client.ask("/score", body), len(candidates))
 
-        async def score(position: int) -> list[float]:
-            part = candidates[starts[position] : starts[position] + together]
-            body = {
-                "model": self.traits.model,
-                "query": asked,
-                "candidates": [self._encode(record) for record in part],
-                "task": task,
-                "prepared": True,
-            }
-            return _read_scores(await self._client.ask("/score", body), len(part))
 
-        return self._run(query, [f"{candidates[start].path} and those after it" for start in starts], score)
+def _join(scores: Sequence[Sequence[float]]) -> ScoreArray:
+    return np.array([value for values in scores for value in values], dtype=np.float32)
 
 
 async def _ask_again(score: Callable[[int], Awaitable[list[float]]], position: int) -> list[float]:

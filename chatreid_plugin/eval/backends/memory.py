@@ -13,19 +13,19 @@ Result = TypeVar("Result")
 
 
 class Batcher:
-    """Hands items on in batches; each out-of-memory error halves the rows, from then on.
+    """Hands items on in batches; each out-of-memory error halves the next ones, for good.
 
     Attributes:
-        rows: of the next batch.
+        size: of the next batch, a sum of weights.
     """
 
-    def __init__(self, rows: int, what: str) -> None:
+    def __init__(self, size: int, what: str) -> None:
         """``what``: the items' name in the error."""
-        self.rows = rows
+        self.size = size
         self.what = what
 
-    def run(self, compute: Callable[[Sequence[Item]], Result], items: Sequence[Item]) -> list[Result]:
-        """Return the results of all batches, in order.
+    def run(self, compute: Callable[[Sequence[Item]], Result], items: Sequence[Item], weight: int = 1) -> list[Result]:
+        """Return the results of all batches, in order; each item has this weight.
 
         Raises:
             UpstreamError: not even one item fits.
@@ -33,7 +33,7 @@ class Batcher:
         results: list[Result] = []
         start = 0
         while start < len(items):
-            part = items[start : start + self.rows]
+            part = items[start : start + max(1, self.size // weight)]
             try:
                 results.append(compute(part))
             except torch.OutOfMemoryError as error:
@@ -42,15 +42,15 @@ class Batcher:
                 start += len(part)
                 continue
             # Out of the handler: the error's traceback held the tensors of the batch.
-            self._halve(len(part), reason)
+            self._halve(len(part), weight, reason)
         return results
 
-    def _halve(self, tried: int, reason: str) -> None:
+    def _halve(self, tried: int, weight: int, reason: str) -> None:
         if tried == 1:
             raise UpstreamError(
                 f"The device has no memory for one of the {self.what}: {reason} Use a smaller image_max_pixels, "
                 "dtype: bfloat16, features_on: host, or a device with more memory."
             )
-        self.rows = tried // 2
+        self.size = tried // 2 * weight
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

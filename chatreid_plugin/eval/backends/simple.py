@@ -29,7 +29,9 @@ class RandomScorer:
         generator = np.random.default_rng([self.seed, zlib.crc32(query.query_id.encode())])
         return generator.random(len(candidates), dtype=np.float32)
 
-    choose = score_pairs
+    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
+        """Return the same scores for each window's candidates."""
+        return [self.score_pairs(query, window, task) for window in windows]
 
 
 class OracleScorer:
@@ -47,7 +49,9 @@ class OracleScorer:
         """Return 1 or 0 for each candidate, (K,)."""
         return np.array([record.person_id == query.person_id for record in candidates], dtype=np.float32)
 
-    choose = score_pairs
+    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
+        """Return the same scores for each window's candidates."""
+        return [self.score_pairs(query, window, task) for window in windows]
 
 
 class FeatureScorer:
@@ -69,4 +73,6 @@ class FeatureScorer:
             return np.empty(0, dtype=np.float32)
         return np.stack([self.features[record.image_id] for record in candidates]) @ self.features[query.query_id]
 
-    choose = score_pairs
+    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
+        """Return the same scores for each window's candidates."""
+        return [self.score_pairs(query, window, task) for window in windows]

@@ -1,6 +1,6 @@
 """Score with a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint, computing nothing twice.
 
-Every image is encoded once. What stands before the candidate in a question is computed once a query; the candidates'
+Every image is encoded once. What stands before the candidates in a question is computed once a query; the candidates'
 own parts follow in batches of equal length, which need no padding.
 
 The score is the fp32 margin of "Yes" over "No" at the first answer token: log P(Yes) - log P(No). Probabilities
@@ -8,7 +8,7 @@ saturate in half precision and tie; margins do not (paper section 4.1 ranks by "
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,13 @@ from ...errors import UpstreamError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
-from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt
-from ..queries import Query
+from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt, list_pair_tasks
+from ..queries import QUERY_BLOCK, Query
 from ..ties import ScoreArray
 from .checkpoint import compute_weights_fingerprint, load_checkpoint
 from .decoder import Decoder, KeysAndValues
 from .memory import Batcher
+from .prefixes import Beginning, Prefixes, make_beginning
 from .tokens import Tokenizer, Tokens
 from .vision_features import Grid, VisionFeatures
 
@@ -52,9 +53,11 @@ class TransformersScorer:
         self.features = VisionFeatures(self.model, self.processor, image_root, settings.policy, on_host=on_host)
         self._tokenizer = Tokenizer(self.model, self.processor)
         self._decoder = Decoder(self.model)
-        self._batcher = Batcher(settings.batch_size, "pairs")
+        self._prefixes = Prefixes(self._decoder, self._tokenizer, self.features)
+        self._blocks: dict[str, Sequence[Query]] = {}
+        self._batcher = Batcher(settings.batch_size, "questions")
         yes, no = self._read_rows((YES, NO))
-        self._direction = yes - no
+        self._direction = (yes - no)[None]
         self._letters = self._read_rows(LETTERS)
 
     def _read_rows(self, words: Sequence[str]) -> torch.Tensor:
@@ -71,18 +74,25 @@ class TransformersScorer:
         Raises:
             DataError: a file cannot be decoded.
         """
+        blocks = [queries[start : start + QUERY_BLOCK] for start in range(0, len(queries), QUERY_BLOCK)]
+        self._blocks = {query.query_id: block for block in blocks for query in block}
+        self._encode(queries, gallery)
+
+    def _encode(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
         self.features.encode([*(query.image for query in queries if query.image is not None), *gallery])
 
     @torch.inference_mode()
     def pool_images(self, records: Sequence[ImageRecord]) -> ScoreArray:
         """Return each image's vision features, the mean of its tokens (N, width), for ``filter: vlm``."""
-        self.prepare([], records)
+        self._encode([], records)
         pooled = [self.features[record.image_id].levels[0].float().mean(dim=0) for record in records]
         return torch.stack(pooled).cpu().numpy()
 
     def forget_images(self) -> None:
         """Drop all encoded images, for a server that lives long."""
         self.features.clear()
+        self._prefixes.clear()
+        self._blocks.clear()
 
     @torch.inference_mode()
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
@@ -96,72 +106,90 @@ class TransformersScorer:
             DataError: an image cannot be decoded.
             UpstreamError: the device has no memory for one pair.
         """
-        prompt = build_pair_prompt(query, task)
-        self.prepare([query], candidates)
-        if task != IMAGE_PAIR or query.image is None:
-            return self._score(prompt, [], candidates, 0)
-        own = [query.image]
+        self._encode([query], candidates)
+        ask = partial(self._score_pairs, query, candidates, task)
         order = self.settings.image_order
-        if order == "query_first":
-            return self._score(prompt, own, candidates, 1)
-        swapped = self._score(prompt, own, candidates, 0)
-        if order == "gallery_first":
-            return swapped
-        return (self._score(prompt, own, candidates, 1) + swapped) * np.float32(0.5)
+        if task != IMAGE_PAIR or order == "query_first":
+            return ask(shown_first=task == IMAGE_PAIR)
+        swapped = ask(shown_first=False)
+        return swapped if order == "gallery_first" else (ask(shown_first=True) + swapped) * np.float32(0.5)
 
-    def _score(
-        self, prompt: Prompt, own: Sequence[ImageRecord], candidates: Sequence[ImageRecord], place: int
+    def _score_pairs(
+        self, query: Query, candidates: Sequence[ImageRecord], task: str, *, shown_first: bool
     ) -> ScoreArray:
-        """Return the margins with the candidate as the ``place``-th image and the query's images around it."""
-        before = [self.features[record.image_id] for record in own[:place]]
-        after = [self.features[record.image_id] for record in own[place:]]
-        margins = np.empty(len(candidates), dtype=np.float32)
-        prefix = None
-        for grid, positions in self._bucket(candidates).items():
-            tokens = self._tokenizer.encode(prompt, [*(f.grid for f in before), grid, *(f.grid for f in after)])
-            # Up to here no candidate has been seen: the same for all grids, too.
-            start = tokens.find_image(place)
-            if prefix is None:
-                prefix = self._decoder.compute_prefix(tokens.cut(0, start), [f.levels for f in before])
-            compute = partial(self._compute_margins, tokens.cut(start), prefix, [f.levels for f in after], candidates)
-            margins[positions] = torch.cat(self._batcher.run(compute, positions)).cpu().numpy()
-        return margins
+        """Return the margins (K,); ``shown_first``: the query's image comes before the candidate's."""
 
-    def _compute_margins(
-        self,
-        suffix: Tokens,
-        prefix: KeysAndValues,
-        after: Sequence[torch.Tensor],
-        candidates: Sequence[ImageRecord],
-        positions: Sequence[int],
-    ) -> torch.Tensor:
-        """Return the margins of one batch, those candidates at ``positions``."""
-        rows = [[self.features[candidates[position].image_id].levels, *after] for position in positions]
-        return self._decoder.compute_last(suffix, rows, prefix) @ self._direction
+        def begin(own: Query) -> Beginning:
+            shown = [own.image.image_id] if shown_first and own.image is not None else []
+            return make_beginning(build_pair_prompt(own, task), shown)
 
-    def _bucket(self, candidates: Sequence[ImageRecord]) -> dict[Grid, list[int]]:
-        """Return grid to positions: candidates of one grid make sequences of one length, which need no padding."""
-        buckets: dict[Grid, list[int]] = defaultdict(list)
-        for position, record in enumerate(candidates):
-            buckets[self.features[record.image_id].grid].append(position)
-        return buckets
+        after = [query.image] if task == IMAGE_PAIR and not shown_first and query.image is not None else []
+        block = (begin(own) for own in self._blocks.get(query.query_id, ()) if task in list_pair_tasks(own))
+        rows = [[record, *after] for record in candidates]
+        return self._ask(build_pair_prompt(query, task), begin(query), block, rows, self._direction)[:, 0]
 
     @torch.inference_mode()
-    def choose(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
-        """Return the logits (N,), fp32, of the candidates' letters at the first answer token.
+    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
+        """Return the logits (N,), fp32, of each window's letters at the first answer token.
 
         Raises:
             ConfigError: the task has no letters.
             DataError: more candidates than letters, or an image cannot be decoded.
-            UpstreamError: the device has no memory for the question.
+            UpstreamError: the device has no memory for a question.
         """
-        count = len(candidates)
-        prompt = build_choice_prompt(query, task, count)
-        self.prepare([query], candidates)
-        own = [query.image] if query.image is not None and prompt.image_count > count else []
-        images = [self.features[record.image_id] for record in (*own, *candidates)]
-        tokens = self._tokenizer.encode(prompt, [image.grid for image in images])
+        self._encode([query], [record for window in windows for record in window])
+        results: dict[int, ScoreArray] = {}
+        for count in {len(window) for window in windows}:  # the words depend on it
+            prompt = build_choice_prompt(query, task, count)
+            own = [query.image.image_id] if query.image is not None and prompt.image_count > count else []
+            places = [place for place, window in enumerate(windows) if len(window) == count]
+            rows = [windows[place] for place in places]
+            letters = self._letters[:count]
+            results |= zip(places, self._ask(prompt, make_beginning(prompt, own), (), rows, letters), strict=True)
+        return [results[place] for place in range(len(windows))]
 
-        row = [image.levels for image in images]
-        (hidden,) = Batcher(1, "questions").run(partial(self._decoder.compute_last, tokens), [row])
-        return (hidden[0] @ self._letters[:count].T).cpu().numpy()
+    def _ask(
+        self,
+        prompt: Prompt,
+        beginning: Beginning,
+        block: Iterable[Beginning],
+        rows: Sequence[Sequence[ImageRecord]],
+        weights: torch.Tensor,
+    ) -> ScoreArray:
+        """Return what rows [N, width] of the output layer give at the first answer token of each question, (R, N).
+
+        Args:
+            prompt: the words of all questions.
+            beginning: what they have in common.
+            block: see ``Prefixes.find``.
+            rows: each question's other images.
+            weights: rows of the output layer, or sums of them.
+        """
+        results = np.empty((len(rows), len(weights)), dtype=np.float32)
+        own = [self.features[image_id].grid for image_id in beginning.image_ids]
+        for grids, positions in self._bucket(rows).items():
+            tokens = self._tokenizer.encode(prompt, [*own, *grids])
+            suffix = tokens.cut(tokens.find_image(len(own)))
+            prefix = self._prefixes.find(beginning, block)
+            compute = partial(self._compute_rows, suffix, prefix, rows, weights)
+            results[positions] = torch.cat(self._batcher.run(compute, positions, len(grids))).cpu().numpy()
+        return results
+
+    def _compute_rows(
+        self,
+        suffix: Tokens,
+        prefix: KeysAndValues,
+        rows: Sequence[Sequence[ImageRecord]],
+        weights: torch.Tensor,
+        positions: Sequence[int],
+    ) -> torch.Tensor:
+        """Return [batch, N] for one batch, the questions at ``positions``."""
+        images = [[self.features[record.image_id].levels for record in rows[position]] for position in positions]
+        return self._decoder.compute_last(suffix, images, prefix) @ weights.T
+
+    def _bucket(self, rows: Sequence[Sequence[ImageRecord]]) -> dict[tuple[Grid, ...], list[int]]:
+        """Return grids to positions: rows of the same grids make sequences of one length, which need no padding."""
+        buckets: dict[tuple[Grid, ...], list[int]] = defaultdict(list)
+        for position, row in enumerate(rows):
+            buckets[tuple(self.features[record.image_id].grid for record in row)].append(position)
+        return buckets

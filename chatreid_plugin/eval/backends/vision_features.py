@@ -56,6 +56,12 @@ class VisionFeatures:
     def __getitem__(self, image_id: str) -> VisionFeature:
         return self._known[image_id]
 
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._known
+
+    def __len__(self) -> int:
+        return len(self._known)
+
     def clear(self) -> None:
         """Drop all."""
         self._known.clear()
