@@ -28,7 +28,8 @@ ProtocolName = Literal[
     "folder",
 ]
 
-# Keys that only some protocols have, with their values, the default first; eval/README.md says what they mean.
+# Keys that only some protocols have, with their values; null is the first one, but for trials_from and variant, where
+# it is what the manifest has. eval/README.md says what they mean.
 PROTOCOL_CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
     "setting": {
         "ltcc": ("cc", "standard", "sc"),
@@ -40,6 +41,11 @@ PROTOCOL_CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
     "shots": {"prcc": ("multi", "single"), "sysumm01": ("single", "multi")},
     "restrict": {"ltcc": (False, True)},
     "trials_from": {"sysumm01": ("published", "agw_seed")},
+    "variant": {
+        "msmt17": ("v1", "v2", "market"),
+        "cuhk03": ("detected", "labeled"),
+        "cuhk03_classic": ("detected", "labeled"),
+    },
 }
 
 
@@ -50,13 +56,15 @@ class EvalSettings(Settings):
     protocol: ProtocolName
     manifest: Path
     image_root: Path | None = None
-    # How the benchmark is run, where it can be run in several ways; null: the first of PROTOCOL_CHOICES.
+    # The form of the data set that the manifest must have.
+    variant: str | None = None
+    # How the benchmark is run, where it can be run in several ways.
     setting: str | None = None
     shots: Literal["single", "multi"] | None = None
     restrict: bool = False
     attributes: tuple[str, ...] = ()
     trials: Annotated[int, Field(ge=1)] = 10
-    trials_from: Literal["published", "agw_seed"] = "published"
+    trials_from: Literal["published", "agw_seed"] | None = None
     # With {trial} in `manifest` (and in the model's name): the splits whose mean is taken.
     splits: tuple[Annotated[int, Field(ge=1)], ...] = ()
     average_precision: Literal["mean", "trapezoid"] = "mean"
@@ -129,7 +137,7 @@ class EvalSettings(Settings):
             faults.append("image_order: a server is asked query_first only")
         for key, choices in PROTOCOL_CHOICES.items():
             value, allowed = getattr(self, key), choices.get(self.protocol, ())
-            if value not in (None, False, "published") and value not in allowed:
+            if value not in (None, False) and value not in allowed:
                 wanted = f"choose one of {', '.join(map(str, allowed))}" if allowed else "it has none"
                 faults.append(f"{key}: {value} does not fit protocol {self.protocol}; {wanted}")
         if bool(self.splits) != ("{trial}" in str(self.manifest)):

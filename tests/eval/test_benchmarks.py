@@ -1,5 +1,6 @@
 """Every benchmark on its own synthetic layout: an oracle is perfect, chance is chance, rules are as published."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.protocols import label_protocol, load_protocol
 from chatreid_plugin.eval.protocols.cross_modality import draw_by_camera
 from chatreid_plugin.eval_settings import EvalSettings
-from chatreid_plugin.shards import write_manifest
+from chatreid_plugin.shards import read_json, write_manifest
 
 
 ParseLayout = Callable[[str], Path]
@@ -262,3 +263,101 @@ def test_classic_and_new_cuhk03_are_not_mixed_up(parse_layout: ParseLayout, tmp_
         load_protocol(make(parse_layout("cuhk03:detected_classic"), tmp_path, protocol="cuhk03"))
     with pytest.raises(DataError, match="detected_classic"):
         load_protocol(make(parse_layout("cuhk03:detected"), tmp_path, protocol="cuhk03_classic"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "keys", "message"),
+    [
+        (
+            "market1501",
+            {"protocol": "ltcc"},
+            "holds the data set market1501.*use protocol: market1501.*protocol: folder",
+        ),
+        ("ltcc", {"protocol": "market1501"}, "holds the data set ltcc"),
+        ("sysumm01", {"protocol": "market1501"}, "holds the data set sysumm01"),
+        ("sysumm01", {"protocol": "llcm"}, "use protocol: sysumm01"),
+        ("sysumm01", {"protocol": "msmt17", "variant": "v2"}, "use protocol: sysumm01"),
+        ("cuhkpedes", {"protocol": "market1501"}, "use protocol: cuhkpedes"),
+        ("cuhk03:detected", {"protocol": "market1501"}, "use protocol: cuhk03 or cuhk03_classic"),
+        ("rapv1", {"protocol": "market1501"}, "no benchmark's protocol fits it"),
+        ("msmt17:v1", {"protocol": "msmt17", "variant": "v2"}, "in the form v1, but the settings say variant: v2"),
+        ("cuhk03:labeled_np", {"protocol": "cuhk03", "variant": "detected"}, "in the form labeled_np"),
+    ],
+)
+def test_refuses_the_manifest_of_another_data_set(
+    layout: str, keys: dict[str, Any], message: str, parse_layout: ParseLayout, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load_protocol(make(parse_layout(layout), tmp_path, **keys))
+
+
+@pytest.mark.parametrize(
+    ("layout", "keys"),
+    [
+        ("msmt17:v2", {"protocol": "msmt17", "variant": "v2"}),
+        ("cuhk03:labeled_np", {"protocol": "cuhk03", "variant": "labeled"}),
+        ("sysumm01", {"protocol": "folder"}),
+    ],
+)
+def test_takes_a_manifest_that_fits(
+    layout: str, keys: dict[str, Any], parse_layout: ParseLayout, tmp_path: Path
+) -> None:
+    assert load_protocol(make(parse_layout(layout), tmp_path, **keys)).queries
+
+
+def rename(manifest: Path, **source: Any) -> None:
+    """Write other provenance under a manifest: a source of this kind."""
+    file = manifest.with_name(manifest.name + ".json")
+    file.write_text(json.dumps(read_json(file) | {"source": source}))
+
+
+def test_data_of_ones_own_goes_by_its_parser_and_name(
+    make_world: Callable[..., Path], make_settings: Callable[..., EvalSettings]
+) -> None:
+    manifest = make_world()
+    settings = make_settings(manifest, protocol="market1501")
+    assert load_protocol(settings).queries  # a manifest that no parser made, of an unknown name
+    for name, parser in (("world", "market1501"), ("market1501", "pattern"), ("market1501", None)):
+        rename(manifest, name=name, parser=parser)
+        assert load_protocol(settings).queries
+    for name, parser in (("mine", "pattern"), ("ltcc", "pattern"), ("market1501", "ltcc")):
+        rename(manifest, name=name, parser=parser)
+        with pytest.raises(DataError, match="protocol: folder"):
+            load_protocol(settings)
+        assert load_protocol(make_settings(manifest)).queries
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"protocol": "ltcc"}, "no query and no gallery image has a clothes label"),
+        ({"protocol": "regdb"}, "one side must be infrared"),
+        ({"protocol": "cuhkpedes"}, "no gallery image has a caption"),
+    ],
+)
+def test_refuses_a_manifest_without_the_labels_of_the_rules(
+    keys: dict[str, Any],
+    message: str,
+    make_world: Callable[..., Path],
+    make_settings: Callable[..., EvalSettings],
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load_protocol(make_settings(make_world(), **keys))
+
+
+def test_sysu_without_published_trials_falls_back_and_says_so(
+    parse_layout: ParseLayout, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = parse_layout("sysumm01")
+    manifest = source.with_name("sysu_alone.parquet")
+    manifest.write_bytes(source.read_bytes())
+    provenance = read_json(source.with_name(source.name + ".json"))
+    manifest.with_name(manifest.name + ".json").write_text(json.dumps(provenance | {"protocol": {}}))
+    protocol = load_protocol(make(manifest, tmp_path, protocol="sysumm01"))
+    seeded = load_protocol(make(source, tmp_path, protocol="sysumm01", trials_from="agw_seed"))
+    assert protocol.variant == seeded.variant and "10 trials (agw_seed)" in protocol.variant
+    assert all(np.array_equal(one, other) for one, other in zip(protocol.trials, seeded.trials, strict=True))
+    assert "10 trials (agw_seed)" in caplog.text and "rand_perm_cam.mat" in caplog.text
+    for keys in ({"trials_from": "published"}, {"shots": "multi"}):
+        with pytest.raises(DataError, match=r"Put rand_perm_cam\.mat"):
+            load_protocol(make(manifest, tmp_path, protocol="sysumm01", **keys))

@@ -1,5 +1,6 @@
 """Visible-infrared Re-ID: SYSU-MM01 with its trials, RegDB in both directions, LLCM."""
 
+import logging
 from collections.abc import Sequence
 from random import Random
 
@@ -14,8 +15,13 @@ from .definition import RULES, Protocol
 from .source import Source
 
 
+logger = logging.getLogger(__name__)
+
 SYSU_CAMERAS = {"all": ("1", "2", "4", "5"), "indoor": ("1", "2")}
-PARSE_SYSU = "Put rand_perm_cam.mat into SYSU-MM01 and parse it again, or set trials_from: agw_seed."
+PARSE_SYSU = (
+    "Put rand_perm_cam.mat into SYSU-MM01 and parse it again, or set shots: single and trials_from: agw_seed, "
+    "which needs no such file."
+)
 
 
 def draw_by_camera(gallery: Sequence[ImageRecord], cameras: Sequence[str], trial: int) -> IntArray:
@@ -49,25 +55,40 @@ def _read_published_trials(source: Source, cameras: Sequence[str], shots: int) -
     return trials
 
 
+def _choose_trials_from(source: Source, settings: EvalSettings, shots: str) -> str:
+    """Return where the galleries come from: as set, or the published trials, or without them AGW's seeding."""
+    if settings.trials_from is not None or "trials" in source.notes or shots == "multi":
+        return settings.trials_from or "published"
+    logger.warning(
+        "%s has no published trials of SYSU-MM01 (rand_perm_cam.mat), so its galleries are drawn by AGW's seeding: "
+        'the results are of the variant "%d trials (agw_seed)". For the published ones put rand_perm_cam.mat into '
+        "SYSU-MM01 and parse it again.",
+        source.path,
+        settings.trials,
+    )
+    return "agw_seed"
+
+
 def load_sysumm01(source: Source, settings: EvalSettings) -> Protocol:
     """Infrared queries (cameras 3, 6) in visible galleries; mean of ten trials (Wu et al., ICCV 2017).
 
     ``setting`` all or indoor; ``shots`` single or multi (ten images of each identity and camera). ``trials_from``
-    published permutation, or AGW's seeding, which draws single-shot galleries only. CMC counts identities.
+    published permutation, or AGW's seeding, which draws single-shot galleries only; if it is not set, what the
+    manifest allows. CMC counts identities.
 
     Raises:
         ConfigError: AGW's seeding with multi-shot.
-        DataError: the manifest lacks the published trials.
+        DataError: the manifest lacks the published trials, and they are asked for or needed.
     """
     setting, shots = settings.setting or "all", settings.shots or "single"
-    cameras = SYSU_CAMERAS[setting]
-    if settings.trials_from == "published":
+    cameras, trials_from = SYSU_CAMERAS[setting], _choose_trials_from(source, settings, shots)
+    if trials_from == "published":
         trials = _read_published_trials(source, cameras, 1 if shots == "single" else 10)[: settings.trials]
     elif shots == "multi":
         raise ConfigError("trials_from: agw_seed draws single-shot galleries; set shots: single or trials_from.")
     else:
         trials = [draw_by_camera(source.gallery, cameras, trial) for trial in range(settings.trials)]
-    words = f"{setting}-search, {shots}-shot, {len(trials)} trials ({settings.trials_from}), {RULES['same_room']}"
+    words = f"{setting}-search, {shots}-shot, {len(trials)} trials ({trials_from}), {RULES['same_room']}"
     queries = [make_image_query(record) for record in source.queries]
     root = source.image_root
     return Protocol(

@@ -10,6 +10,7 @@ from ...errors import DataError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...shards import read_manifest, read_manifest_provenance
+from .fitting import check_dataset, check_labels, get_variant
 
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,12 @@ def read_source(settings: EvalSettings, *, queries_needed: bool = True) -> Sourc
     """Read the manifest of an evaluation.
 
     Raises:
-        DataError: it is missing or damaged, or has no gallery, or no queries where they are images of their own.
+        DataError: it is missing or damaged, is of another data set or lacks its labels, or has no gallery, or no
+            queries where they are images of their own.
     """
     records, manifest_root = read_manifest(settings.manifest)
     provenance = read_manifest_provenance(settings.manifest)
+    check_dataset(settings, provenance, records)
     queries = [record for record in records if record.split == "query"]
     gallery = [record for record in records if record.split == "gallery"]
     notes = provenance.get("protocol") or {}
@@ -68,10 +71,9 @@ def read_source(settings: EvalSettings, *, queries_needed: bool = True) -> Sourc
             f"{settings.manifest} has {len(queries)} queries and {len(gallery)} gallery images; an evaluation needs "
             "both. Choose a manifest whose parser makes the splits query and gallery."
         )
+    check_labels(settings, queries, gallery)
     root = (settings.image_root or manifest_root).resolve()
-    return Source(
-        settings.manifest, queries, gallery, root, str((provenance.get("source") or {}).get("variant") or ""), notes
-    )
+    return Source(settings.manifest, queries, gallery, root, get_variant(provenance), notes)
 
 
 def take_evenly(items: Sequence[Item], limit: int | None) -> list[Item]:
