@@ -14,10 +14,11 @@ from llamafactory.hparams.data_args import DataArguments
 from ..errors import ConfigError, UpstreamError
 from ..images import ImagePolicy
 from ..shards import read_json
+from ..upstream import get_upstream
 from .adapters import check_adapter_base
 from .bad_images import BAD_IMAGE, start_bad_image_list
 from .checkpoint import COMPOSED_FOLDER, MARKER, compose_checkpoint, find_local_checkpoint
-from .compat import ARGUMENT_LISTS, get_function, get_upstream
+from .compat import ARGUMENT_LISTS, get_function
 from .cutoff import OVER_CUTOFF
 from .learning_rates import check_vision_rate, parse_rate
 from .pitfalls import refuse_pitfalls

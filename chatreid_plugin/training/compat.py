@@ -7,15 +7,11 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
 from ..errors import UpstreamError
-
-
-TESTED_VERSION = "0.9.5"
-TESTED_TRANSFORMERS = "5.5.4"
+from ..upstream import TESTED_VERSION, find_version, get_upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,33 +113,6 @@ def takes_token_types() -> bool:
     return "mm_token_type_ids" in inspect.signature(Qwen2VLModel.get_rope_index).parameters
 
 
-def find_version(package: str = "llamafactory") -> str:
-    """Return a package's installed version, or ``unknown``."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def get_upstream(module: ModuleType, name: str) -> Any:
-    """Return ``module.name`` (dots allowed).
-
-    Raises:
-        UpstreamError: the name is gone.
-    """
-    value: Any = module
-    for part in name.split("."):
-        if not hasattr(value, part):
-            package = module.__name__.partition(".")[0]
-            tested = TESTED_VERSION if package == "llamafactory" else TESTED_TRANSFORMERS
-            raise UpstreamError(
-                f"{package} {find_version(package)} has no {module.__name__}.{name}; this plugin was tested with "
-                f"{tested}. Install {package}=={tested} or a newer chatreid-plugin."
-            )
-        value = getattr(value, part)
-    return value
-
-
 def get_function(module: ModuleType, name: str) -> Callable[..., Any]:
     """Return a function of ``WRAPPED_FUNCTIONS`` after checking its parameters.
 
@@ -155,7 +124,7 @@ def get_function(module: ModuleType, name: str) -> Callable[..., Any]:
     found = tuple(inspect.signature(function).parameters)
     if found != expected.parameters:
         raise UpstreamError(
-            f"{module.__name__}.{name} of LLaMA-Factory {find_version()} takes ({', '.join(found)}), where "
+            f"{module.__name__}.{name} of LLaMA-Factory {find_version('llamafactory')} takes ({', '.join(found)}), where "
             f"{TESTED_VERSION}, which this plugin was tested with, takes ({', '.join(expected.parameters)}). "
             f"Install llamafactory=={TESTED_VERSION} or a newer chatreid-plugin."
         )

@@ -10,8 +10,9 @@ from typing import Any
 from ..answers import render_answer
 from ..records import Instruction, convert_row_to_instruction
 from ..tasks import TASKS, render_prompt
+from ..upstream import get_upstream
 from .code_version import find_code_version
-from .compat import get_function, get_upstream
+from .compat import get_function
 from .cutoff import RECORD_COLUMN, pack_record
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from datasets import Features, Value
 
 from ..errors import DataError
+from ..upstream import get_upstream
 from .code_version import find_code_version
-from .compat import get_function, get_upstream
+from .compat import get_function
 from .converter import FORMATTING
 from .cutoff import RECORD_COLUMN
 from .thinned import note_mapped

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
-from .compat import get_function, get_upstream
+from ..upstream import get_upstream
+from .compat import get_function
 from .stages import find_part
 
 

@@ -16,7 +16,8 @@ from ..images import (
     PatchGeometry,
     count_grid,
 )
-from .compat import get_function, get_upstream, takes_token_types
+from ..upstream import get_upstream
+from .compat import get_function, takes_token_types
 from .image_files import decode_image, read_size
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from .compat import get_function, get_upstream
+from ..upstream import get_upstream
+from .compat import get_function
 
 
 TOKEN_TYPES = "mm_token_type_ids"

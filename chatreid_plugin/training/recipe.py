@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
 from ..shards import read_json
-from .compat import get_upstream
+from ..upstream import get_upstream
 
 
 State = Literal["ok", "warning", "error"]

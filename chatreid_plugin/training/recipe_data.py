@@ -14,7 +14,7 @@ from ..images import ImagePolicy, PatchGeometry, count_visual_tokens
 from ..records import INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
 from ..shards import check_shard, read_json, read_shard
 from ..tasks import IMAGE_MARK, format_chat_prompt, render_prompt
-from .compat import get_upstream
+from ..upstream import get_upstream
 from .converter import FORMATTING, find_image_root, find_own_prompts
 from .image_files import read_size
 from .recipe import Finding, Recipe

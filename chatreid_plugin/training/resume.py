@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..upstream import get_upstream
 from .checkpoint import find_vision_suffix, find_weight_files, open_weights
-from .compat import get_function, get_upstream
+from .compat import get_function
 
 
 # The Trainer writes it after the weights and the optimizer.

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from llamafactory.extras import logging
 
 from ..errors import ConfigError, UpstreamError
+from ..vision_tower import batch_vision_attention
 from .compat import get_function
-from .vision_tower import batch_vision_attention
 
 
 Part = Literal["vision", "projector", "language"]

@@ -6,7 +6,8 @@ from types import ModuleType
 from typing import Any
 
 from ..images import ImagePolicy
-from .compat import get_function, get_upstream
+from ..upstream import get_upstream
+from .compat import get_function
 from .mm_plugin import QWEN2_PLUGIN, QWEN3_PLUGIN, ChatReIDPlugin
 
 

@@ -18,7 +18,8 @@ from .. import __version__
 from ..errors import ConfigError
 from ..shards import read_json, write_json
 from ..tasks import TASKS
-from .compat import get_function, get_upstream
+from ..upstream import get_upstream
+from .compat import get_function
 from .converter import FORMATTING, find_image_root, find_own_prompts
 from .thinned import copy_thinned
 

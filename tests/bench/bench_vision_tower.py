@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from chatreid_plugin.training.vision_tower import batch_vision_attention
+from chatreid_plugin.vision_tower import batch_vision_attention
 
 
 # Rows and columns of patches of 14 pixels in crops of 256x128, 224x112 and 196x84, rounded to 28 as Qwen2-VL does.

@@ -237,6 +237,22 @@ def test_rows_are_halved_when_memory_runs_out(
         scorer.score_pairs(query, candidates, IMAGE_PAIR)
 
 
+def test_one_attention_call_a_layer_encodes_crops_of_one_size(
+    bench: Bench, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = bench.make(checkpoints["qwen2_vl"])
+    attend, batches = torch.nn.functional.scaled_dot_product_attention, list[int]()
+
+    def count(query: torch.Tensor, *states: Any, **options: Any) -> torch.Tensor:
+        batches.append(len(query))
+        return attend(query, *states, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
+    equal = [record for record in bench.records if (record.width, record.height) == (64, 128)]
+    scorer.features.encode(equal)
+    assert batches == [len(equal)] * scorer.model.config.vision_config.depth
+
+
 @pytest.fixture
 def prefix_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many questions' beginnings each forward pass computes."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from chatreid_plugin import upstream
 from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.training import compat
 from chatreid_plugin.training.compat import ARGUMENT_LISTS, USED_NAMES, WRAPPED_FUNCTIONS, UpstreamFunction
@@ -43,7 +44,7 @@ def test_argument_lists_hold_the_data_arguments() -> None:
 def list_asked_names() -> set[str]:
     """Return every literal name that the package asks get_function or get_upstream for."""
     names: set[str] = set()
-    for path in CODE.glob("*.py"):
+    for path in (*CODE.glob("*.py"), *CODE.parent.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 2:
                 last = node.args[1]
@@ -68,7 +69,7 @@ def drifted() -> ModuleType:
 
 
 def test_drifted_signature_names_both_versions(drifted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "find_version", lambda package="llamafactory": "0.9.9")
+    monkeypatch.setattr(upstream, "find_version", lambda package: "0.9.9")
     with pytest.raises(UpstreamError) as caught:
         compat.get_function(drifted, "align_dataset")
     text = str(caught.value)
@@ -78,7 +79,7 @@ def test_drifted_signature_names_both_versions(drifted: ModuleType, monkeypatch:
 
 
 def test_missing_name_names_both_versions(drifted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "find_version", lambda package="llamafactory": "0.9.9")
+    monkeypatch.setattr(upstream, "find_version", lambda package: "0.9.9")
     with pytest.raises(
         UpstreamError, match=r"0\.9\.9 has no llamafactory\.data\.loader\._load_single_dataset.*0\.9\.5"
     ):
@@ -87,8 +88,8 @@ def test_missing_name_names_both_versions(drifted: ModuleType, monkeypatch: pyte
 
 def test_version_is_unknown_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> str:
-        raise compat.PackageNotFoundError(name)
+        raise upstream.PackageNotFoundError(name)
 
-    assert compat.find_version() != "unknown"
-    monkeypatch.setattr(compat, "version", fail)
-    assert compat.find_version() == "unknown"
+    assert upstream.find_version("llamafactory") != "unknown"
+    monkeypatch.setattr(upstream, "version", fail)
+    assert upstream.find_version("llamafactory") == "unknown"

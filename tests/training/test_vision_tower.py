@@ -17,9 +17,9 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from chatreid_plugin import vision_tower
 from chatreid_plugin.errors import UpstreamError
-from chatreid_plugin.training import vision_tower
-from chatreid_plugin.training.vision_tower import BATCHED_NAMES, attend_by_size, batch_vision_attention
+from chatreid_plugin.vision_tower import BATCHED_NAMES, attend_by_size, batch_vision_attention
 
 
 TEXT = {

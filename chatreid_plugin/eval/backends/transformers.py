@@ -7,6 +7,7 @@ The score is the fp32 margin of "Yes" over "No" at the first answer token: log P
 saturate in half precision and tie; margins do not (paper section 4.1 ranks by "response confidence").
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from ...errors import UpstreamError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
+from ...vision_tower import batch_vision_attention
 from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt, list_pair_tasks
 from ..queries import QUERY_BLOCK, Query
 from ..ties import ScoreArray
@@ -29,6 +31,9 @@ from .memory import Batcher
 from .prefixes import Beginning, Prefixes, make_beginning
 from .tokens import Tokenizer, Tokens
 from .vision_features import Grid, VisionFeatures
+
+
+logger = logging.getLogger(__name__)
 
 
 class TransformersScorer:
@@ -45,6 +50,7 @@ class TransformersScorer:
         """
         self.settings = settings
         self.model, self.processor = load_checkpoint(settings)
+        _speed_up_vision_tower(self.model)
         self.fingerprint: dict[str, Any] = {
             "weights": compute_weights_fingerprint(self.model),
             "image_order": settings.image_order,
@@ -193,3 +199,10 @@ class TransformersScorer:
         for position, row in enumerate(rows):
             buckets[tuple(self.features[record.image_id].grid for record in row)].append(position)
         return buckets
+
+
+def _speed_up_vision_tower(model: Any) -> None:
+    try:
+        batch_vision_attention(model)
+    except UpstreamError as error:
+        logger.warning("The vision tower attends to one image at a time, as transformers does it: %s", error)

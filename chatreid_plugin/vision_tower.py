@@ -18,8 +18,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.utils import generic
 
-from ..errors import UpstreamError
-from .compat import TESTED_TRANSFORMERS, get_upstream
+from .errors import UpstreamError
+from .upstream import TESTED_TRANSFORMERS, get_upstream
 
 
 # Model family -> the class of its vision attention, all of them with the same forward in transformers 5.5.
