@@ -124,8 +124,8 @@ def get_function(module: ModuleType, name: str) -> Callable[..., Any]:
     found = tuple(inspect.signature(function).parameters)
     if found != expected.parameters:
         raise UpstreamError(
-            f"{module.__name__}.{name} of LLaMA-Factory {find_version('llamafactory')} takes ({', '.join(found)}), where "
-            f"{TESTED_VERSION}, which this plugin was tested with, takes ({', '.join(expected.parameters)}). "
+            f"{module.__name__}.{name} of LLaMA-Factory {find_version('llamafactory')} takes ({', '.join(found)}), "
+            f"where {TESTED_VERSION}, which this plugin was tested with, takes ({', '.join(expected.parameters)}). "
             f"Install llamafactory=={TESTED_VERSION} or a newer chatreid-plugin."
         )
     return function

@@ -69,7 +69,7 @@ def drifted() -> ModuleType:
 
 
 def test_drifted_signature_names_both_versions(drifted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "find_version", lambda package: "0.9.9")
+    monkeypatch.setattr(compat, "find_version", lambda package: "0.9.9")
     with pytest.raises(UpstreamError) as caught:
         compat.get_function(drifted, "align_dataset")
     text = str(caught.value)
