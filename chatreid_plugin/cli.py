@@ -294,6 +294,7 @@ def write_model(
 
     write_tiny_model(directory, sample_people(people, 0), warm_up_steps=warm_up_steps)
     print(directory)
+    print(f"Next: llamafactory-cli train RECIPE.yaml model_name_or_path={directory}", file=sys.stderr)
 
 
 @app.command()

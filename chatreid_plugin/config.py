@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -36,7 +37,8 @@ class SourceSettings(Settings):
     its published train/test splits (RegDB 1 to 10, CUHK03 classic 1 to 20). ``stages`` are those it trains: none
     means that it is only tested, and kept out of training. Sources give records in proportion to their images, times
     ``weight``. ``pattern`` and the keys after it belong to the
-    ``pattern`` parser, which reads any folder of crops.
+    ``pattern`` parser, which reads any folder of crops; ``queries_per_person`` takes the place of ``query_cameras``
+    where cameras are unknown.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]+$")]
@@ -52,6 +54,7 @@ class SourceSettings(Settings):
     pattern: str | None = None
     train_share: Share = 0.5
     query_cameras: tuple[str, ...] = ()
+    queries_per_person: Annotated[int, Field(ge=0)] = 0
 
     @property
     def parser_name(self) -> str:
@@ -144,7 +147,8 @@ class BuildSettings(Settings):
     sources: tuple[SourceSettings, ...]
     manifest_dir: Path = Path("manifests")
     output_dir: Path = Path("dataset_info")
-    records: Annotated[dict[Literal["stage1", "stage2", "stage3"], Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    # How many of each stage; `chatreid parse` needs none.
+    records: dict[Literal["stage1", "stage2", "stage3"], Annotated[int, Field(ge=1)]] = {}
     # Paper section 3.2: the two image-to-image tasks 25 to 30 % each, the other five about 10 % each. A task that
     # is not named here gets no records.
     stage2_ratios: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {
@@ -245,10 +249,22 @@ def check_settings(values: Any, overrides: Sequence[str], model: type[SettingsTy
     try:
         return model.model_validate(checked)
     except ValidationError as error:
-        places = [".".join(str(part) for part in fault["loc"]) or "(file)" for fault in error.errors()]
-        messages = [fault["msg"].removeprefix("Value error, ") for fault in error.errors()]
-        faults = [f"  {place}: {message}" for place, message in zip(places, messages, strict=True)]
+        faults = [f"  {_describe_fault(fault, model)}" for fault in error.errors()]
         known = ", ".join(model.model_fields)
         raise ConfigError(
             f"{source} has {len(faults)} fault(s):\n" + "\n".join(faults) + f"\nKnown keys: {known}."
         ) from None
+
+
+def _describe_fault(fault: Any, model: type[BaseModel]) -> str:
+    """Return ``key: what is wrong``; a fault of several keys names them itself."""
+    place = ".".join(str(part) for part in fault["loc"])
+    message: str = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        near = get_close_matches(str(fault["loc"][-1]), list(model.model_fields), 1) if len(fault["loc"]) == 1 else []
+        message = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    elif fault["type"] == "missing":
+        message = "this key is missing"
+    elif fault["type"] == "string_pattern_mismatch" and place.endswith("base_url"):
+        message = f"{fault['input']!r} is no address such as http://127.0.0.1:8000/v1"
+    return f"{place}: {message}" if place else message

@@ -49,6 +49,10 @@ PROTOCOL_CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
+# Their queries are words alone.
+WORD_PROTOCOLS = ("cuhkpedes", "icfgpedes", "rstpreid", "attributes")
+
+
 class EvalSettings(Settings):
     """One evaluation: data, filter, scorer, outputs."""
 
@@ -133,8 +137,8 @@ class EvalSettings(Settings):
         letter_tasks = [name for name, task in TASKS.items() if task.answer_kind == "letters"]
         if self.choice_task is not None and self.choice_task not in letter_tasks:
             faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")
-        if self.backend == "http" and self.image_order != "query_first":
-            faults.append("image_order: a server is asked query_first only")
+        if self.image_order != "query_first" and (why := self._find_fixed_order()):
+            faults.append(f"image_order: {self.image_order} does not apply: {why}; remove it")
         for key, choices in PROTOCOL_CHOICES.items():
             value, allowed = getattr(self, key), choices.get(self.protocol, ())
             if value not in (None, False) and value not in allowed:
@@ -144,6 +148,14 @@ class EvalSettings(Settings):
             faults.append("splits and {trial} in the manifest's name belong together; set both or neither")
         raise_faults(faults)
         return self
+
+    def _find_fixed_order(self) -> str:
+        """Return why questions have one order of images only, or nothing."""
+        if self.backend == "http":
+            return "a server is asked query_first only"
+        if self.mode != "pointwise":
+            return f"mode: {self.mode} shows the query first"
+        return f"{self.protocol} asks in words" if self.protocol in WORD_PROTOCOLS else ""
 
     def _list_filter_faults(self) -> list[str]:
         """Return what the source of the filter's features lacks."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import BuildSettings
+from ..errors import ConfigError
 from ..tasks import TASKS, list_stage_tasks
 from .builders import explain_missing
 from .sampler import ImagePool
@@ -82,7 +83,12 @@ def plan_datasets(settings: BuildSettings, pools: Sequence[ImagePool], report: B
         settings: the recipe.
         pools: the images of all sources.
         report: where the reasons go.
+
+    Raises:
+        ConfigError: the recipe asks for no records.
     """
+    if not settings.records:
+        raise ConfigError("`records` names no stage; say how many records to build, e.g. records: {stage2: 100000}.")
     plan: dict[str, int] = {}
     ratios = {2: settings.stage2_ratios, 3: settings.stage3_ratios}
     for stage_name, total in settings.records.items():

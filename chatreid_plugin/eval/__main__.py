@@ -11,7 +11,7 @@ from ..errors import ChatReIDError
 from ..eval_settings import EvalSettings
 from .pipeline import run_evaluation
 from .plan import describe_plan
-from .processes import join_processes
+from .processes import is_first_process, join_processes
 from .report import render_table
 
 
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: python -m chatreid_plugin.eval eval/market1501.yaml model_name_or_path=saves/stage3 top_k=50",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml", help="what to evaluate, e.g. eval/market1501.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the YAML")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="change a key of the YAML")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print results.json on standard output, and nothing else")
     output.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing")
@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load_settings(arguments.config, arguments.overrides, EvalSettings)
         if arguments.dry_run:
-            print(describe_plan(settings))
+            if is_first_process():
+                print(describe_plan(settings))
             return 0
         with join_processes() as processes:
             results = run_evaluation(settings, processes)

@@ -16,12 +16,19 @@ from .ties import FloatArray
 # Windows of candidates, each a list of positions that are lettered in this order -> for each window its N scores.
 Choose = Callable[[Sequence[Sequence[int]]], Sequence[npt.ArrayLike]]
 
+# The candidate that is in every window.
+ANCHOR = 0
+
 
 def take_log_softmax(scores: npt.ArrayLike) -> FloatArray:
     """Return log-probabilities (N,) of scores (N,), the letters' logits; they are finite where the scores are."""
     values = np.asarray(scores, dtype=np.float64)
     values = values - values.max()
     return values - np.log(np.exp(values).sum())
+
+
+def _make_generator(query_id: str, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(query_id.encode())])
 
 
 def draw_windows(positions: Sequence[int], size: int, query_id: str, seed: int) -> list[list[int]]:
@@ -31,7 +38,7 @@ def draw_windows(positions: Sequence[int], size: int, query_id: str, seed: int) 
     """
     if not positions:
         return []
-    drawn = np.random.default_rng([seed, zlib.crc32(query_id.encode())]).permutation(np.asarray(positions))
+    drawn = _make_generator(query_id, seed).permutation(np.asarray(positions))
     parts: list[list[int]] = [part.tolist() for part in np.array_split(drawn, -(-len(positions) // size))]
     return parts
 
@@ -69,12 +76,16 @@ def choose_in_windows(choose: Choose, count: int, size: int, shifts: int, query_
     log P(anchor). Under Luce's choice axiom ("Individual Choice Behavior", 1959) that difference does not depend on
     who else is in the window. The others are in one window each. The anchor is the baseline's best where a filter
     orders the candidates of a single trial; without a filter, or with several trials, whose candidates are joined, it
-    is the first in gallery order.
+    is the first in gallery order. Its letter is drawn for each window: always A, a model that likes A would put the
+    anchor above all others, and the baseline's Rank-1 would come out as the model's.
     """
     scores = np.zeros(count)
-    windows = [[0, *window] for window in draw_windows(range(1, count), size - 1, query_id, seed)]
+    windows = draw_windows(range(1, count), size - 1, query_id, seed)
+    letters = _make_generator(query_id, seed + 1).integers(0, size, len(windows)).tolist()
+    for window, letter in zip(windows, letters, strict=True):
+        window.insert(letter % (len(window) + 1), ANCHOR)
     for window, answers in zip(windows, ask_windows(choose, windows, shifts), strict=True):
-        scores[window[1:]] = answers[1:] - answers[0]
+        scores[window] = answers - answers[window.index(ANCHOR)]
     return scores
 
 

@@ -100,7 +100,10 @@ def describe_mode(settings: EvalSettings) -> dict[str, Any]:
 def describe_cost(settings: EvalSettings, candidates: int, queries: int) -> str:
     """Say how many questions at most a mode asks of the model."""
     if settings.mode == "pointwise":
-        return f"Mode pointwise: one question a pair, two where a query has an image and words ({candidates:,} pairs)."
+        return (
+            f"Mode pointwise: at most {candidates:,} candidates a query, one question each, or two where the query "
+            "has an image and words."
+        )
     count = count_window_questions if settings.mode == "choice" else count_turn_questions
     each = count(candidates, settings.window, settings.shifts)
     return (

@@ -119,7 +119,7 @@ def describe_plan(settings: EvalSettings) -> str:
         f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images{several}, at most "
         f"{most * len(protocol.queries):,} pairs to score with backend {settings.backend}.\n"
         f"{describe_cost(settings, most, len(protocol.queries))}\n"
-        f"Results would go to {settings.output_dir}. Nothing was written."
+        f"Results would go to {settings.output_dir}. Nothing was written; neither a checkpoint nor a server was tried."
     )
 
 

@@ -49,6 +49,11 @@ class Processes:
         self.gather(None)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of torchrun's processes, or the only one; before they have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def join_processes() -> Generator[Processes, None, None]:
     """Yield this process's place among those that torchrun started (RANK, WORLD_SIZE), or a single one without it.

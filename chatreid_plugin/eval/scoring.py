@@ -67,7 +67,7 @@ def score_queries(
         finished = len(queries) - len(pending)
         logger.warning("%d of %d queries were scored before (%s).", finished, len(queries), store.path)
     share = processes.take_share(pending)
-    _score_share(settings, plan, scorer, store, share)
+    _score_share(settings, plan, scorer, store, share, show=processes.is_first)
     names = [queries[index].query_id for index in share]
     for scored in processes.gather({name: store.finished[name] for name in names}):
         store.finished |= scored
@@ -77,8 +77,10 @@ def score_queries(
     return [values for values in scores if values is not None]
 
 
-def _score_share(settings: EvalSettings, plan: Plan, scorer: Scorer, store: ScoreStore, share: Sequence[int]) -> None:
-    """Score the queries of one process and store each as it is finished; the bar counts this process's pairs."""
+def _score_share(
+    settings: EvalSettings, plan: Plan, scorer: Scorer, store: ScoreStore, share: Sequence[int], *, show: bool
+) -> None:
+    """Score the queries of one process and store each as it is finished; a bar counts the first process's pairs."""
     if not share:
         return
     queries = plan.protocol.queries
@@ -87,7 +89,7 @@ def _score_share(settings: EvalSettings, plan: Plan, scorer: Scorer, store: Scor
     blocks = [query for start in starts for query in queries[start : start + QUERY_BLOCK]]
     scorer.prepare(blocks, [plan.protocol.gallery[index] for index in needed])
     total = sum(len(plan.kept[index]) for index in share)
-    with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True) as progress:
+    with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True, disable=not show) as progress:
         for index in share:
             candidates = plan.list_candidates(index)
             store.add(queries[index], candidates, score_query(settings, scorer, queries[index], candidates))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.plan import BuildReport, name_dataset, plan_datasets, share_out
 from chatreid_plugin.engine.sampler import ImagePool
+from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.tasks import TASKS, list_stage_tasks
 
 
@@ -149,3 +150,8 @@ def test_report_names_the_data_sets_of_each_stage_for_the_training_recipe() -> N
     assert f"stage1: dataset={names[0]}" in lines
     assert f"stage3: dataset={names[1]},{names[2]}" in lines
     assert not any(line.startswith("stage2") for line in lines)
+
+
+def test_recipe_without_records_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`records` names no stage"):
+        plan(make_settings(records={}))

@@ -63,6 +63,20 @@ def test_json_prints_json_alone(config: Path, tmp_path: Path, capsys: pytest.Cap
     assert content == json.loads((tmp_path / "out" / "results.json").read_text())
 
 
+def test_dry_run_speaks_once_when_torchrun_starts_several(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["--dry-run", str(config)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_config_alone_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().err.endswith("the following arguments are required: CONFIG.yaml\n")
+
+
 def test_dry_run_writes_nothing(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--dry-run", str(config), "max_queries=3"]) == 0
     assert "3 queries" in capsys.readouterr().out
@@ -74,7 +88,7 @@ def test_unknown_key_is_one_clear_error(config: Path, capsys: pytest.CaptureFixt
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("Error:") == 1
-    assert "topk: Extra inputs are not permitted" in captured.err
+    assert "topk: unknown key; did you mean top_k?" in captured.err
     assert "Traceback" not in captured.err
 
 

@@ -144,6 +144,16 @@ def test_choice_scores_are_log_odds_against_the_first_candidate() -> None:
     assert scores.tolist() == pytest.approx([0.0, 0.7, -2.3, -0.3])
 
 
+def test_a_preference_for_letters_does_not_favour_the_baselines_best(make_settings: MakeSettings) -> None:
+    """With answers that depend on the letter alone, candidate 0, the anchor, is first as rarely as any other."""
+    settings = make_settings(Path(), mode="choice", window=5)
+    scorer = Preferences({"standard_reid": [0.0] * 9}, bias=[4.0, 3.0, 2.0, 1.0, 0.0])
+    queries = [Query(f"q{number}", "tiny:1", image=make_image(99)) for number in range(200)]
+    candidates = [make_image(number) for number in range(9)]
+    firsts = [rank(score_query(settings, scorer, query, candidates))[0] for query in queries]
+    assert firsts.count(0) < 0.4 * len(queries)
+
+
 @pytest.mark.parametrize(("ask", "calls"), [(choose_in_windows, [12]), (choose_in_turns, [10, 2])])
 def test_windows_and_shifts_are_asked_at_once(ask: Callable[..., Any], calls: list[int]) -> None:
     asked: list[int] = []

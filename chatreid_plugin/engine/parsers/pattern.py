@@ -1,6 +1,7 @@
 """Any folder of crops, described by a pattern such as ``{person}/{camera}_{index}.png``."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,20 +30,23 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(pieces))
 
 
-def assign_splits(crops: Sequence[Crop], train_share: float, query_cameras: tuple[str, ...]) -> list[Crop]:
+def assign_splits(crops: Sequence[Crop], source: SourceSettings) -> list[Crop]:
     """Return the crops with splits: the first ``train_share`` of the sorted identities trains, the rest is tested.
 
-    Of the tested identities, images of ``query_cameras`` are queries and the others the gallery.
+    Of the tested identities, images of ``query_cameras`` are queries, or the first ``queries_per_person`` by path, and
+    the others the gallery.
     """
     people = sorted({crop.person for crop in crops})
-    training = set(people[: round(len(people) * train_share)])
-
-    def find_split(crop: Crop) -> Split:
-        if crop.person in training:
-            return "train"
-        return "query" if crop.camera in query_cameras else "gallery"
-
-    return [replace(crop, split=find_split(crop)) for crop in crops]
+    training = set(people[: round(len(people) * source.train_share)])
+    asked: Counter[str] = Counter()
+    splits: dict[str, Split] = {}
+    for crop in sorted(crops, key=lambda crop: crop.path):
+        splits[crop.path] = "train" if crop.person in training else "gallery"
+        first = asked[crop.person] < source.queries_per_person
+        if crop.person not in training and (crop.camera in source.query_cameras or first):
+            splits[crop.path] = "query"
+            asked[crop.person] += 1
+    return [replace(crop, split=splits[crop.path]) for crop in crops]
 
 
 def list_pattern(source: SourceSettings) -> Listing:
@@ -51,11 +55,13 @@ def list_pattern(source: SourceSettings) -> Listing:
     Without ``{camera}`` every image counts as a camera of its own, so that nothing is ignored in evaluation.
 
     Raises:
-        ConfigError: the pattern is missing or wrong.
+        ConfigError: the pattern is missing or wrong, or queries are chosen in two ways.
         DataError: missing folder, or no file that matches.
     """
     if not source.pattern:
         raise ConfigError(f'Source {source.name} needs `pattern`, e.g. "{{person}}/{{camera}}_{{index}}.jpg".')
+    if source.query_cameras and source.queries_per_person:
+        raise ConfigError(f"Source {source.name} has query_cameras and queries_per_person; set one of them.")
     if not source.root.is_dir():
         raise DataError(f"Data set folder {source.root} does not exist.")
     expression = compile_pattern(source.pattern)
@@ -74,20 +80,21 @@ def list_pattern(source: SourceSettings) -> Listing:
     if not listing.crops:
         hint = f" For example {example!r} does not match." if example else " It holds no image files."
         raise DataError(f"No file below {source.root} matches the pattern {source.pattern!r}.{hint}")
-    listing.crops = assign_splits(listing.crops, source.train_share, source.query_cameras)
-    listing.warnings += _find_split_warnings(listing.crops, source.query_cameras)
+    listing.crops = assign_splits(listing.crops, source)
+    listing.warnings += _find_split_warnings(listing.crops, source)
     return listing
 
 
-def _find_split_warnings(crops: Sequence[Crop], query_cameras: tuple[str, ...]) -> list[str]:
+def _find_split_warnings(crops: Sequence[Crop], source: SourceSettings) -> list[str]:
     splits = {crop.split for crop in crops}
-    cameras = {crop.camera for crop in crops}
-    found = ", ".join(sorted(cameras)[:10])
+    cameras = sorted({crop.camera for crop in crops})
+    found = f"cameras found: {', '.join(cameras[:10])}"
     warnings: list[str] = []
-    unknown = [camera for camera in query_cameras if camera not in cameras]
+    unknown = [camera for camera in source.query_cameras if camera not in cameras]
     if unknown:
-        warnings.append(f"query_cameras names {', '.join(unknown)}, which no image has (cameras found: {found})")
+        warnings.append(f"query_cameras names {', '.join(unknown)}, which no image has ({found})")
     if splits - {"train"} and not {"query", "gallery"} <= splits:
         missing = "query" if "query" not in splits else "gallery"
-        warnings.append(f"no {missing} images: set query_cameras (cameras found: {found}) to evaluate")
+        how = f"query_cameras ({found})" if "{camera}" in str(source.pattern) else "queries_per_person, e.g. 1,"
+        warnings.append(f"no {missing} images: set {how} to evaluate")
     return warnings

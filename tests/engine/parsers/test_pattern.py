@@ -59,6 +59,24 @@ def test_missing_query_cameras_are_a_warning_that_lists_the_cameras(make_source:
     assert parse_source(make_source(parser="pattern", root=crops, pattern=PATTERN, train_share=1)).warnings == []
 
 
+def test_first_images_of_each_person_ask_when_cameras_are_unknown(make_source: MakeSource, crops: Path) -> None:
+    options = {"name": "own", "parser": "pattern", "root": crops, "pattern": "{person}/{rest}.png"}
+    report = parse_source(make_source(**options, queries_per_person=2))
+    asked = [record.path for record in report.records if record.split == "query"]
+    assert asked == [f"p{person}/a_{index}.png" for person in (3, 4, 5) for index in (0, 1)]
+    assert len([record for record in report.records if record.split == "gallery"]) == 3 * 4
+    (warning,) = [text for text in parse_source(make_source(**options)).warnings if "query" in text]
+    assert "set queries_per_person, e.g. 1, to evaluate" in warning
+
+
+def test_queries_chosen_in_two_ways_are_refused(make_source: MakeSource, crops: Path) -> None:
+    source = make_source(
+        name="own", parser="pattern", root=crops, pattern=PATTERN, query_cameras=["a"], queries_per_person=1
+    )
+    with pytest.raises(ConfigError, match="set one of them"):
+        parse_source(source)
+
+
 def test_without_a_camera_every_image_is_a_camera_of_its_own(make_source: MakeSource, crops: Path) -> None:
     records = parse_source(make_source(parser="pattern", root=crops, pattern="{person}/{image}.png")).records
     assert len({record.camera_id for record in records}) == len(records) == 36
