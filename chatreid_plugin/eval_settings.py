@@ -71,7 +71,8 @@ class EvalSettings(Settings):
     trials_from: Literal["published", "agw_seed"] | None = None
     # With {trial} in `manifest` (and in the model's name): the splits whose mean is taken.
     splits: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    average_precision: Literal["mean", "trapezoid"] = "mean"
+    # top500 takes equal scores in gallery order; the others over all their orders.
+    average_precision: Literal["mean", "trapezoid", "top500"] = "mean"
     camera_rule: bool = True
     max_queries: Annotated[int, Field(ge=1)] | None = None
     # model
@@ -86,7 +87,7 @@ class EvalSettings(Settings):
     filter_features: Path | None = None
     filter_weights: Path | None = None
     filter_model: str | None = None
-    tau: float = -1.0
+    tau: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = -1.0
     top_k: Annotated[int, Field(ge=1)] | None = 100
     floor: Annotated[int, Field(ge=0)] = 20
     # scoring
@@ -123,7 +124,7 @@ class EvalSettings(Settings):
     output_dir: Path
     report_queries: Annotated[int, Field(ge=0)] = 50
     overwrite: bool = False
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _check_needs(self) -> "EvalSettings":

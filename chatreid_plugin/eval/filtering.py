@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from .metrics import IgnoreMask
+from .matches import IgnoreMask
 from .ties import IntArray
 
 

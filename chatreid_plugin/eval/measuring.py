@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .external import Matrix
-from .metrics import Ignore, RankingMeter, RankingMetrics, bootstrap_interval
+from .matches import Ignore
+from .metrics import RankingMeter, RankingMetrics, bootstrap_interval
 from .plan import Plan
 from .protocols import Labels
 from .ranking import merge_scores
@@ -63,6 +64,7 @@ class _Trial:
             ignore=ignore,
             average_precision=plan.protocol.average_precision,
             cmc=plan.protocol.cmc,
+            ties=plan.protocol.ties,
             topk=CURVE_RANKS,
         )
 

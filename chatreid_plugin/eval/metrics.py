@@ -5,22 +5,20 @@ among them; no argsort of the gallery and one row in memory. Ties follow a state
 unstable sort, which lets rank-1 of yes/no scores fall anywhere between 0 and 100 %.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
-from .identity_cmc import Cmc, Ties, measure_identities
+from .identity_cmc import Cmc, Ties, cuts_through_ties, measure_identities
+from .inputs import iterate_rows, read_retrieved, read_row, read_topk
+from .matches import Ignore, Matches
 from .ties import AveragePrecision, FloatArray, IntArray, QueryMetrics, expect_over_ties, measure_ranks
 
 
-IgnoreMask = Callable[[int], npt.NDArray[np.bool_]]
-Ignore = Literal["same_camera"] | IgnoreMask | None
-
-EXAMPLES_SHOWN = 10
 FIRST_ITEMS = 500
 
 
@@ -59,72 +57,6 @@ def bootstrap_interval(values: FloatArray, *, seed: int = 0, resamples: int = 10
     return float(low), float(high)
 
 
-class _Matches:
-    """Which gallery items match, are ignored or are negatives, for one query at a time."""
-
-    def __init__(self, query_person: Any, gallery_person: Any, query_camera: Any, gallery_camera: Any, ignore: Ignore):
-        self.query_person: list[Any] = np.asarray(query_person).tolist()
-        self.gallery_size = len(gallery_person)
-        self.ignore = ignore
-        self.codes = np.unique(np.asarray(gallery_person), return_inverse=True)[1].astype(np.int64)
-        places: dict[Any, list[int]] = {}
-        for place, person in enumerate(np.asarray(gallery_person).tolist()):
-            places.setdefault(person, []).append(place)
-        self.places = {person: np.array(indices, dtype=np.int64) for person, indices in places.items()}
-        self.query_camera: npt.NDArray[Any] = np.asarray(query_camera)
-        self.gallery_camera: npt.NDArray[Any] = np.asarray(gallery_camera)
-        if ignore == "same_camera":
-            if query_camera is None or gallery_camera is None:
-                raise ConfigError('ignore="same_camera" needs query_camera and gallery_camera.')
-            if len(self.query_camera) != len(self.query_person) or len(self.gallery_camera) != self.gallery_size:
-                raise DataError(
-                    f"{len(self.query_camera)} query and {len(self.gallery_camera)} gallery cameras do not fit "
-                    f"{len(self.query_person)} queries and {self.gallery_size} gallery items."
-                )
-
-    def find(self, query: int) -> tuple[IntArray, npt.NDArray[Any]]:
-        """Return the indices of the query's positives, ascending, and an index array or mask of all non-negatives."""
-        same = self.places.get(self.query_person[query], np.empty(0, np.int64))
-        if self.ignore is None:
-            return same, same
-        if isinstance(self.ignore, str):
-            return same[self.gallery_camera[same] != self.query_camera[query]], same
-        mask = np.asarray(self.ignore(query), dtype=np.bool_)
-        if mask.shape != (self.gallery_size,):
-            raise DataError(f"ignore({query}) has shape {mask.shape}; expected ({self.gallery_size},).")
-        excluded = mask.copy()
-        excluded[same] = True
-        return same[~mask[same]], excluded
-
-    def explain_invalid(self, queries: Sequence[int]) -> str:
-        """Say for the first few queries why nothing in the gallery can match them."""
-        shown: list[str] = []
-        for query in queries[:EXAMPLES_SHOWN]:
-            person = self.query_person[query]
-            known = person in self.places
-            shown.append(
-                f"query {query} (identity {person}): "
-                + ("all its gallery images are ignored" if known else "identity absent from the gallery")
-                + (" (only seen by the query's own camera)" if known and self.ignore == "same_camera" else "")
-            )
-        return "; ".join(shown)
-
-
-def _check_row(row: Any, query: int, gallery_size: int) -> npt.NDArray[np.floating]:
-    values = np.asarray(row)
-    if values.shape != (gallery_size,):
-        raise DataError(f"Scores of query {query} have shape {values.shape}; expected ({gallery_size},).")
-    if values.dtype.type not in (np.float32, np.float64):
-        values = values.astype(np.float32 if values.dtype == np.float16 else np.float64)
-    if not np.isfinite(values).all():
-        wrong = np.flatnonzero(~np.isfinite(values))
-        raise DataError(
-            f"Scores of query {query} hold {len(wrong)} NaN or infinite value(s), first at gallery item {wrong[0]}; "
-            "a ranking of them would mean nothing. Check the features or the model that gave them."
-        )
-    return values
-
-
 def _rank_by_index(
     row: npt.NDArray[np.floating], positives: IntArray, excluded: npt.NDArray[Any], negatives_above: IntArray
 ) -> IntArray:
@@ -138,15 +70,21 @@ def _rank_by_index(
     return np.array(ranks, dtype=np.int64)
 
 
-def _measure_first_500(row: npt.NDArray[np.floating], positives: IntArray, excluded: npt.NDArray[Any]) -> float:
-    """Return the mean precision of the positives among the first 500 items, cut before ignored ones are removed."""
+def _measure_first_500(
+    row: npt.NDArray[np.floating], positives: IntArray, excluded: npt.NDArray[Any], retrieved: int
+) -> float:
+    """Return the mean precision of the positives among the first 500 items, cut before ignored ones are removed.
+
+    Positives from rank ``retrieved`` on add nothing, but count in the mean.
+    """
     order = np.argsort(-row, kind="stable")[:FIRST_ITEMS]
     is_negative, is_positive = np.ones(len(row), dtype=np.bool_), np.zeros(len(row), dtype=np.bool_)
     is_negative[excluded] = False
     is_positive[positives] = True
     matches = is_positive[order][is_positive[order] | is_negative[order]]
     ranks = np.flatnonzero(matches)
-    return float(np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1))) if len(ranks) else 0.0
+    precisions = np.where(ranks < retrieved, np.arange(1, len(ranks) + 1) / (ranks + 1), 0.0)
+    return float(np.mean(precisions)) if len(ranks) else 0.0
 
 
 def _measure_row(
@@ -173,14 +111,6 @@ def _measure_row(
     else:
         ranks = above + np.arange(len(positives)) + (tied if ties == "pessimistic" else 0)
     return measure_ranks(ranks, topk, definition, retrieved), has_ties
-
-
-def _iterate_rows(scores: Any, query_count: int) -> Iterable[Any]:
-    """Yield the rows; refuse a surplus before it is measured."""
-    for query, row in enumerate(scores):
-        if query >= query_count:
-            raise DataError(f"More rows of scores than the {query_count} queries.")
-        yield row
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:
@@ -223,18 +153,21 @@ class RankingMeter:
         average_precision: AveragePrecision = "mean",
         cmc: Cmc = "standard",
         ties: Ties = "expected",
-        topk: Sequence[int] = (1, 5, 10, 20),
+        topk: Iterable[int] = (1, 5, 10, 20),
     ) -> None:
         _check_choice("average_precision", average_precision, AveragePrecision)
         _check_choice("cmc", cmc, Cmc)
         _check_choice("ties", ties, Ties)
         if average_precision == "top500" and ties != "index":
-            raise ConfigError('average_precision="top500" is defined for ties="index" only.')
-        self._matches = _Matches(query_person, gallery_person, query_camera, gallery_camera, ignore)
+            raise ConfigError(
+                'average_precision="top500" cuts the list, so equal scores need one order: set ties="index", the '
+                "gallery's order."
+            )
+        self._matches = Matches(query_person, gallery_person, query_camera, gallery_camera, ignore)
         self._definition: AveragePrecision = average_precision
         self._cmc: Cmc = cmc
         self._ties: Ties = ties
-        self._topk = topk
+        self._topk = read_topk(topk)
         self._found: list[tuple[QueryMetrics, bool]] = []
         self._valid: list[int] = []
         self._invalid: list[int] = []
@@ -246,19 +179,23 @@ class RankingMeter:
 
     def add(self, query: int, row: Any, retrieved: int | None = None) -> None:
         """Measure the scores (G,) of one query; ``retrieved`` as in ``evaluate_ranking``, for this query."""
-        values = _check_row(row, query, self._matches.gallery_size)
+        values = read_row(row, query, self._matches.gallery_size)
         positives, excluded = self._matches.find(query)
         if not len(positives):
             self._invalid.append(query)
             return
-        if self._definition == "top500" and retrieved is not None:
-            raise ConfigError('average_precision="top500" is defined without retrieved only.')
         limit = self._matches.gallery_size if retrieved is None else retrieved
         metrics, has_ties = _measure_row(values, positives, excluded, self._ties, self._topk, self._definition, limit)
         if self._definition == "top500":
-            metrics = replace(metrics, average_precision=_measure_first_500(values, positives, excluded))
+            precision = _measure_first_500(values, positives, excluded, limit)
+            metrics = replace(metrics, average_precision=precision)
         if self._cmc != "standard":
             negatives = np.delete(np.arange(self._matches.gallery_size), excluded)
+            if cuts_through_ties(values, positives, negatives, self._cmc, limit):
+                raise DataError(
+                    f'Query {query}: retrieved={limit} cuts through equal scores, for which cmc="{self._cmc}" is not '
+                    'defined. Cut between different scores, or use cmc="standard".'
+                )
             codes, topk = self._matches.codes, self._topk
             hits = measure_identities(values, codes, positives, negatives, self._cmc, self._ties, topk, limit)
             metrics = replace(metrics, cmc=hits)
@@ -287,34 +224,39 @@ def evaluate_ranking(
     average_precision: AveragePrecision = "mean",
     cmc: Cmc = "standard",
     ties: Ties = "expected",
-    topk: Sequence[int] = (1, 5, 10, 20),
+    topk: Iterable[int] = (1, 5, 10, 20),
     retrieved: Sequence[int] | npt.NDArray[np.integer] | None = None,
 ) -> RankingMetrics:
     """Measure a ranking of Q queries over G gallery items.
 
     Args:
-        scores: (Q, G) array, or Q rows of (G,) one after another; higher is better; float32 is used as it is.
-        query_person: (Q,) identities; any values that compare equal.
+        scores: (Q, G) array or tensor, or Q rows of (G,) one after another; real numbers, higher is better; float32
+            is used as it is.
+        query_person: (Q,) identities: numbers, texts, tuples or whatever else has a hash and compares equal.
         gallery_person: (G,) identities; an identity that no query has (a distractor) is always a negative.
         query_camera: (Q,) cameras, for ``ignore="same_camera"``.
         gallery_camera: (G,) cameras.
         ignore: what is removed before ranking: nothing; ``"same_camera"``: items of the query's identity and camera
             (Zheng et al., "Scalable Person Re-identification: A Benchmark", 2015); or a function from a query's
             index to a boolean mask (G,) of ignored items.
-        average_precision: ``"mean"`` of precisions (the field's default) or ``"trapezoid"`` (official Market-1501
-            code, up to 2.7 points lower), or ``"top500"`` (Instruct-ReID's code): only the first 500 items count, cut
-            before ignored ones are removed; divided by the positives among them; needs ``ties="index"``.
+        average_precision: ``"mean"`` of precisions (the field's default); ``"trapezoid"`` (official Market-1501
+            code), never higher: 0.1 to 4 points lower on the benchmarks' sizes, the more the fewer matches a query
+            has, and half of a single match that is not first; or ``"top500"`` (Instruct-ReID's code): only the first
+            500 items count, cut before ignored ones are removed; divided by the positives among them; needs
+            ``ties="index"``.
         cmc: ``"standard"``: is a positive among the first k; ``"unique_identity"`` or ``"single_gallery_shot"``: the
             same over identities (see ``identity_cmc``). AP and INP stay over the full gallery.
         ties: for equal scores: ``"expected"``, the exact mean over all their orders; ``"index"``, in gallery order;
             ``"optimistic"``, positives first; ``"pessimistic"``, positives last.
-        topk: the CMC's k.
+        topk: the CMC's k, whole numbers from 1 on.
         retrieved: (Q,) how many items of each ranking were returned; positives after them count as never found
-            (nothing in AP, a miss in CMC, INP 0). None: all.
+            (nothing in AP, a miss in CMC, INP 0). None: all. A ``cmc`` over identities needs a cut between
+            different scores.
 
     Raises:
         ConfigError: an unknown option, cameras missing for ``"same_camera"``, or options that do not go together.
-        DataError: NaN or infinite scores, shapes that do not fit, or no query with a positive.
+        DataError: scores that are NaN, infinite, masked or no real numbers, labels that cannot be compared, shapes
+            that do not fit, or no query with a positive.
     """
     meter = RankingMeter(
         query_person,
@@ -327,6 +269,7 @@ def evaluate_ranking(
         ties=ties,
         topk=topk,
     )
-    for query, row in enumerate(_iterate_rows(scores, meter.query_count)):
-        meter.add(query, row, None if retrieved is None else int(retrieved[query]))
+    limits = None if retrieved is None else read_retrieved(retrieved, meter.query_count)
+    for query, row in enumerate(iterate_rows(scores, meter.query_count)):
+        meter.add(query, row, None if limits is None else limits[query])
     return meter.summarise()

@@ -49,10 +49,15 @@ CMC_DEFINITIONS = {
 AP_DEFINITIONS = {
     "mean": "mean over the valid queries of the mean precision at their matches",
     "trapezoid": "mean over the valid queries of the trapezoidal average precision (official Market-1501 code)",
+    "top500": "mean over the valid queries of the mean precision at their matches among the first 500 images, cut "
+    "before ignored ones are removed (Instruct-ReID's code)",
+}
+TIE_DEFINITIONS = {
+    "expected": "exact expectation over random order of equally scored images",
+    "index": "equally scored images in gallery order, as the cut at 500 needs",
 }
 DEFINITIONS = {
     "mINP": "mean over the valid queries of matches / rank of the last match",
-    "ties": "exact expectation over random order of equally scored images",
     "tie_rate": "share of valid queries in which a match has the same score as a non-match",
     "interval": "2.5 and 97.5 percentiles of mAP over 1,000 seeded resamples of the queries",
     "ranking": "candidates by the scorer, then everything the filter left out, in baseline order",
@@ -124,6 +129,7 @@ def define_terms(protocol: Protocol) -> dict[str, str]:
     return {
         "mAP": AP_DEFINITIONS[protocol.average_precision],
         "Rank-k": CMC_DEFINITIONS[protocol.cmc],
+        "ties": TIE_DEFINITIONS[protocol.ties],
         **DEFINITIONS,
     }
 
@@ -175,7 +181,7 @@ def describe_results(results: Results) -> dict[str, Any]:
             "pairs_scored": results.pairs,
             "average_precision": protocol.average_precision,
             "cmc": protocol.cmc,
-            "ties": "expected",
+            "ties": protocol.ties,
             "ignored": RULES[protocol.rule],
             "trials": len(results.measured.trials),
             "skipped_queries": [{"query": item.image_id, "reason": item.reason} for item in protocol.skipped],

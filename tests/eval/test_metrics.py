@@ -182,6 +182,9 @@ def test_top500_cuts_before_it_removes_what_is_ignored() -> None:
     options: dict[str, Any] = {"average_precision": "top500", "ties": "index", "ignore": ignore}
     found = evaluate_ranking([scores], [1], people, **options)
     assert found.mean_ap == pytest.approx((1 / 2 + 2 / 9 + 3 / 498) / 3)
+    # What was not retrieved adds nothing, and is still divided by.
+    cut = evaluate_ranking([scores], [1], people, retrieved=[9], **options)
+    assert cut.mean_ap == pytest.approx((1 / 2 + 2 / 9) / 3)
     people[[3, 10, 499]] = 0
     assert evaluate_ranking([scores], [1], people, **options).mean_ap == 0.0
 

@@ -13,6 +13,7 @@ from chatreid_plugin.eval import pipeline
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import describe_plan
 from chatreid_plugin.eval.queries import Query
+from chatreid_plugin.eval.report import describe_results
 from chatreid_plugin.eval.scoring import describe_fingerprint
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
@@ -154,3 +155,20 @@ def test_dry_run_counts_and_writes_nothing(make_world: MakeWorld, make_settings:
     text = describe_plan(settings)
     assert "4 queries (0 skipped), 12 gallery images, at most 20 pairs" in text
     assert not settings.output_dir.exists()
+
+
+def test_top500_takes_ties_in_gallery_order_and_says_so(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    results = run_evaluation(make_settings(make_world(), average_precision="top500", filter="colour", top_k=3))
+    assert results.ranking.mean_ap == 1.0
+    content = describe_results(results)
+    assert (content["protocol"]["average_precision"], content["protocol"]["ties"]) == ("top500", "index")
+    assert "first 500" in content["definitions"]["mAP"]
+    assert "gallery order" in content["definitions"]["ties"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", -1), ("tau", float("nan")), ("tau", 2), ("tau", -1.5), ("average_precision", "best")]
+)
+def test_refuses_a_value_that_means_nothing(key: str, value: object, make_settings: MakeSettings) -> None:
+    with pytest.raises(ValueError, match=key):
+        make_settings(Path(), **{key: value})

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...records import ImageRecord
-from ..identity_cmc import Cmc
+from ..identity_cmc import Cmc, Ties
 from ..queries import Query
 from ..ties import AveragePrecision, IntArray
 
@@ -74,6 +74,11 @@ class Protocol:
     average_precision: AveragePrecision = "mean"
     cmc: Cmc = "standard"
     skipped: tuple[SkippedQuery, ...] = ()
+
+    @property
+    def ties(self) -> Ties:
+        """How equal scores are measured: ``top500`` cuts the list, and so needs one order of them."""
+        return "index" if self.average_precision == "top500" else "expected"
 
     @property
     def trial_galleries(self) -> tuple[IntArray, ...]:
