@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
+from .filtering import iterate_similarities
 from .protocols import Protocol
 from .queries import Query
 from .ties import IntArray, ScoreArray
@@ -23,7 +24,6 @@ from .ties import IntArray, ScoreArray
 Array = npt.NDArray[Any]
 
 EXAMPLES_SHOWN = 10
-CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,7 @@ class Matrix:
     def iterate_rows(self) -> Iterator[ScoreArray]:
         """Yield the scores (G,) of each query, as the protocol numbers queries and gallery."""
         if self.query_features is not None and self.gallery_features is not None:
-            for start in range(0, len(self.query_features), CHUNK):
-                yield from self.query_features[start : start + CHUNK] @ self.gallery_features.T
+            yield from iterate_similarities(self.query_features, self.gallery_features)
         elif self.values is not None:
             for row in self.query_rows.tolist():
                 yield np.asarray(self.values[row])[self.gallery_columns]

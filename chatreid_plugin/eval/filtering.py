@@ -3,9 +3,14 @@
 Second step of an evaluation (paper section 4.1): features of a simple baseline (``features``), cosine similarity, a
 threshold ``tau``, a cap ``top_k`` and a floor. Where the filter loses a match no re-ranker can win it back, so recall
 and ceiling are reported.
+
+Where images of equal similarity stand on both sides of the cut of ``top_k`` or ``floor``, the first ones in the
+gallery's order are kept. What the model is asked about, and so the result, then depends on that order, unlike all that
+``metrics`` does with ties. It takes duplicate images or coarse features; the report says how often it happened.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +24,26 @@ FloatArray = npt.NDArray[np.float32]
 SIMILARITY_CHUNK = 64
 
 
+def number_distinct(features: Iterable[FloatArray]) -> IntArray:
+    """Return for each of N vectors (D,) the index of the first one that equals it, (N,)."""
+    firsts: dict[bytes, int] = {}
+    # Added to zero, so that -0.0 and 0.0 are the same bytes.
+    keys = (hashlib.blake2b((vector + 0.0).tobytes(), digest_size=16).digest() for vector in features)
+    return np.array([firsts.setdefault(key, place) for place, key in enumerate(keys)], dtype=np.int64)
+
+
 def iterate_similarities(query_features: FloatArray, gallery_features: FloatArray) -> Iterator[FloatArray]:
-    """Yield for each query its cosine similarity to the gallery, (G,); a chunk of queries in memory at a time."""
+    """Yield for each query its cosine similarity to the gallery, (G,); a chunk of queries in memory at a time.
+
+    Equal gallery rows are multiplied once: a matrix product may differ in the last digit from column to column, which
+    would make an order of what is tied.
+    """
+    firsts, places = np.unique(number_distinct(gallery_features), return_inverse=True)
+    repeats = len(firsts) < len(gallery_features)
+    distinct = gallery_features[firsts] if repeats else gallery_features
     for start in range(0, len(query_features), SIMILARITY_CHUNK):
-        yield from query_features[start : start + SIMILARITY_CHUNK] @ gallery_features.T
+        similarities = query_features[start : start + SIMILARITY_CHUNK] @ distinct.T
+        yield from similarities[:, places] if repeats else similarities
 
 
 def filter_gallery(
@@ -52,6 +73,15 @@ def filter_gallery(
         count = max(int(np.count_nonzero(similarities[allowed] >= tau)), floor)
         kept.append(_take_best(allowed, similarities[allowed], count if top_k is None else min(count, top_k)))
     return kept
+
+
+def is_cut_through_ties(similarities: FloatArray, kept: IntArray, ignored: npt.NDArray[np.bool_]) -> bool:
+    """Return whether the filter left out an image (of G) that is as similar as one it kept."""
+    if not len(kept):
+        return False
+    left_out = ~ignored
+    left_out[kept] = False
+    return bool((similarities[left_out] == similarities[kept].min()).any())
 
 
 def _take_best(indices: IntArray, similarities: FloatArray, count: int) -> IntArray:

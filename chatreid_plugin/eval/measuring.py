@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .external import Matrix
+from .filtering import is_cut_through_ties
 from .matches import Ignore
 from .metrics import RankingMeter, RankingMetrics, bootstrap_interval
 from .plan import Plan
@@ -28,6 +29,7 @@ class Measured:
         ceiling: a perfect scorer inside the filter.
         baseline: the filter's own ranking; None without a filter.
         recall: mean share of a query's matches that the filter kept.
+        cut_tie_rate: share of queries of which the filter left out an image as similar as one it kept.
         trials: the ``ranking`` of each trial.
     """
 
@@ -36,6 +38,7 @@ class Measured:
     ceiling: RankingMetrics
     baseline: RankingMetrics | None
     recall: float
+    cut_tie_rate: float
     trials: tuple[RankingMetrics, ...]
 
 
@@ -49,6 +52,7 @@ class _Trial:
         names = ["ranking", "strict", "ceiling"] + (["baseline"] if plan.gallery_features is not None else [])
         self.meters = {name: self._make_meter(plan, self.labels) for name in names}
         self.shares: list[float] = []
+        self.cut_ties: list[bool] = []
 
     @staticmethod
     def _make_meter(plan: Plan, labels: Labels) -> RankingMeter:
@@ -84,6 +88,7 @@ class _Trial:
         self.meters["ceiling"].add(query, merge_scores(chosen, perfect, similarities, size))
         if similarities is not None:
             self.meters["baseline"].add(query, similarities)
+            self.cut_ties.append(is_cut_through_ties(similarities, chosen, self.labels.find_ignored(query)))
         self.shares.append(float(perfect.sum()) / max(1, int(np.count_nonzero(positives))))
 
 
@@ -123,7 +128,7 @@ def _measure_matrix(plan: Plan, matrix: Matrix) -> Measured:
     found = tuple(trial.meters["ranking"].summarise() for trial in trials)
     ceiling = average_metrics([trial.meters["ceiling"].summarise() for trial in trials])
     ranking = average_metrics(found)
-    return Measured(ranking, ranking, ceiling, None, 1.0, found)
+    return Measured(ranking, ranking, ceiling, None, 1.0, 0.0, found)
 
 
 def measure(plan: Plan, scores: Sequence[ScoreArray]) -> Measured:
@@ -150,5 +155,6 @@ def measure(plan: Plan, scores: Sequence[ScoreArray]) -> Measured:
         ceiling=average("ceiling"),
         baseline=average("baseline") if rows is not None else None,
         recall=float(np.mean([trial.shares for trial in trials])),
+        cut_tie_rate=float(np.mean([trial.cut_ties for trial in trials])) if rows is not None else 0.0,
         trials=tuple(one["ranking"] for one in found),
     )

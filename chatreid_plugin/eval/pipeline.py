@@ -121,6 +121,7 @@ def average_splits(splits: Sequence[Results]) -> Results:
         ceiling=average_metrics([one.ceiling for one in measured]),
         baseline=average_metrics(baselines) if baselines else None,
         recall=float(np.mean([one.recall for one in measured])),
+        cut_tie_rate=float(np.mean([one.cut_tie_rate for one in measured])),
         trials=tuple(one.ranking for one in measured),
     )
     variant = f"{splits[0].protocol.variant}; mean of {len(splits)} splits"

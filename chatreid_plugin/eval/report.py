@@ -65,6 +65,7 @@ DEFINITIONS = {
     "ceiling": "a perfect scorer on the same candidates, the rest in baseline order",
     "baseline": "the filter's own ranking",
     "filter_recall": "mean over queries of the share of their matches that the filter kept",
+    "cut_tie_rate": "share of queries of which the filter left out an image as similar as one it kept (gallery order)",
 }
 
 # What a reader has to know of scores that are not the model's own margins (``backends.Confidence``).
@@ -169,6 +170,7 @@ def describe_results(results: Results) -> dict[str, Any]:
         "filter": {
             "source": results.settings.filter,
             "recall": results.filter_recall,
+            "cut_tie_rate": results.measured.cut_tie_rate,
             "mean_candidates": results.pairs / len(protocol.queries),
             "ceiling": _describe_metrics(results.ceiling),
             "baseline": None if results.baseline is None else _describe_metrics(results.baseline),
@@ -287,7 +289,8 @@ def render_table(results: Results) -> str:
         "",
         f"mAP interval {100 * low:.2f} to {100 * high:.2f}; filter {settings.filter}: recall "
         f"{100 * results.filter_recall:.2f}, ceiling mAP {100 * results.ceiling.mean_ap:.2f}; "
-        f"tie rate {100 * results.ranking.tie_rate:.2f}",
+        f"tie rate {100 * results.ranking.tie_rate:.2f}, "
+        f"at the filter's cut {100 * results.measured.cut_tie_rate:.2f}",
         *([f"{several}{100 * spread[1]:.2f}"] if len(trials) > 1 else []),
         "",
         *(f"{name}: {terms[name]}." for name in ("mAP", "Rank-k", "mINP", "ties", *columns)),

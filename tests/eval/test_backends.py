@@ -58,6 +58,17 @@ def test_features_scores_are_dot_products(protocol: Protocol, make_settings: Mak
         make_scorer(settings, protocol)
 
 
+def test_features_scores_tie_when_features_are_equal(protocol: Protocol, make_settings: MakeSettings) -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 337)).astype(np.float32)
+    features = {query.query_id: vector for query, vector in zip(protocol.queries, vectors, strict=False)}
+    features |= {record.image_id: vectors[4] for record in protocol.gallery}
+    scorer = make_scorer(make_settings(Path(), backend="features", filter="colour"), protocol, features)
+    for query in protocol.queries:
+        for count in range(1, 62):
+            candidates = (protocol.gallery * 6)[:count]
+            assert len(set(scorer.score_pairs(query, candidates, IMAGE_PAIR).tolist())) == 1
+
+
 def test_transformers_backend_is_loaded_when_asked_for(
     protocol: Protocol, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

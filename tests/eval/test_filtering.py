@@ -10,7 +10,7 @@ from PIL import Image
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.features import describe_colours, extract_features
-from chatreid_plugin.eval.filtering import filter_gallery, iterate_similarities
+from chatreid_plugin.eval.filtering import filter_gallery, is_cut_through_ties, iterate_similarities, number_distinct
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 
@@ -66,6 +66,28 @@ def test_takes_the_same_as_sorting_whole_rows_when_many_are_tied(top_k: int) -> 
     similarities = next(iterate_similarities(query, gallery))
     order = [place for place in np.argsort(-similarities, kind="stable").tolist() if not ignored[place]]
     assert kept.tolist() == order[:top_k]
+
+
+def test_equal_rows_have_one_number_when_zeros_differ_in_sign() -> None:
+    features = np.array([[1, 0], [0, 1], [1, -0.0], [0, 1], [1, 1e-7]], dtype=np.float32)
+    assert number_distinct(features).tolist() == [0, 1, 0, 1, 4]
+
+
+@pytest.mark.parametrize("queries", [1, 3, 65])
+def test_equal_vectors_are_equally_similar_wherever_they_stand(queries: int) -> None:
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(queries + 2, 337)).astype(np.float32)
+    for copies in range(1, 62):
+        gallery = np.repeat(vectors[-2:], [copies, 3], axis=0)[generator.permutation(copies + 3)]
+        for row in iterate_similarities(vectors[:queries], gallery):
+            assert len(set(row.tolist())) == 2
+
+
+def test_says_whether_the_cut_goes_through_ties() -> None:
+    similarities, ignored = np.array([0.5, 0.9, 0.5, 0.1, 0.1], dtype=np.float32), np.arange(5) == 4
+    found = [is_cut_through_ties(similarities, np.array(kept), ignored) for kept in ([1], [1, 0], [1, 0, 2, 3])]
+    assert found == [False, True, False]
+    assert not is_cut_through_ties(similarities, np.array([], dtype=np.int64), ignored)
 
 
 def test_similarities_are_the_same_in_chunks() -> None:

@@ -13,10 +13,11 @@ from chatreid_plugin.eval import pipeline
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import describe_plan
 from chatreid_plugin.eval.queries import Query
-from chatreid_plugin.eval.report import describe_results
+from chatreid_plugin.eval.report import Results, describe_results, render_table
 from chatreid_plugin.eval.scoring import describe_fingerprint
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
+from chatreid_plugin.shards import read_manifest
 
 
 MakeWorld = Callable[..., Path]
@@ -67,6 +68,39 @@ def test_features_backend_equals_the_baseline(make_world: MakeWorld, make_settin
     assert results.baseline is not None
     assert results.ranking.mean_ap == pytest.approx(results.baseline.mean_ap)
     assert results.ranking.cmc == pytest.approx(results.baseline.cmc)
+
+
+def test_features_do_not_depend_on_the_order_of_the_gallery_when_all_are_equal(
+    make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    people = [1] * 9 + [2] * 52
+    vector = np.random.default_rng(0).normal(size=337).astype(np.float32)
+    found: list[Results] = []
+    for number, order in enumerate((people, people[::-1])):
+        items = [("query", "1", "1"), ("query", "2", "1"), *(("gallery", str(person), "2") for person in order)]
+        manifest = make_world(items, images=False)
+        paths = [record.path for record in read_manifest(manifest)[0]]
+        np.savez(tmp_path / "f.npz", paths=paths, features=np.tile(vector, (len(paths), 1)))
+        changes = {"filter": "npz", "filter_features": tmp_path / "f.npz", "backend": "features", "top_k": None}
+        output = tmp_path / str(number)
+        for path in paths:
+            file = tmp_path / "images" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        found.append(run_evaluation(make_settings(manifest, output_dir=output, report_queries=0, **changes)))
+    assert found[0].ranking.mean_ap == pytest.approx(found[1].ranking.mean_ap, abs=1e-12)
+    assert found[0].ranking.tie_rate == 1.0
+    assert found[0].measured.cut_tie_rate == 0.0
+
+
+def test_ties_at_the_cut_are_reported(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:
+    manifest = make_world()
+    paths = [record.path for record in read_manifest(manifest)[0]]
+    np.savez(tmp_path / "f.npz", paths=paths, features=np.ones((len(paths), 3)))
+    settings = make_settings(manifest, filter="npz", filter_features=tmp_path / "f.npz", top_k=3, floor=0)
+    results = run_evaluation(settings)
+    assert describe_results(results)["filter"]["cut_tie_rate"] == 1.0
+    assert "at the filter's cut 100.00" in render_table(results)
 
 
 def test_filter_bounds_what_the_oracle_can_reach(make_world: MakeWorld, make_settings: MakeSettings) -> None:

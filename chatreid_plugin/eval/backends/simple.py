@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...records import ImageRecord
+from ..filtering import number_distinct
 from ..queries import Query
 from ..ties import ScoreArray
 
@@ -62,6 +63,9 @@ class FeatureScorer:
     def __init__(self, features: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """``features``: query id or image id to L2-normalised vector (D,)."""
         self.features = features
+        names = list(features)
+        firsts = number_distinct(features.values()).tolist()
+        self.equals = {name: names[first] for name, first in zip(names, firsts, strict=True)}
         self.fingerprint: dict[str, Any] = {}
 
     def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
@@ -71,7 +75,11 @@ class FeatureScorer:
         """Return the similarities (K,)."""
         if not candidates:
             return np.empty(0, dtype=np.float32)
-        return np.stack([self.features[record.image_id] for record in candidates]) @ self.features[query.query_id]
+        # Equal vectors are multiplied once, as in ``iterate_similarities``: only so do they tie.
+        names = [self.equals[record.image_id] for record in candidates]
+        places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        similarities = np.stack([self.features[name] for name in places]) @ self.features[query.query_id]
+        return similarities[[places[name] for name in names]]
 
     def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
         """Return the same scores for each window's candidates."""
