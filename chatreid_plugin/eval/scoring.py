@@ -68,8 +68,8 @@ def score_queries(
         logger.warning("%d of %d queries were scored before (%s).", finished, len(queries), store.path)
     share = processes.take_share(pending)
     _score_share(settings, plan, scorer, store, share, show=processes.is_first)
-    names = [queries[index].query_id for index in share]
-    for scored in processes.gather({name: store.finished[name] for name in names}):
+    keys = [store.make_key(queries[index], plan.list_candidates(index)) for index in share]
+    for scored in processes.gather({key: store.finished[key] for key in keys}):
         store.finished |= scored
     if processes.is_first:
         store.take_over()

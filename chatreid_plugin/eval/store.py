@@ -2,10 +2,12 @@
 
 Between the scorer and the ranking. The first line says what the scores depend on (model, prompt, pixels, settings);
 the file is named after its digest, so another model or prompt starts another file and never mixes with this one.
-Of several processes each writes a file of its own, and any run reads what all of them left.
+Of several processes each writes a file of its own, and any run reads what all of them left. A file is locked while it
+is open, so that two runs cannot write into it. Scores of other candidates stay: they may be the current ones again.
 """
 
 import base64
+import fcntl
 import hashlib
 import json
 import logging
@@ -13,11 +15,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..records import ImageRecord
 from .queries import Query
 from .ties import ScoreArray
@@ -26,10 +28,13 @@ from .ties import ScoreArray
 logger = logging.getLogger(__name__)
 
 
-def hash_candidates(query: Query, candidates: Sequence[ImageRecord]) -> str:
-    """Return a digest of the query, its candidates and their order."""
+def hash_candidates(query: Query, candidates: Sequence[ImageRecord], contents: Mapping[str, str]) -> str:
+    """Return a digest of the query, its candidates, their order and what ``contents`` says of the images."""
     pictures = candidates if query.image is None else [query.image, *candidates]
-    lines = [f"{record.image_id}\t{record.path}\t{record.width}x{record.height}" for record in pictures]
+    lines = [
+        f"{record.image_id}\t{record.path}\t{record.width}x{record.height}\t{contents.get(record.image_id, '')}"
+        for record in pictures
+    ]
     lines += [query.query_id, query.text, json.dumps(dict(query.attributes), sort_keys=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
@@ -39,52 +44,96 @@ def digest_fingerprint(fingerprint: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:12]
 
 
-Finished = dict[str, tuple[str, ScoreArray]]
+# A query's id and the hash of its candidates.
+Key = tuple[str, str]
+Finished = dict[Key, ScoreArray]
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Open a file for appending, for this process alone until it is closed.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(
+            f"output_dir: another evaluation is writing its scores into {path.parent} ({path.name}). "
+            "Wait for it or stop it, or set another output_dir."
+        ) from None
+    except OSError as error:  # some network disks have no locks
+        logger.warning("%s cannot be locked (%s): see to it that no other run uses this output_dir.", path, error)
+    return file
 
 
 class ScoreStore:
     """The scores of one fingerprint, in ``<folder>/scores-<digest>.jsonl``; use it in a ``with`` block.
 
     Scores are stored as base64 of little-endian float32, so they are read back bit by bit. ``finished`` maps a
-    query's id to a hash of its candidates and their scores (K,).
+    query's id and a hash of its candidates to their scores (K,).
 
     Raises:
+        ConfigError: another run has the file open.
         DataError: a file was damaged otherwise than by a cut in its last line.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, overwrite: bool = False, rank: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: Mapping[str, Any],
+        *,
+        contents: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+        rank: int = 0,
+    ):
         """Open the file of this fingerprint and process, and load what any process has finished.
 
-        ``overwrite`` removes all of it first; among several processes only the first may ask for that, before the
-        others open theirs.
+        ``contents`` is of ``contents.hash_images``, where scores depend on pixels. ``overwrite`` removes all of it
+        first; among several processes only the first may ask for that, before the others open theirs.
         """
         folder.mkdir(parents=True, exist_ok=True)
         digest = digest_fingerprint(fingerprint)
         self.path = folder / (f"scores-{digest}.rank{rank}.jsonl" if rank else f"scores-{digest}.jsonl")
         self.finished: Finished = {}
-        self._own: dict[str, str] = {}
+        self._contents = contents or {}
+        self._own: set[Key] = set()
         self.header = json.dumps({"fingerprint": dict(fingerprint)}, sort_keys=True).encode() + b"\n"
         same = sorted(folder.glob(f"scores-{digest}.*jsonl"))
         others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path not in same)
-        if overwrite:
-            for path in same:
+        self._file = _open_locked(self.path)
+        try:
+            if overwrite:
+                self._remove_all(same)
+            elif others and not same and not rank:
+                logger.warning(
+                    "%s holds scores of another model, prompt or setting (%s); they are kept, and this evaluation "
+                    "starts a new file, %s.",
+                    folder,
+                    ", ".join(others),
+                    self.path.name,
+                )
+            self._load([path for path in same if path.exists()])
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _remove_all(self, same: Sequence[Path]) -> None:
+        """Empty the own file, whose lock has to stay, and remove the other processes'."""
+        self._file.truncate(0)
+        for path in same:
+            if path != self.path:
                 path.unlink()
-            same = []
-        elif others and not same and not rank:
-            logger.warning(
-                "%s holds scores of another model, prompt or setting (%s); they are kept, and this evaluation starts "
-                "a new file, %s.",
-                folder,
-                ", ".join(others),
-                self.path.name,
-            )
+
+    def _load(self, same: Sequence[Path]) -> None:
+        """Read the files of this fingerprint; make the own one end in a whole line."""
         for path in same:
             if path != self.path:
                 self._read(path)
-        usable = self._read(self.path) if self.path.exists() else 0
-        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+        usable = self._read(self.path)
         self._file.truncate(usable)
-        self._file.seek(usable)
         if not usable:
             self._write(self.header)
 
@@ -100,17 +149,20 @@ class ScoreStore:
         if lines[0] != self.header:
             raise DataError(f"{path}, line 1: not the header of these scores. Remove it or set overwrite=true.")
         for number, line in enumerate(lines[1:], 2):
+            if not line.strip():
+                continue  # as an editor leaves it
             try:
                 entry = json.loads(line)
                 scores = np.frombuffer(base64.b64decode(entry["scores"], validate=True), dtype="<f4")
-                self.finished[entry["query"]] = (entry["candidates"], scores.astype(np.float32))
-                if path == self.path:
-                    self._own[entry["query"]] = entry["candidates"]
+                key = entry["query"], entry["candidates"]
+                self.finished[key] = scores.astype(np.float32)
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{path}, line {number}: damaged ({error}). Remove the line, or set overwrite=true to score "
                     "everything again."
                 ) from None
+            if path == self.path:
+                self._own.add(key)
         return usable
 
     def _write(self, line: bytes) -> None:
@@ -118,28 +170,30 @@ class ScoreStore:
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    def make_key(self, query: Query, candidates: Sequence[ImageRecord]) -> Key:
+        """Return what the scores of a query's candidates are found by."""
+        return query.query_id, hash_candidates(query, candidates, self._contents)
+
     def get(self, query: Query, candidates: Sequence[ImageRecord]) -> ScoreArray | None:
         """Return the saved scores (K,) of a query, or None if it is unfinished or had other candidates."""
-        saved = self.finished.get(query.query_id)
-        if saved is None or saved[0] != hash_candidates(query, candidates) or len(saved[1]) != len(candidates):
-            return None
-        return saved[1]
+        saved = self.finished.get(self.make_key(query, candidates))
+        return saved if saved is not None and len(saved) == len(candidates) else None
 
     def add(self, query: Query, candidates: Sequence[ImageRecord], scores: ScoreArray) -> None:
         """Save the scores (K,) of a finished query; they are on disk when this returns."""
-        self._write_entry(query.query_id, hash_candidates(query, candidates), scores.astype(np.float32))
+        self._write_entry(self.make_key(query, candidates), scores.astype(np.float32))
 
-    def _write_entry(self, query_id: str, candidates: str, scores: ScoreArray) -> None:
+    def _write_entry(self, key: Key, scores: ScoreArray) -> None:
         text = base64.b64encode(scores.astype("<f4").tobytes()).decode()
-        self._write(json.dumps({"query": query_id, "candidates": candidates, "scores": text}).encode() + b"\n")
-        self.finished[query_id] = (candidates, scores)
-        self._own[query_id] = candidates
+        self._write(json.dumps({"query": key[0], "candidates": key[1], "scores": text}).encode() + b"\n")
+        self.finished[key] = scores
+        self._own.add(key)
 
     def take_over(self) -> None:
         """Write what other processes finished into this file, then remove theirs."""
-        for query, (candidates, scores) in sorted(self.finished.items()):
-            if self._own.get(query) != candidates:
-                self._write_entry(query, candidates, scores)
+        for key, scores in sorted(self.finished.items(), key=lambda item: item[0]):
+            if key not in self._own:
+                self._write_entry(key, scores)
         for path in self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"):
             path.unlink()
 

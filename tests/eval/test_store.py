@@ -1,6 +1,8 @@
 """Tests of chatreid_plugin.eval.store: exact scores, resume after a cut, another fingerprint, damage."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatreid_plugin.errors import DataError
+from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.queries import make_image_query
 from chatreid_plugin.eval.store import ScoreStore
 from chatreid_plugin.records import ImageRecord
@@ -108,3 +110,80 @@ def test_refuses_a_file_with_another_header(tmp_path: Path, records: list[ImageR
     path.write_bytes(path.read_bytes().replace(b'"one"', b'"two"'))
     with pytest.raises(DataError, match="line 1: not the header"):
         ScoreStore(tmp_path, FINGERPRINT)
+
+
+def test_skips_a_blank_line(tmp_path: Path, records: list[ImageRecord]) -> None:
+    path = fill(tmp_path, records)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"\n", *lines[2:], b" \n"]))
+    assert all(scores is not None for scores in read(tmp_path, records))
+
+
+def test_names_the_folder_when_another_run_has_the_file(tmp_path: Path, records: list[ImageRecord]) -> None:
+    path = fill(tmp_path, records)
+    whole = path.read_bytes()
+    for overwrite in (False, True):
+        with (
+            ScoreStore(tmp_path, FINGERPRINT),
+            pytest.raises(ConfigError, match=f"another evaluation is writing its scores into {tmp_path}"),
+        ):
+            ScoreStore(tmp_path, FINGERPRINT, overwrite=overwrite)
+    assert path.read_bytes() == whole
+    assert all(scores is not None for scores in read(tmp_path, records))
+
+
+def test_lock_holds_against_another_process_and_ends_with_it(tmp_path: Path, records: list[ImageRecord]) -> None:
+    code = (
+        "import sys; from pathlib import Path; from chatreid_plugin.eval.store import ScoreStore\n"
+        f"store = ScoreStore(Path({str(tmp_path)!r}), {FINGERPRINT}); print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"open\n"
+        with pytest.raises(ConfigError, match="another evaluation"):
+            ScoreStore(tmp_path, FINGERPRINT)
+        process.kill()
+        process.wait()
+    assert read(tmp_path, records) == [None] * 3
+
+
+def test_ranks_of_one_run_have_files_of_their_own(tmp_path: Path, records: list[ImageRecord]) -> None:
+    with ScoreStore(tmp_path, FINGERPRINT) as first, ScoreStore(tmp_path, FINGERPRINT, rank=1) as second:
+        second.add(make_image_query(records[1]), records[4:8], SCORES)
+        first.finished |= second.finished
+        first.take_over()
+    assert [scores is not None for scores in read(tmp_path, records)] == [False, True, False]
+    assert len(list(tmp_path.glob("scores-*"))) == 1
+
+
+def test_keeps_the_scores_of_other_candidates(tmp_path: Path, records: list[ImageRecord]) -> None:
+    query = make_image_query(records[0])
+    for count in (5, 3):
+        with ScoreStore(tmp_path, FINGERPRINT) as store:
+            store.add(query, records[4 : 4 + count], np.full(count, count, dtype=np.float32))
+    with ScoreStore(tmp_path, FINGERPRINT) as store:
+        for count in (5, 3):
+            scores = store.get(query, records[4 : 4 + count])
+            assert scores is not None and scores.tolist() == [count] * count
+
+
+def test_stale_scores_of_a_later_rank_replace_no_valid_ones(tmp_path: Path, records: list[ImageRecord]) -> None:
+    query = make_image_query(records[0])
+    with ScoreStore(tmp_path, FINGERPRINT, rank=3) as stale:
+        stale.add(query, records[5:9], SCORES * np.float32(0.5))
+    with ScoreStore(tmp_path, FINGERPRINT, rank=1) as valid:
+        valid.add(query, records[4:8], SCORES)
+    with ScoreStore(tmp_path, FINGERPRINT) as store:
+        store.take_over()
+    with ScoreStore(tmp_path, FINGERPRINT) as store:
+        scores = store.get(query, records[4:8])
+        assert scores is not None and scores.tobytes() == SCORES.tobytes()
+
+
+def test_scores_again_when_the_content_of_an_image_changed(tmp_path: Path, records: list[ImageRecord]) -> None:
+    contents = {record.image_id: "1" for record in records}
+    query, candidates = make_image_query(records[0]), records[4:8]
+    with ScoreStore(tmp_path, FINGERPRINT, contents=contents) as store:
+        store.add(query, candidates, SCORES)
+    for changed, known in ((records[0], False), (records[5], False), (records[9], True)):
+        with ScoreStore(tmp_path, FINGERPRINT, contents=contents | {changed.image_id: "2"}) as store:
+            assert (store.get(query, candidates) is not None) is known
