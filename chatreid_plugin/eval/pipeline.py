@@ -9,6 +9,7 @@ import numpy as np
 
 from ..eval_settings import EvalSettings
 from .backends import make_scorer
+from .contents import hash_images
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
 from .measuring import Measured, average_metrics, measure
@@ -95,10 +96,13 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         features = dict(zip(names, [*plan.query_features, *plan.gallery_features], strict=True))
     scorer = plan.scorer or make_scorer(settings, plan.protocol, features)
     fingerprint = describe_fingerprint(settings, scorer)
+    shows_images = settings.backend in ("transformers", "http")
+    contents = hash_images(plan.list_images(), plan.protocol.image_root, processes) if shows_images else {}
     if not processes.is_first:
         processes.wait()  # until the first has removed what it shall overwrite
     overwrite = settings.overwrite and processes.is_first
-    with ScoreStore(settings.output_dir, fingerprint, overwrite=overwrite, rank=processes.rank) as store:
+    places: dict[str, Any] = {"overwrite": overwrite, "rank": processes.rank}
+    with ScoreStore(settings.output_dir, fingerprint, contents=contents, **places) as store:
         if processes.is_first:
             processes.wait()
         scores = score_queries(settings, plan, scorer, store, processes)

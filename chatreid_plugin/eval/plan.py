@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,12 @@ class Plan:
             return None
         return iterate_similarities(self.query_features, self.gallery_features)
 
+    def list_images(self) -> list[ImageRecord]:
+        """Return all that is looked at, once each: the queries' images and every query's candidates."""
+        pictures = [query.image for query in self.protocol.queries if query.image is not None]
+        pictures += [self.protocol.gallery[index] for index in np.unique(np.concatenate(self.kept)).tolist()]
+        return list({record.image_id: record for record in pictures}.values())
+
     def list_candidates(self, query: int) -> list[ImageRecord]:
         """Return the gallery images to score for a query; of a single trial in baseline order."""
         return [self.protocol.gallery[index] for index in self.kept[query].tolist()]
@@ -70,7 +77,8 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Pla
         from .backends.transformers import TransformersScorer
 
         scorer = TransformersScorer(settings, protocol.image_root)
-        pool_images = scorer.pool_images
+        asked = [query.image for query in protocol.queries if query.image is not None]
+        pool_images = partial(scorer.pool_images, planned=[*asked, *protocol.gallery])
     features = None if settings.filter == "none" else _extract(settings, protocol, processes, pool_images)
     count = len(protocol.queries)
     trials: list[list[IntArray]] = []

@@ -23,22 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, Any]:
-    """Return everything that changes a pair's score, for the store."""
+    """Return everything that changes a pair's score but the images, for the store.
+
+    What is in files (weights, features) and not where they are, so that a moved checkpoint keeps its scores.
+    """
     fingerprint: dict[str, Any] = {"backend": settings.backend, "version": __version__, **scorer.fingerprint}
     fingerprint |= describe_mode(settings)
     if settings.backend == "features":
-        fingerprint |= {
-            "filter": settings.filter,
-            "filter_features": str(settings.filter_features),
-            "filter_model": settings.filter_model,
-            "filter_weights": str(settings.filter_weights),
-        }
+        fingerprint["filter"] = settings.filter
     if settings.backend == "transformers":
-        fingerprint |= {
-            "model_name_or_path": settings.model_name_or_path,
-            "adapter_name_or_path": settings.adapter_name_or_path,
-            "dtype": settings.dtype,
-        }
+        fingerprint["dtype"] = settings.dtype
     if settings.backend in ("transformers", "http"):
         fingerprint |= {
             "prompts": [tasks.format_chat_prompt(tasks.TASKS[name].prompts[0]) for name in (IMAGE_PAIR, TEXT_PAIR)],
@@ -87,7 +81,7 @@ def _score_share(
     needed: list[int] = np.unique(np.concatenate([plan.kept[query] for query in share])).tolist()
     starts = sorted({index // QUERY_BLOCK * QUERY_BLOCK for index in share})
     blocks = [query for start in starts for query in queries[start : start + QUERY_BLOCK]]
-    scorer.prepare(blocks, [plan.protocol.gallery[index] for index in needed])
+    scorer.prepare(blocks, [plan.protocol.gallery[index] for index in needed], plan.list_images())
     total = sum(len(plan.kept[index]) for index in share)
     with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True, disable=not show) as progress:
         for index in share:

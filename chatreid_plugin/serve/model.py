@@ -62,6 +62,7 @@ class ServedModel:
         own = {
             "version": __version__,
             "weights": self._scorer.fingerprint["weights"],
+            "configuration": self._scorer.fingerprint["configuration"],
             "dtype": self.settings.dtype,
             "chatreid_stage": policy.stage,
             "chatreid_aspect": policy.aspect,

@@ -14,12 +14,16 @@ from PIL import Image
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.errors import ConfigError, UpstreamError
+from chatreid_plugin.eval import scoring
 from chatreid_plugin.eval.backends.decoder import Decoder
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
+from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval.prompts import IMAGE_PAIR, TEXT_PAIR, build_choice_prompt, build_pair_prompt
 from chatreid_plugin.eval.queries import Query, make_image_query
+from chatreid_plugin.eval.store import ScoreStore
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
+from chatreid_plugin.shards import write_manifest
 from chatreid_plugin.tasks import LETTERS
 
 
@@ -299,6 +303,41 @@ def test_scores_have_the_same_bits_when_a_block_is_resumed(bench: Bench, checkpo
         scorer.prepare(queries, candidates)
     expected = [whole.score_pairs(query, candidates, IMAGE_PAIR) for query in queries]
     assert np.array_equal(resumed.score_pairs(queries[5], candidates, IMAGE_PAIR), expected[5])
+
+
+def test_bf16_scores_have_the_same_bits_when_resumed_or_shared_out(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "QUERY_BLOCK", 4)
+    rng, records = np.random.default_rng(5), list[ImageRecord]()
+    for index in range(48):
+        (width, height), split = SIZES[rng.integers(2)], "query" if index < 12 else "gallery"
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
+        person = f"t:{index % 12}"
+        records.append(ImageRecord(f"t/{index}", "t", split, f"{index}.png", person, str(index), width, height))
+    write_manifest(tmp_path / "m.parquet", records, tmp_path, {})
+    values = {"protocol": "folder", "manifest": tmp_path / "m.parquet", "output_dir": tmp_path, "device": "cpu"}
+    values |= {"model_name_or_path": str(checkpoints["qwen2_5_vl"]), "chatreid_stage": None, "dtype": "bfloat16"}
+    settings = EvalSettings.model_validate(values | {"filter": "colour", "top_k": 6, "floor": 0})
+    plan = make_plan(settings)
+
+    def score(share: Sequence[int]) -> list[Any]:
+        """As a process does whose share, or what is left of it, is this."""
+        scorer = TransformersScorer(settings, tmp_path)
+        encode = scorer.model.get_image_features
+
+        def encode_together(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
+            # A large processor's rounding depends on the whole batch; this shows it on any.
+            return encode(pixels + 0.1 * pixels.float().mean() * len(grids), grids)
+
+        scorer.model.get_image_features = encode_together
+        with ScoreStore(tmp_path / str(share), {}) as store:
+            scoring._score_share(settings, plan, scorer, store, share, show=False)
+            return [store.get(plan.protocol.queries[index], plan.list_candidates(index)) for index in share]
+
+    whole = score(range(12))
+    assert np.array_equal(whole[:1] + whole[9:], score(range(1)) + score(range(9, 12)))
+    assert np.array_equal(whole, score(range(6)) + score(range(6, 12)))
 
 
 def test_texts_share_what_stands_before_the_candidate(

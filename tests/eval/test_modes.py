@@ -34,7 +34,9 @@ class Preferences:
         self.fingerprint: dict[str, Any] = {}
         self.questions: list[tuple[str, list[int]]] = []
 
-    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+    def prepare(
+        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
+    ) -> None:
         """Nothing to prepare."""
 
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> Any:

@@ -1,5 +1,6 @@
 """Tests of chatreid_plugin.eval.pipeline: whole evaluations on a tiny data set, resumed, changed and refused."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -7,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image
 
 from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.eval import pipeline
@@ -35,7 +37,9 @@ class CountingScorer:
         self.scored: list[str] = []
         self.prepared: list[list[str]] = []
 
-    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+    def prepare(
+        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
+    ) -> None:
         self.prepared.append([*(query.query_id for query in queries), *(record.image_id for record in gallery)])
 
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> npt.NDArray[np.float32]:
@@ -156,7 +160,7 @@ def test_prepares_each_needed_image_once(
     assert len(prepared) == len(set(prepared)) == 4 + 8
 
 
-@pytest.mark.parametrize("changes", [{"image_max_pixels": 1000}, {"chatreid_stage": 2}, {"model_name_or_path": "n"}])
+@pytest.mark.parametrize("changes", [{"image_max_pixels": 1000}, {"chatreid_stage": 2}, {"dtype": "float16"}])
 def test_scores_anew_when_something_that_matters_changed(
     make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
@@ -166,6 +170,59 @@ def test_scores_anew_when_something_that_matters_changed(
     scorer = use_scorer(monkeypatch, CountingScorer())
     run_evaluation(settings.model_copy(update=changes))
     assert len(scorer.scored) == 4
+
+
+def test_scores_anew_what_shows_an_image_with_other_pixels(
+    make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = make_settings(make_world(), backend="transformers", model_name_or_path="m")
+    use_scorer(monkeypatch, CountingScorer())
+    run_evaluation(settings)
+    images, copy = tmp_path / "images", tmp_path / "copy"
+    shutil.copytree(images, copy)
+
+    def count_scored(folder: Path) -> int:
+        scorer = use_scorer(monkeypatch, CountingScorer())
+        run_evaluation(settings.model_copy(update={"image_root": folder}))
+        return len(scorer.scored)
+
+    assert count_scored(copy) == 0
+    first, other, *_ = sorted((copy / "query").iterdir())
+    first.write_bytes(other.read_bytes())
+    assert count_scored(copy) == 1
+    assert count_scored(images) == 0
+    sorted((copy / "gallery").iterdir())[0].write_bytes(other.read_bytes())
+    assert count_scored(copy) >= 3  # all whose candidate it is
+
+
+def test_keeps_the_scores_when_the_checkpoint_was_moved(
+    make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(make_world(), backend="transformers", model_name_or_path="m")
+    use_scorer(monkeypatch, CountingScorer())
+    run_evaluation(settings)
+    scorer = use_scorer(monkeypatch, CountingScorer())
+    run_evaluation(settings.model_copy(update={"model_name_or_path": "n"}))
+    assert scorer.scored == []
+
+
+@pytest.mark.parametrize("source", ["npz", "colour"])
+def test_features_backend_scores_anew_when_the_features_changed(
+    make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path, source: str
+) -> None:
+    manifest, file = make_world(), tmp_path / "f.npz"
+    paths = [record.path for record in read_manifest(manifest)[0]]
+    settings = make_settings(manifest, backend="features", filter=source, filter_features=file)
+    rng = np.random.default_rng(0)
+    found: list[float] = []
+    for _ in range(2):
+        np.savez(file, paths=paths, features=rng.normal(size=(len(paths), 8)))
+        for path in paths[:4]:
+            Image.fromarray(rng.integers(0, 256, (48, 24, 3), dtype=np.uint8)).save(tmp_path / "images" / path)
+        found.append(run_evaluation(settings).ranking.mean_ap)
+    settings.output_dir.rename(tmp_path / "before")
+    assert run_evaluation(settings).ranking.mean_ap == found[1]
+    assert found[0] != found[1]
 
 
 def test_fingerprint_has_the_weights_but_not_the_batch_size(make_settings: MakeSettings) -> None:

@@ -1,5 +1,8 @@
 """The model backend: cached, batched scoring must equal one plain forward pass per pair."""
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +111,56 @@ def test_fingerprint_changes_when_a_weight_changes(
     with torch.no_grad():
         next(iter(again.model.parameters())).view(-1)[0] += 1
     assert compute_weights_fingerprint(again.model) != scorer.fingerprint["weights"]
+
+
+def test_encodes_a_batch_whole_if_it_is_planned_and_nothing_else(
+    checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
+) -> None:
+    root, records = crops
+    planned = TransformersScorer(make_settings(checkpoint, tmp_path, chatreid_stage=None), root)
+    planned.prepare([], records[:1], records)
+    alike = [record for record in records if (record.width, record.height) == (64, 128)]
+    assert len(planned.features) == len(alike) == 2
+    # A server's pictures come and go: one that failed must not be needed for another.
+    gone = replace(records[0], image_id="gone", path="gone.png")
+    with pytest.raises(DataError, match="gone"):
+        planned.prepare([], [records[1], gone])
+    planned.prepare([], [records[1]])
+    assert records[1].image_id in planned.features
+
+
+def test_weights_fingerprint_sees_the_end_of_a_large_tensor() -> None:
+    from chatreid_plugin.eval.backends.checkpoint import compute_weights_fingerprint
+
+    module = torch.nn.Linear(1024, 1024)
+    before = compute_weights_fingerprint(module)
+    with torch.no_grad():
+        module.weight[-1, -1] += 1
+    assert compute_weights_fingerprint(module) != before
+
+
+def test_fingerprint_changes_with_image_sizes_tokenizer_and_configuration(
+    checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
+) -> None:
+    def compute(folder: Path) -> Any:
+        return TransformersScorer(make_settings(folder, tmp_path), crops[0]).fingerprint
+
+    def change(name: str, file: str, edit: Callable[[Any], None]) -> Path:
+        folder = shutil.copytree(checkpoint, tmp_path / name)
+        content = json.loads((folder / file).read_text())
+        edit(content)
+        (folder / file).write_text(json.dumps(content))
+        return folder
+
+    processor = next(path.name for path in checkpoint.glob("*processor_config.json"))
+    image_sizes = change("sizes", processor, lambda c: c.get("image_processor", c)["size"].update(shortest_edge=6272))
+    words = change("words", "tokenizer.json", lambda c: c["model"]["merges"].pop())
+    theta = change("theta", "config.json", lambda c: c["vision_config"].update(hidden_act="gelu"))
+    before = compute(checkpoint)
+    assert compute(shutil.copytree(checkpoint, tmp_path / "moved")) == before
+    for folder in (image_sizes, words, theta):
+        after = compute(folder)
+        assert after["weights"] == before["weights"] and after != before, folder.name
 
 
 def test_missing_checkpoint_is_a_config_error(tmp_path: Path) -> None:

@@ -33,11 +33,14 @@ class Scorer(Protocol):
         """What its scores depend on beyond the settings, e.g. a hash of the weights; JSON values."""
         ...
 
-    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+    def prepare(
+        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
+    ) -> None:
         """Learn of everything that will be scored, before the first pair; encode images once, for instance.
 
         The queries come in whole blocks of ``queries.QUERY_BLOCK``, in the protocol's order, with those that were
-        scored before: what is computed for a block at once has the same bits then in a resumed evaluation.
+        scored before: what is computed for a block at once has the same bits then in a resumed evaluation. For the
+        same reason ``planned`` has all images of the evaluation, whatever is left of it and whoever does the rest.
         """
         ...
 

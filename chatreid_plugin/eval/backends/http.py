@@ -96,7 +96,8 @@ class HttpScorer:
     def fingerprint(self) -> Mapping[str, Any]:
         """The server, or the weights behind `chatreid serve` wherever it runs; what it gives; what it is asked."""
         own = self.traits.own or {}
-        server = {"weights": own.get("weights")} if own else {"base_url": self.settings.base_url}
+        loaded = {key: own.get(key) for key in ("weights", "configuration")}
+        server = loaded if own else {"base_url": self.settings.base_url}
         votes = {"votes": self.settings.votes} if self.traits.confidence == "answers" else {}
         return {
             **server,
@@ -107,7 +108,9 @@ class HttpScorer:
             "extra_body": self.settings.extra_body,
         }
 
-    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+    def prepare(
+        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
+    ) -> None:
         """Say what leaves this machine; images are encoded when they are sent."""
         if not is_local(self.settings.base_url):
             images = len(gallery) + sum(query.image is not None for query in queries)

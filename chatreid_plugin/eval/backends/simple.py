@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from ...records import ImageRecord
 from ..filtering import number_distinct
@@ -22,7 +23,9 @@ class RandomScorer:
         self.seed = seed
         self.fingerprint: dict[str, Any] = {"seed": seed}
 
-    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+    def prepare(
+        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
+    ) -> None:
         """Nothing to prepare."""
 
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
@@ -43,7 +46,9 @@ class OracleScorer:
     def __init__(self) -> None:
         self.fingerprint: dict[str, Any] = {}
 
-    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+    def prepare(
+        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
+    ) -> None:
         """Nothing to prepare."""
 
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
@@ -66,9 +71,16 @@ class FeatureScorer:
         names = list(features)
         firsts = number_distinct(features.values()).tolist()
         self.equals = {name: names[first] for name, first in zip(names, firsts, strict=True)}
-        self.fingerprint: dict[str, Any] = {}
+        digest = xxhash.xxh3_128()
+        for name, vector in features.items():
+            digest.update(name.encode())
+            digest.update(vector.tobytes())
+        # The features themselves: so nothing is missed that they come from, be it a file, weights or images.
+        self.fingerprint: dict[str, Any] = {"features": digest.hexdigest()}
 
-    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+    def prepare(
+        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
+    ) -> None:
         """Nothing to prepare."""
 
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:

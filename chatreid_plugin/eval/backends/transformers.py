@@ -25,7 +25,7 @@ from ...vision_tower import batch_vision_attention
 from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt, list_pair_tasks
 from ..queries import QUERY_BLOCK, Query
 from ..ties import ScoreArray
-from .checkpoint import compute_weights_fingerprint, load_checkpoint
+from .checkpoint import compute_configuration_fingerprint, compute_weights_fingerprint, load_checkpoint
 from .decoder import Decoder, KeysAndValues
 from .memory import Batcher
 from .prefixes import Beginning, Prefixes, make_beginning
@@ -53,6 +53,7 @@ class TransformersScorer:
         _speed_up_vision_tower(self.model)
         self.fingerprint: dict[str, Any] = {
             "weights": compute_weights_fingerprint(self.model),
+            "configuration": compute_configuration_fingerprint(self.model, self.processor),
             "image_order": settings.image_order,
         }
         on_host = settings.features_on == "host"
@@ -74,7 +75,9 @@ class TransformersScorer:
             raise UpstreamError(f"The tokenizer splits {', '.join(map(repr, split))} into several tokens.")
         return self.model.get_output_embeddings().weight[[ids[0] for ids in tokens]].detach().float()
 
-    def prepare(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+    def prepare(
+        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
+    ) -> None:
         """Encode the images that are not encoded yet, each file once.
 
         Raises:
@@ -82,14 +85,19 @@ class TransformersScorer:
         """
         blocks = [queries[start : start + QUERY_BLOCK] for start in range(0, len(queries), QUERY_BLOCK)]
         self._blocks = {query.query_id: block for block in blocks for query in block}
+        self.features.arrange(planned)
         self._encode(queries, gallery)
 
     def _encode(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
         self.features.encode([*(query.image for query in queries if query.image is not None), *gallery])
 
     @torch.inference_mode()
-    def pool_images(self, records: Sequence[ImageRecord]) -> ScoreArray:
-        """Return each image's vision features, the mean of its tokens (N, width), for ``filter: vlm``."""
+    def pool_images(self, records: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()) -> ScoreArray:
+        """Return each image's vision features, the mean of its tokens (N, width), for ``filter: vlm``.
+
+        ``planned`` are those of all processes, in the same order in each.
+        """
+        self.features.arrange(planned)
         self._encode([], records)
         pooled = [self.features[record.image_id].levels[0].float().mean(dim=0) for record in records]
         return torch.stack(pooled).cpu().numpy()

@@ -6,7 +6,7 @@ Market-1501 (23,100 images), 13 GB for MSMT17 (93,820). Qwen3-VL's three deepsta
 
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...crops import open_crop, prepare_crop
-from ...images import ImagePolicy
+from ...images import ImagePolicy, resize_by_policy
 from ...records import ImageRecord
 from .memory import Batcher
 
 
 Grid = tuple[int, int, int]
 ENCODE_BATCH = 32
-DECODE_CHUNK = 256
+BATCHES_AHEAD = 8
 DECODE_THREADS = 8
 
 
@@ -51,6 +51,7 @@ class VisionFeatures:
         self.policy = policy
         self.device = torch.device("cpu") if on_host else model.device
         self._known: dict[str, VisionFeature] = {}
+        self._batches: dict[str, list[ImageRecord]] = {}
         self._batcher = Batcher(ENCODE_BATCH, "images")
 
     def __getitem__(self, image_id: str) -> VisionFeature:
@@ -65,45 +66,70 @@ class VisionFeatures:
     def clear(self) -> None:
         """Drop all."""
         self._known.clear()
+        self._batches.clear()
+
+    def arrange(self, planned: Sequence[ImageRecord]) -> None:
+        """Fix the batches of images that are in none yet; what is planned must be the same in every process and run.
+
+        Half precision rounds differently in a batch of other images, and what is left to do differs.
+        """
+        for batch in self._form_batches([r for r in planned if r.image_id not in self._batches]):
+            self._batches |= {record.image_id: batch for record in batch}
+
+    def _form_batches(self, records: Sequence[ImageRecord]) -> list[list[ImageRecord]]:
+        """Return batches of one prepared size, in the order given."""
+        sizes: dict[tuple[int, int], dict[str, ImageRecord]] = defaultdict(dict)
+        for record in records:
+            known = record.width and record.height  # a server's pictures have none
+            size = resize_by_policy(record.width, record.height, self.policy) if known else (0, 0)
+            sizes[size][record.image_id] = record
+        alike = [list(found.values()) for _, found in sorted(sizes.items())]
+        return [own[start : start + ENCODE_BATCH] for own in alike for start in range(0, len(own), ENCODE_BATCH)]
 
     @torch.inference_mode()
     def encode(self, records: Sequence[ImageRecord]) -> None:
-        """Encode the images that are not known yet, each once.
+        """Encode the images that are not known yet, each once, and the others of their batches.
 
         Raises:
             DataError: a file cannot be decoded.
             UpstreamError: the device has no memory for one image.
         """
-        pending = list({r.image_id: r for r in records if r.image_id not in self._known}.values())
-        if not pending:
+        pending = [record for record in records if record.image_id not in self._known]
+        arranged = [self._batches[record.image_id] for record in pending if record.image_id in self._batches]
+        batches = list({batch[0].image_id: batch for batch in arranged}.values())
+        batches += self._form_batches([record for record in pending if record.image_id not in self._batches])
+        if not batches:
             return
-        # Sizes in order, so that a chunk holds few grids and their batches are full.
-        pending.sort(key=lambda record: (record.height, record.width))
-        chunks = [pending[start : start + DECODE_CHUNK] for start in range(0, len(pending), DECODE_CHUNK)]
+        chunks = [batches[start : start + BATCHES_AHEAD] for start in range(0, len(batches), BATCHES_AHEAD)]
+        count = sum(map(len, batches))
         # No bar for the few new images of one query, or of one request to a server.
-        few = len(pending) <= 2 * ENCODE_BATCH
         with (
-            tqdm(total=len(pending), desc="encoding images", unit="image", disable=few) as progress,
+            tqdm(total=count, desc="encoding images", unit="image", disable=count <= 2 * ENCODE_BATCH) as progress,
             ThreadPoolExecutor(DECODE_THREADS) as pool,
         ):
-            following = [pool.submit(self._decode, record) for record in chunks[0]]
+            following = self._submit(pool, chunks[0])
             for number, chunk in enumerate(chunks):
-                crops = [future.result() for future in following]
+                crops = [[future.result() for future in batch] for batch in following]
                 # Decoded while this chunk is encoded.
-                later = chunks[number + 1] if number + 1 < len(chunks) else []
-                following = [pool.submit(self._decode, record) for record in later]
-                self._encode_chunk(chunk, crops, progress)
+                following = self._submit(pool, chunks[number + 1] if number + 1 < len(chunks) else [])
+                for batch, decoded in zip(chunk, crops, strict=True):
+                    self._encode_batch(batch, decoded)
+                    progress.update(len(batch))
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, batches: Sequence[Sequence[ImageRecord]]
+    ) -> list[list[Future[Image.Image]]]:
+        return [[pool.submit(self._decode, record) for record in batch] for batch in batches]
 
     def _decode(self, record: ImageRecord) -> Image.Image:
         return prepare_crop(open_crop(self.image_root / record.path), self.policy)
 
-    def _encode_chunk(self, records: Sequence[ImageRecord], crops: Sequence[Image.Image], progress: Any) -> None:
+    def _encode_batch(self, records: Sequence[ImageRecord], crops: Sequence[Image.Image]) -> None:
         sizes: dict[tuple[int, int], list[tuple[ImageRecord, Image.Image]]] = defaultdict(list)
         for record, crop in zip(records, crops, strict=True):
-            sizes[crop.size].append((record, crop))
+            sizes[crop.size].append((record, crop))  # should a manifest be wrong about one
         for items in sizes.values():
             self._batcher.run(self._encode_equal, items)
-            progress.update(len(items))
 
     def _encode_equal(self, items: Sequence[tuple[ImageRecord, Image.Image]]) -> None:
         """Encode crops of one size."""
