@@ -97,13 +97,12 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
     figures = [("mAP", ranking.mean_ap), *((f"Rank-{k}", ranking.cmc[k]) for k in HEADLINE_RANKS)]
     figures += [("mINP", ranking.mean_inp), ("Filter recall", results.filter_recall)]
     figures += [("Ceiling mAP", results.ceiling.mean_ap)]
-    settings = results.settings
-    scorer = settings.model_name_or_path if settings.backend == "transformers" else settings.backend
+    figures += [(f"Recall@{k}", share) for k, share in results.measured.recall_at.items()]
     return render_template(
         TEMPLATE,
         protocol=results.protocol,
-        scorer=scorer,
-        method=describe_method(settings),
+        scorer=results.scorer,
+        method=describe_method(results.settings),
         figures=figures,
         definitions=define_terms(results.protocol),
         warning=WARNINGS.get(results.confidence),

@@ -17,6 +17,8 @@ from .ties import IntArray, ScoreArray
 
 # The CMC is measured at each of these ranks, for its curve.
 CURVE_RANKS = tuple(range(1, 51))
+# The filter's recall is measured at those of these cuts that it reaches, and at its own.
+RECALL_CUTS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Measured:
         ceiling: a perfect scorer inside the filter.
         baseline: the filter's own ranking; None without a filter.
         recall: mean share of a query's matches that the filter kept.
+        recall_at: the same if it had kept the first k alone, for several k; empty without a filter.
         cut_tie_rate: share of queries of which the filter left out an image as similar as one it kept.
         trials: the ``ranking`` of each trial.
     """
@@ -38,6 +41,7 @@ class Measured:
     ceiling: RankingMetrics
     baseline: RankingMetrics | None
     recall: float
+    recall_at: dict[int, float]
     cut_tie_rate: float
     trials: tuple[RankingMetrics, ...]
 
@@ -53,6 +57,9 @@ class _Trial:
         self.meters = {name: self._make_meter(plan, self.labels) for name in names}
         self.shares: list[float] = []
         self.cut_ties: list[bool] = []
+        most = max(map(len, candidates), default=0) if plan.gallery_features is not None else 0
+        self.cuts = sorted({cut for cut in RECALL_CUTS if cut < most} | {most} - {0})
+        self.shares_at = np.zeros(len(self.cuts))
 
     @staticmethod
     def _make_meter(plan: Plan, labels: Labels) -> RankingMeter:
@@ -89,7 +96,20 @@ class _Trial:
         if similarities is not None:
             self.meters["baseline"].add(query, similarities)
             self.cut_ties.append(is_cut_through_ties(similarities, chosen, self.labels.find_ignored(query)))
-        self.shares.append(float(perfect.sum()) / max(1, int(np.count_nonzero(positives))))
+        matches = max(1, int(np.count_nonzero(positives)))
+        self.shares.append(float(perfect.sum()) / matches)
+        # Candidates stand in baseline order, which is what the filter cuts.
+        self.shares_at += [float(perfect[:cut].sum()) / matches for cut in self.cuts]
+
+    def describe_recall(self) -> dict[int, float]:
+        """Return the mean share of a query's matches among its first k candidates, for each cut k."""
+        return dict(zip(self.cuts, (self.shares_at / max(1, len(self.shares))).tolist(), strict=True))
+
+
+def average_recalls(recalls: Sequence[dict[int, float]]) -> dict[int, float]:
+    """Return the mean at each k that all trials or splits have."""
+    common = [cut for cut in recalls[0] if all(cut in one for one in recalls)]
+    return {cut: float(np.mean([one[cut] for one in recalls])) for cut in common}
 
 
 def average_metrics(metrics: Sequence[RankingMetrics]) -> RankingMetrics:
@@ -128,7 +148,7 @@ def _measure_matrix(plan: Plan, matrix: Matrix) -> Measured:
     found = tuple(trial.meters["ranking"].summarise() for trial in trials)
     ceiling = average_metrics([trial.meters["ceiling"].summarise() for trial in trials])
     ranking = average_metrics(found)
-    return Measured(ranking, ranking, ceiling, None, 1.0, 0.0, found)
+    return Measured(ranking, ranking, ceiling, None, 1.0, {}, 0.0, found)
 
 
 def measure(plan: Plan, scores: Sequence[ScoreArray]) -> Measured:
@@ -156,5 +176,6 @@ def measure(plan: Plan, scores: Sequence[ScoreArray]) -> Measured:
         baseline=average("baseline") if rows is not None else None,
         recall=float(np.mean([trial.shares for trial in trials])),
         cut_tie_rate=float(np.mean([trial.cut_ties for trial in trials])) if rows is not None else 0.0,
+        recall_at=average_recalls([trial.describe_recall() for trial in trials]),
         trials=tuple(one["ranking"] for one in found),
     )

@@ -10,7 +10,7 @@ from ..errors import ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from ..tasks import TASKS
-from .backends import Scorer
+from .backends import Confidence, Scorer
 from .choosing import choose_in_turns, choose_in_windows, count_turn_questions, count_window_questions
 from .prompts import IMAGE_PAIR, list_pair_tasks
 from .queries import Query
@@ -86,6 +86,15 @@ def pick_choice_task(settings: EvalSettings, query: Query) -> str:
     if query.image is None:
         return "text_to_image_reid" if query.text else "attribute_retrieval"
     return CHOICE_TASKS.get(settings.protocol, "standard_reid")
+
+
+def name_scores(settings: EvalSettings, confidence: Confidence) -> Confidence:
+    """Return what the mode's scores are, made of what the scorer gives; weaker sources keep their name in any mode."""
+    if confidence not in ("margins", "similarities"):
+        return confidence
+    if settings.mode != "pointwise":
+        return "log_odds" if settings.mode == "choice" else "order"
+    return "standardised" if settings.protocol == "multimodal" else confidence
 
 
 def describe_mode(settings: EvalSettings) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from .backends import make_scorer
 from .contents import hash_images
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
-from .measuring import Measured, average_metrics, measure
+from .measuring import Measured, average_metrics, average_recalls, measure
+from .modes import name_scores
 from .plan import Plan, choose_split, make_plan
 from .processes import Processes
 from .ranking import order_gallery
@@ -66,15 +67,13 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
     """
     started, processes = time.monotonic(), processes or Processes()
     if settings.splits:
-        results = average_splits(
-            [run_evaluation(choose_split(settings, trial), processes) for trial in settings.splits]
-        )
-        content = describe_results(results) | {"settings": settings.model_dump(mode="json")}
+        splits = [run_evaluation(choose_split(settings, trial), processes) for trial in settings.splits]
+        settings = settings.model_copy(update={"filter": splits[0].settings.filter})
+        results = replace(average_splits(splits), settings=settings)
     else:
         results = _evaluate(settings, processes)
-        content = describe_results(results)
     if processes.is_first:
-        write_results(settings.output_dir, content, time.monotonic() - started, processes.count)
+        write_results(settings.output_dir, describe_results(results), time.monotonic() - started, processes.count)
     return results
 
 
@@ -85,7 +84,8 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         path = plan.matrix.path
         fingerprint: dict[str, Any] = {"backend": settings.backend, "file": str(path), "bytes": path.stat().st_size}
         settings = settings.model_copy(update={"filter": "none"})  # whatever the YAML says, nothing was filtered
-        results = Results(settings, plan.protocol, measure(plan, []), pairs, fingerprint, path, "margins")
+        confidence = "external" if settings.backend == "scores" else "similarities"
+        results = Results(settings, plan.protocol, measure(plan, []), pairs, fingerprint, path, confidence)
         if processes.is_first:
             _write_rankings_and_page(results, plan, [])
         return results
@@ -109,14 +109,15 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     scores = fuse_scores(settings, plan, scores, scorer.confidence)
     pairs = sum(len(indices) for indices in plan.kept)
     measured = measure(plan, scores)
-    results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, scorer.confidence)
+    confidence = name_scores(settings, scorer.confidence)
+    results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, confidence)
     if processes.is_first:
         _write_rankings_and_page(results, plan, scores)
     return results
 
 
 def average_splits(splits: Sequence[Results]) -> Results:
-    """Return the mean of several splits' results; what is no metric is the first one's."""
+    """Return the mean of several splits' results; what is no metric, pair or skipped query is the first one's."""
     measured = [one.measured for one in splits]
     baselines = [one.baseline for one in measured if one.baseline is not None]
     mean = Measured(
@@ -126,7 +127,15 @@ def average_splits(splits: Sequence[Results]) -> Results:
         baseline=average_metrics(baselines) if baselines else None,
         recall=float(np.mean([one.recall for one in measured])),
         cut_tie_rate=float(np.mean([one.cut_tie_rate for one in measured])),
+        recall_at=average_recalls([one.recall_at for one in measured]),
         trials=tuple(one.ranking for one in measured),
     )
     variant = f"{splits[0].protocol.variant}; mean of {len(splits)} splits"
-    return replace(splits[0], measured=mean, protocol=replace(splits[0].protocol, variant=variant))
+    skipped = tuple(query for one in splits for query in one.protocol.skipped)
+    return replace(
+        splits[0],
+        measured=mean,
+        protocol=replace(splits[0].protocol, variant=variant, skipped=skipped),
+        pairs=sum(one.pairs for one in splits),
+        splits=tuple(splits),
+    )

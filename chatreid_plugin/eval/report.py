@@ -66,6 +66,7 @@ DEFINITIONS = {
     "baseline": "the filter's own ranking",
     "filter_recall": "mean over queries of the share of their matches that the filter kept",
     "cut_tie_rate": "share of queries of which the filter left out an image as similar as one it kept (gallery order)",
+    "filter_recall_at": "the same among the first k of the filter's ranking, equal similarities in gallery order",
 }
 
 # What a reader has to know of scores that are not the model's own margins (``backends.Confidence``).
@@ -89,6 +90,7 @@ class Results:
         fingerprint: what the scores depend on.
         scores_path: the saved scores.
         confidence: what the scores are (``backends.Confidence``).
+        splits: the results whose mean this is, if it is one; pairs and skipped queries are then those of all of them.
     """
 
     settings: EvalSettings
@@ -98,6 +100,18 @@ class Results:
     fingerprint: Mapping[str, Any]
     scores_path: Path
     confidence: Confidence
+    splits: tuple["Results", ...] = ()
+
+    @property
+    def scorer(self) -> str:
+        """Who scored, for people: the checkpoint, the server's model, another model's file, or the backend."""
+        settings = self.settings
+        if settings.backend == "transformers":
+            return " + ".join(name for name in (settings.model_name_or_path, settings.adapter_name_or_path) if name)
+        if settings.backend == "http":
+            return f"{self.fingerprint['model']} (http)"
+        file = settings.features or settings.scores
+        return f"{settings.backend} {file}" if file is not None else settings.backend
 
     @property
     def ranking(self) -> RankingMetrics:
@@ -159,9 +173,7 @@ def list_versions() -> dict[str, str | None]:
 
 def describe_results(results: Results) -> dict[str, Any]:
     """Return the content of ``results.json``: metrics as fractions, definitions, settings, versions, provenance."""
-    manifest = results.settings.manifest
-    provenance_file = manifest.with_name(manifest.name + ".json")
-    protocol = results.protocol
+    protocol, parts = results.protocol, results.splits or (results,)
     return {
         "metrics": _describe_metrics(results.ranking),
         "cmc_curve": [results.ranking.cmc[k] for k in CURVE_RANKS],
@@ -171,7 +183,8 @@ def describe_results(results: Results) -> dict[str, Any]:
             "source": results.settings.filter,
             "recall": results.filter_recall,
             "cut_tie_rate": results.measured.cut_tie_rate,
-            "mean_candidates": results.pairs / len(protocol.queries),
+            "recall_at": {str(k): share for k, share in results.measured.recall_at.items()},
+            "mean_candidates": results.pairs / sum(len(one.protocol.queries) for one in parts),
             "ceiling": _describe_metrics(results.ceiling),
             "baseline": None if results.baseline is None else _describe_metrics(results.baseline),
         },
@@ -189,6 +202,7 @@ def describe_results(results: Results) -> dict[str, Any]:
             "skipped_queries": [{"query": item.image_id, "reason": item.reason} for item in protocol.skipped],
         },
         "scores": {
+            "scorer": results.scorer,
             "confidence": results.confidence,
             "warning": WARNINGS.get(results.confidence),
             "method": describe_method(results.settings),
@@ -196,14 +210,33 @@ def describe_results(results: Results) -> dict[str, Any]:
         "definitions": define_terms(protocol),
         "settings": results.settings.model_dump(mode="json"),
         "versions": list_versions(),
-        "provenance": {
-            "manifest": str(manifest),
-            "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-            "manifest_provenance": read_json(provenance_file),
-            "image_root": str(protocol.image_root),
-            "scores": str(results.scores_path),
-            "fingerprint": dict(results.fingerprint),
-        },
+        "provenance": _describe_provenance(results) if not results.splits else None,
+        "splits": [_describe_split(one) for one in results.splits],
+    }
+
+
+def _describe_provenance(results: Results) -> dict[str, Any]:
+    manifest = results.settings.manifest
+    return {
+        "manifest": str(manifest),
+        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "manifest_provenance": read_json(manifest.with_name(manifest.name + ".json")),
+        "image_root": str(results.protocol.image_root),
+        "scores": str(results.scores_path),
+        "fingerprint": dict(results.fingerprint),
+    }
+
+
+def _describe_split(results: Results) -> dict[str, Any]:
+    """Return what differs between splits, beside their metrics; each one's own ``results.json`` has the rest."""
+    return {
+        "folder": results.settings.output_dir.name,
+        "variant": results.protocol.variant,
+        "queries": len(results.protocol.queries),
+        "gallery": len(results.protocol.gallery),
+        "pairs_scored": results.pairs,
+        "skipped_queries": len(results.protocol.skipped),
+        "provenance": _describe_provenance(results),
     }
 
 
@@ -276,9 +309,9 @@ def render_table(results: Results) -> str:
     terms, trials = define_terms(protocol), results.measured.trials
     spread = float(np.std([one.mean_ap for one in trials])), float(np.std([one.cmc[1] for one in trials]))
     several = f"Mean of {len(trials)} trials, between which mAP deviates by {100 * spread[0]:.2f} and Rank-1 by "
-    scorer = settings.backend if settings.backend != "transformers" else str(settings.model_name_or_path)
+    recalls = ", ".join(f"{k}: {100 * share:.2f}" for k, share in results.measured.recall_at.items())
     lines = [
-        f"{protocol.name} ({protocol.variant}), scored by {scorer}",
+        f"{protocol.name} ({protocol.variant}), scored by {results.scorer}",
         describe_method(settings),
         f"{results.ranking.valid_queries:,} valid queries ({len(protocol.skipped):,} skipped), "
         f"{len(protocol.gallery):,} gallery images, {results.pairs:,} pairs scored",
@@ -291,6 +324,7 @@ def render_table(results: Results) -> str:
         f"{100 * results.filter_recall:.2f}, ceiling mAP {100 * results.ceiling.mean_ap:.2f}; "
         f"tie rate {100 * results.ranking.tie_rate:.2f}, "
         f"at the filter's cut {100 * results.measured.cut_tie_rate:.2f}",
+        *([f"filter recall at {recalls}"] if recalls else []),
         *([f"{several}{100 * spread[1]:.2f}"] if len(trials) > 1 else []),
         "",
         *(f"{name}: {terms[name]}." for name in ("mAP", "Rank-k", "mINP", "ties", *columns)),

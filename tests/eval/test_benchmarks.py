@@ -241,6 +241,13 @@ def test_splits_are_evaluated_apart_and_averaged(parse_layout: ParseLayout, tmp_
     assert len(results.measured.trials) == 2
     assert (tmp_path / "out" / "split2" / "rankings.parquet").exists()
     alone = run_evaluation(make(source, tmp_path / "one", protocol="regdb", backend="random"))
+    content = read_json(tmp_path / "out" / "results.json")
+    assert content["protocol"]["pairs_scored"] == 2 * alone.pairs == sum(s["pairs_scored"] for s in content["splits"])
+    assert content["filter"]["mean_candidates"] == alone.pairs / len(alone.protocol.queries)
+    assert content["provenance"] is None
+    manifests = [Path(split["provenance"]["manifest"]).name for split in content["splits"]]
+    assert manifests == ["regdb_split1.parquet", "regdb_split2.parquet"]
+    assert [split["folder"] for split in content["splits"]] == ["split1", "split2"]
     assert results.ranking.mean_ap == pytest.approx(alone.ranking.mean_ap)
 
 
@@ -361,3 +368,18 @@ def test_sysu_without_published_trials_falls_back_and_says_so(
     for keys in ({"trials_from": "published"}, {"shots": "multi"}):
         with pytest.raises(DataError, match=r"Put rand_perm_cam\.mat"):
             load_protocol(make(manifest, tmp_path, protocol="sysumm01", **keys))
+
+
+def test_splits_carry_the_skipped_queries_of_all(
+    make_world: Callable[..., Path], make_settings: Callable[..., EvalSettings]
+) -> None:
+    items = [("query", "1", "1"), ("gallery", "1", "2"), ("query", "2", "1")]
+    source = make_world(items)
+    for trial in (1, 2):
+        for suffix in (".parquet", ".parquet.json"):
+            source.with_name(f"split{trial}{suffix}").write_bytes(source.with_name(f"tiny{suffix}").read_bytes())
+    settings = make_settings(source.with_name("split{trial}.parquet"), splits=(1, 2))
+    run_evaluation(settings)
+    content = read_json(settings.output_dir / "results.json")
+    assert len(content["protocol"]["skipped_queries"]) == 2
+    assert [split["skipped_queries"] for split in content["splits"]] == [1, 1]

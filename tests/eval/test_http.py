@@ -469,7 +469,9 @@ def test_report_flags_hard_answers_everywhere(
     results = run_evaluation(make_settings(make_world(), backend="http", **where))
     scores = read_json(tmp_path / "out" / "results.json")["scores"]
     assert scores["confidence"] == confidence
+    assert scores["scorer"] == "any (http)"
     page = (tmp_path / "out" / "report.html").read_text()
+    assert "scored by any (http)" in page and "scored by any (http)" in render_table(results)
     flags = ["hard answers" in text for text in (str(scores["warning"]), page, render_table(results))]
     assert flags == [confidence == "answers"] * 3
     for path in (tmp_path / "out").iterdir():

@@ -11,7 +11,7 @@ import pytest
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.backends.simple import OracleScorer
 from chatreid_plugin.eval.choosing import choose_in_turns, choose_in_windows, count_turn_questions, draw_windows
-from chatreid_plugin.eval.modes import combine_margins, describe_cost, pick_choice_task, score_query
+from chatreid_plugin.eval.modes import combine_margins, describe_cost, name_scores, pick_choice_task, score_query
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.prompts import IMAGE_PAIR, TEXT_PAIR
 from chatreid_plugin.eval.queries import Query
@@ -202,6 +202,23 @@ def test_asks_the_choice_that_fits_the_query(make_settings: MakeSettings, query:
 def test_asks_the_choice_that_fits_the_protocol(make_settings: MakeSettings, protocol: str, expected: str) -> None:
     settings = make_settings(Path()).model_copy(update={"protocol": protocol})
     assert pick_choice_task(settings, IMAGE_QUERY) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "expected"),
+    [
+        ({}, "margins", "margins"),
+        ({"mode": "choice"}, "margins", "log_odds"),
+        ({"mode": "turns"}, "margins", "order"),
+        ({"mode": "choice"}, "answers", "answers"),
+        ({"mode": "choice"}, "none", "none"),
+        ({"protocol": "multimodal"}, "margins", "standardised"),
+    ],
+)
+def test_mode_says_what_its_scores_are(
+    make_settings: MakeSettings, changes: dict[str, Any], given: Any, expected: str
+) -> None:
+    assert name_scores(make_settings(Path(), **changes), given) == expected
 
 
 def test_refuses_a_choice_task_without_letters(make_settings: MakeSettings) -> None:

@@ -6,10 +6,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval.report import RANKING_SCHEMA, render_table
 from chatreid_plugin.eval_settings import EvalSettings
-from chatreid_plugin.shards import read_json, read_shard
+from chatreid_plugin.shards import read_json, read_manifest, read_shard
 
 
 MakeWorld = Callable[..., Path]
@@ -125,3 +129,54 @@ def test_page_is_written_when_no_query_is_to_be_shown(make_world: MakeWorld, mak
     settings = make_settings(make_world(), report_queries=0)
     run_evaluation(settings)
     assert "report_queries: 0" in (settings.output_dir / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "confidence"),
+    [
+        ({"backend": "features", "filter": "colour"}, "similarities"),
+        ({"backend": "features", "filter": "colour", "mode": "choice"}, "log_odds"),
+        ({"backend": "random"}, "none"),
+        ({"backend": "oracle", "mode": "turns"}, "none"),
+        ({"backend": "features", "features": "f.npz"}, "similarities"),
+        ({"backend": "scores", "scores": "s.npz"}, "external"),
+    ],
+)
+def test_results_say_what_the_scores_are(
+    make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path, changes: dict[str, Any], confidence: str
+) -> None:
+    manifest = make_world()
+    records, _ = read_manifest(manifest)
+    paths = [record.path for record in records]
+    np.savez(tmp_path / "f.npz", paths=paths, features=np.random.default_rng(0).random((len(paths), 4)))
+    np.savez(tmp_path / "s.npz", scores=np.zeros((len(paths), len(paths))), queries=paths, gallery=paths)
+    files = {key: tmp_path / value for key, value in changes.items() if key in ("features", "scores")}
+    settings = make_settings(manifest, **changes | files)
+    run_evaluation(settings)
+    assert read_json(settings.output_dir / "results.json")["scores"]["confidence"] == confidence
+
+
+def test_recall_is_given_at_several_cuts_of_the_filters_ranking(
+    make_world: MakeWorld, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(make_world(), filter="colour", top_k=7, floor=0)
+    results = run_evaluation(settings)
+    plan = make_plan(settings)
+    expected = {}
+    for cut in (1, 5, 7):
+        shares = []
+        for query, kept in enumerate(plan.kept):
+            matches = plan.labels.find_positives(query)
+            shares.append(matches[kept[:cut]].sum() / matches.sum())
+        expected[str(cut)] = pytest.approx(np.mean(shares))
+    content = read_json(settings.output_dir / "results.json")["filter"]
+    assert content["recall_at"] == expected
+    assert content["recall_at"]["7"] == content["recall"] > content["recall_at"]["1"]
+    assert "filter recall at 1: 50.00, 5: 100.00, 7: 100.00" in render_table(results)
+    assert "Recall@5" in (settings.output_dir / "report.html").read_text(encoding="utf-8")
+
+
+def test_recall_is_given_once_when_nothing_is_filtered(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    settings = make_settings(make_world())
+    assert "recall at" not in render_table(run_evaluation(settings))
+    assert read_json(settings.output_dir / "results.json")["filter"]["recall_at"] == {}

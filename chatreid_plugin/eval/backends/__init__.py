@@ -15,9 +15,20 @@ from ..ties import ScoreArray
 from .simple import FeatureScorer, OracleScorer, RandomScorer
 
 
-# What a score is: a confidence from the model's own logits, one rebuilt from a server's few best log-probabilities, or
-# a hard answer (a vote); the report says which.
-Confidence = Literal["margins", "top_logprobs", "answers"]
+# What a score is: a confidence from the model's own logits, one rebuilt from a server's few best log-probabilities, a
+# hard answer (a vote), a similarity of features, another program's score, or nothing that a model said. A mode makes
+# log-odds, an order or a sum of standardised margins of them (``modes.name_scores``). The report says which.
+Confidence = Literal[
+    "margins",
+    "top_logprobs",
+    "answers",
+    "similarities",
+    "external",
+    "none",
+    "log_odds",
+    "order",
+    "standardised",
+]
 
 
 class Scorer(Protocol):

@@ -17,7 +17,7 @@ from ..ties import ScoreArray
 class RandomScorer:
     """Uniform scores that depend on the query, the seed and the number of candidates alone: the lower bound."""
 
-    confidence: Literal["margins"] = "margins"
+    confidence: Literal["none"] = "none"
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -41,7 +41,7 @@ class RandomScorer:
 class OracleScorer:
     """1 for the query's own identity and 0 else: the upper bound."""
 
-    confidence: Literal["margins"] = "margins"
+    confidence: Literal["none"] = "none"
 
     def __init__(self) -> None:
         self.fingerprint: dict[str, Any] = {}
@@ -63,7 +63,7 @@ class OracleScorer:
 class FeatureScorer:
     """Cosine similarity of the filter's features: the baseline alone."""
 
-    confidence: Literal["margins"] = "margins"
+    confidence: Literal["similarities"] = "similarities"
 
     def __init__(self, features: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """``features``: query id or image id to L2-normalised vector (D,)."""
