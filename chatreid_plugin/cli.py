@@ -299,7 +299,9 @@ def write_model(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Output folders of finished evaluations.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Output folders of evaluations, or folders above.")
+    ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the page goes.")] = Path("comparison"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:

@@ -2,49 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..errors import DataError
-from ..shards import read_json
+from .finished import Cell, Run, list_unlike_published, read_published
 
 
-PUBLISHED = Path(__file__).with_name("published.yaml")
-
-# mAP and Rank-1 in percent; None where nobody measured it.
-Cell = tuple[float | None, float | None]
 NO_CELL: Cell = (None, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One finished evaluation, read from its ``results.json``.
-
-    Attributes:
-        folder: where it lies.
-        scorer: the checkpoint or backend that scored.
-        benchmark: data set, as ``published.yaml`` names it.
-        content: the whole of ``results.json``; metrics are fractions.
-    """
-
-    folder: Path
-    scorer: str
-    benchmark: str
-    content: Mapping[str, Any]
-
-    @property
-    def cell(self) -> Cell:
-        """MAP and Rank-1 in percent."""
-        metrics = self.content["metrics"]
-        return 100.0 * metrics["mAP"], 100.0 * metrics["Rank-1"]
-
-    @property
-    def protocol(self) -> Mapping[str, Any]:
-        """Name, variant and definitions of what was measured."""
-        return self.content["protocol"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,34 +28,6 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def read_run(folder: Path) -> Run:
-    """Return the evaluation of a folder.
-
-    Raises:
-        DataError: there is no finished evaluation, or its ``results.json`` is of another kind or version.
-    """
-    path = folder / "results.json"
-    if not path.is_file():
-        advice = "An evaluation writes it when it is finished: python -m chatreid_plugin.eval CONFIG.yaml"
-        raise DataError(f"{path} does not exist. {advice}")
-    content = read_json(path)
-    try:
-        settings, protocol = content["settings"], content["protocol"]
-        model = settings["backend"] in ("transformers", "http")
-        scorer = str(settings.get("model_name_or_path") or settings.get("model")) if model else settings["backend"]
-        run = Run(folder, scorer, str(protocol["name"]).partition("_")[0], content)
-        _ = run.cell, protocol["variant"], content["filter"]["recall"], content["cmc_curve"]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is no results.json of this version (it lacks {error}). Evaluate again.") from None
-    return run
-
-
-@cache
-def read_published() -> Mapping[str, Any]:
-    """Return what the paper prints (``published.yaml``)."""
-    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-
-
 def _list_published_rows(table: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
     for name, cells in table["rows"].items():
@@ -100,22 +35,64 @@ def _list_published_rows(table: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _list_measured_rows(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[Row]:
-    """Return a row for each scorer; a second run of the same benchmark (another setting) gets a row of its own."""
-    rows: list[tuple[str, dict[str, Run]]] = []
+def _share_out(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[dict[str, Run]]:
+    """Return rows of runs, by benchmark: of one scorer, asked and measured in one way.
+
+    A second run of the same benchmark (another setting or filter) gets a row of its own; runs with the same filter
+    come together where they can.
+    """
+    rows: list[dict[str, Run]] = []
     for run in runs:
         if run.benchmark not in benchmarks:
             continue
-        place = next((row for name, row in rows if name == run.scorer and run.benchmark not in row), None)
+        fitting = [row for row in rows if next(iter(row.values())).key == run.key and run.benchmark not in row]
+        alike = [row for row in fitting if run.filter in {other.filter for other in row.values()}]
+        place = next(iter(alike or fitting), None)
         if place is None:
-            rows.append((run.scorer, place := {}))
+            rows.append(place := {})
         place[run.benchmark] = run
-    measured: list[Row] = []
-    for scorer, row in rows:
-        variants = sorted({run.protocol["variant"] for run in row.values()})
-        name = scorer if len(rows) == len({name for name, _ in rows}) else f"{scorer} ({'; '.join(variants)})"
-        measured.append(Row(name, False, tuple(row[b].cell if b in row else NO_CELL for b in benchmarks)))
-    return measured
+    return rows
+
+
+def _list_traits(row: Mapping[str, Run], runs: Sequence[Run]) -> dict[str, str]:
+    """Return what a row may be told from another by; variants only where they are not what all others have."""
+    traits = {
+        key: ", ".join(sorted({run.traits[key] for run in row.values()})) for key in next(iter(row.values())).traits
+    }
+    unusual: list[str] = []
+    for benchmark, run in row.items():
+        usual = [other for other in runs if other.benchmark == benchmark and not list_unlike_published(other)]
+        if list_unlike_published(run) or len({other.variant for other in usual}) > 1:
+            unusual.append(f"{benchmark}: {run.variant}")
+    return traits | {"variant": "; ".join(unusual)}
+
+
+def name_rows(rows: Sequence[Mapping[str, Run]]) -> list[str]:
+    """Return a name for each row of runs: its scorer, and what tells it from that scorer's other rows.
+
+    A variant other than that of the published rows is always named.
+    """
+    runs = [run for row in rows for run in row.values()]
+    scorers = [next(iter(row.values())).scorer for row in rows]
+    traits = [_list_traits(row, runs) for row in rows]
+    names: list[str] = []
+    for scorer, own in zip(scorers, traits, strict=True):
+        same = [other for other, known in zip(traits, scorers, strict=True) if known == scorer]
+        words = [
+            value for key, value in own.items() if value and (key == "variant" or len({o[key] for o in same}) > 1)
+        ]
+        names.append(f"{scorer} ({'; '.join(words)})" if words else scorer)
+    doubled = {name for name in names if names.count(name) > 1}
+    folders = ["; ".join(str(run.folder) for run in row.values()) for row in rows]
+    return [f"{name} ({where})" if name in doubled else name for name, where in zip(names, folders, strict=True)]
+
+
+def _list_measured_rows(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[Row]:
+    rows = _share_out(runs, benchmarks)
+    return [
+        Row(name, False, tuple(row[b].cell if b in row else NO_CELL for b in benchmarks))
+        for name, row in zip(name_rows(rows), rows, strict=True)
+    ]
 
 
 def build_tables(runs: Sequence[Run]) -> list[Table]:
@@ -145,18 +122,6 @@ def build_radar(runs: Sequence[Run]) -> Table:
                 cells[row.name] |= dict(zip(table["benchmarks"], row.cells, strict=True))
     benchmarks = tuple(benchmark for table in tables for benchmark in table["benchmarks"])
     rows = [Row(name, True, tuple(row.get(b, NO_CELL) for b in benchmarks)) for name, row in cells.items()]
-    first = {(run.scorer, run.benchmark): run for run in reversed(runs)}
-    chosen = [run for run in runs if first[run.scorer, run.benchmark] is run]
+    first = {(run.key, run.benchmark): run for run in reversed(runs)}
+    chosen = [run for run in runs if first[run.key, run.benchmark] is run]
     return Table("Figure 1. mAP", benchmarks, (*rows, *_list_measured_rows(chosen, benchmarks)))
-
-
-def find_disagreements(runs: Sequence[Run]) -> list[str]:
-    """Return, in words, why runs of one benchmark cannot be compared: other definitions, other queries, other ties."""
-    found: list[str] = []
-    for benchmark in dict.fromkeys(run.benchmark for run in runs):
-        same = [run for run in runs if run.benchmark == benchmark]
-        for key in ("variant", "average_precision", "cmc", "ties", "queries", "gallery"):
-            values = sorted({str(run.protocol.get(key)) for run in same})
-            if len(values) > 1:
-                found.append(f"{benchmark}: runs differ in {key}: {' | '.join(values)}")
-    return found

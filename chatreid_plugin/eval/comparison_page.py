@@ -8,8 +8,17 @@ from typing import Any
 
 from ..pages import embed_png, encode_png, render_template
 from ..shards import open_atomically, write_json, write_text
-from .comparison import Run, build_radar, build_tables, find_disagreements, read_published, read_run
+from .comparison import build_radar, build_tables, name_rows
 from .figures import draw_cmc_curves, draw_radar
+from .finished import (
+    Run,
+    find_differences,
+    find_disagreements,
+    find_runs,
+    find_unlike_published,
+    read_published,
+    read_run,
+)
 
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
@@ -22,6 +31,8 @@ def describe_comparison(runs: Sequence[Run]) -> dict[str, Any]:
         "tables": [asdict(table) for table in build_tables(runs)],
         "radar": asdict(build_radar(runs)),
         "disagreements": find_disagreements(runs),
+        "unlike_published": find_unlike_published(runs),
+        "differences": find_differences(runs),
         "runs": [
             {"folder": str(run.folder), "scorer": run.scorer, "benchmark": run.benchmark}
             | {key: run.content[key] for key in ("protocol", "metrics", "strict", "filter")}
@@ -33,24 +44,28 @@ def describe_comparison(runs: Sequence[Run]) -> dict[str, Any]:
 def draw_curves(runs: Sequence[Run]) -> bytes:
     """Return the runs' CMC curves as a PNG file, a panel for each benchmark."""
     panels: dict[str, dict[str, Sequence[float]]] = {}
-    for run in runs:
-        curves = panels.setdefault(run.benchmark, {})
-        label = run.scorer if run.scorer not in curves else f"{run.scorer} ({run.folder})"
-        curves[label] = run.content["cmc_curve"]
+    for benchmark in dict.fromkeys(run.benchmark for run in runs):
+        same = [run for run in runs if run.benchmark == benchmark]
+        names = name_rows([{benchmark: run} for run in same])
+        panels[benchmark] = {name: run.content["cmc_curve"] for name, run in zip(names, same, strict=True)}
     return encode_png(draw_cmc_curves(panels))
 
 
 def render_text(runs: Sequence[Run]) -> str:
     """Return the tables in words, percent; published rows carry an asterisk."""
     lines: list[str] = []
-    for table in build_tables(runs):
-        lines += [table.title, f"{'mAP / Rank-1':<40}" + "".join(f"{name:>15}" for name in table.benchmarks)]
+    tables = build_tables(runs)
+    width = 2 + max(len("mAP / Rank-1"), *(len(row.name) + row.published for table in tables for row in table.rows))
+    for table in tables:
+        lines += [table.title, f"{'mAP / Rank-1':<{width}}" + "".join(f"{name:>15}" for name in table.benchmarks)]
         for row in table.rows:
             cells = [" / ".join("-" if value is None else f"{value:.1f}" for value in cell) for cell in row.cells]
-            lines.append(f"{row.name[-38:] + ('*' if row.published else ''):<40}" + "".join(f"{c:>15}" for c in cells))
+            lines.append(f"{row.name + ('*' if row.published else ''):<{width}}" + "".join(f"{c:>15}" for c in cells))
         lines.append("")
     lines.append(f"* published: {read_published()['source']}")
     lines += [f"Not comparable: {reason}" for reason in find_disagreements(runs)]
+    lines += [f"Not comparable with the published rows: {reason}" for reason in find_unlike_published(runs)]
+    lines += [f"Note: {reason}" for reason in find_differences(runs)]
     return "\n".join(lines)
 
 
@@ -62,18 +77,22 @@ def render_page(runs: Sequence[Run], curves: bytes, radar: bytes) -> str:
         runs=runs,
         source=read_published()["source"],
         disagreements=find_disagreements(runs),
+        unlike_published=find_unlike_published(runs),
+        differences=find_differences(runs),
         curves=embed_png(curves),
         radar=embed_png(radar),
     )
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> list[Run]:
-    """Compare the evaluations of some folders; write ``comparison.html``, ``.json`` and two pictures into ``output``.
+    """Compare the evaluations in or below some folders.
+
+    Writes ``comparison.html``, ``comparison.json`` and two pictures into ``output``.
 
     Raises:
         DataError: a folder holds no finished evaluation.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(folder) for folder in find_runs(folders)]
     pictures = {"cmc.png": draw_curves(runs), "radar.png": encode_png(draw_radar(build_radar(runs)))}
     for name, content in pictures.items():
         with open_atomically(output / name) as temporary:

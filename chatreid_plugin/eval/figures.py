@@ -4,6 +4,7 @@ Drawn with matplotlib's objects, not with pyplot: no figure stays open behind th
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from .comparison import Table
 PALETTE = ("#2f5bd7", "#c2362f", "#12804a", "#b7791f", "#805ad5", "#0f8a9d", "#8d5524", "#5a6472")
 PUBLISHED_COLOURS = ("#9aa3b2", "#c9ced8")
 PANELS_IN_ROW = 3
+LABEL_WIDTH = 44  # characters a line of a legend
 
 
 def draw_cmc_curves(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
@@ -31,7 +33,9 @@ def draw_cmc_curves(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
         for number, (label, curve) in enumerate(curves.items()):
             ranks = range(1, len(curve) + 1)
             colour = PALETTE[number % len(PALETTE)]
-            axes.plot(ranks, [100 * rate for rate in curve], color=colour, lw=1.8, label=label)
+            axes.plot(
+                ranks, [100 * rate for rate in curve], color=colour, lw=1.8, label=textwrap.fill(label, LABEL_WIDTH)
+            )
         axes.set_title(benchmark, fontsize=10)
         axes.set_xlabel("rank", fontsize=9)
         axes.set_ylabel("matching rate, %", fontsize=9)
@@ -54,7 +58,15 @@ def draw_radar(table: Table) -> Figure:
         style = "--" if row.published else "-"
         label = f"{row.name} (published)" if row.published else row.name
         closed = [*angles, angles[0]], [*values, values[0]]
-        axes.plot(*closed, style, marker="o", ms=3, lw=1.6, color=next(colours[row.published]), label=label)
+        axes.plot(
+            *closed,
+            style,
+            marker="o",
+            ms=3,
+            lw=1.6,
+            color=next(colours[row.published]),
+            label=textwrap.fill(label, LABEL_WIDTH),
+        )
     axes.set_xticks(angles, table.benchmarks, fontsize=8)
     axes.set_ylim(0, 100)
     axes.set_theta_offset(math.pi / 2)
