@@ -1,11 +1,15 @@
-"""A tiny world, its records and tiny models, made once per test process for the tests of training."""
+"""What tests of several parts share: a tiny world, its records and tiny models, made once; a fake HTTP server."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +117,60 @@ def run_llamafactory(tmp_path_factory: pytest.TempPathFactory) -> RunCommand:
         )
 
     return run
+
+
+# Path, headers with names in lower case, and JSON body (None for a GET) -> status, body, and where a test wants them
+# further headers, and whether the connection is cut half-way.
+Answer = Callable[[str, dict[str, str], Any], tuple[Any, ...]]
+
+
+class FakeHandler(BaseHTTPRequestHandler):
+    """Sends what ``answer``, which a subclass has, says."""
+
+    answer: Answer
+
+    def do_GET(self) -> None:
+        self.reply(None)
+
+    def do_POST(self) -> None:
+        self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def reply(self, body: Any) -> None:
+        self.send(*self.answer(self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+
+    def send(self, status: int, body: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content) + 100 * cut))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except ConnectionError:
+            pass  # the client has given up, as it should
+
+
+@pytest.fixture
+def serve_answers() -> Iterator[Callable[[Answer], str]]:
+    """Return a function that serves answers on a real socket, each in a thread of its own; it returns the base URL."""
+    running: list[ThreadingHTTPServer] = []
+
+    def serve(answer: Answer) -> str:
+        handler = type("Handler", (FakeHandler,), {"answer": staticmethod(answer)})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        running.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}/v1"
+
+    yield serve
+    for server in running:
+        server.shutdown()
+        server.server_close()

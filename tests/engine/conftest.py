@@ -1,13 +1,8 @@
 """A small synthetic world in Market-1501's layout, its training images, and recipes that read it."""
 
-import base64
-import json
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +16,7 @@ from chatreid_plugin.engine.image_table import ImageTable, combine_images
 from chatreid_plugin.engine.sampler import ImagePool
 from chatreid_plugin.images import ImagePolicy
 from chatreid_plugin.records import INSTRUCTION_SCHEMA, ImageRecord, Instruction, convert_instruction_to_row
-from chatreid_plugin.shards import make_manifest_table, read_json, write_json, write_manifest, write_shard
+from chatreid_plugin.shards import make_manifest_table, read_json, write_json, write_shard
 
 
 @pytest.fixture(scope="session")
@@ -147,154 +142,6 @@ def make_pool(make_images: Callable[..., Any], index_images: Callable[..., Any])
 
     def make(stage: int = 2, **changes: Any) -> ImagePool:
         return index_images(make_images(**changes), stage)
-
-    return make
-
-
-CAPTION_KEY = "sk-test-0123456789"
-PROBE = "probe"
-
-
-def make_description(text: str = "A man in a red coat.", **changes: Any) -> str:
-    """Return the text of a good answer, with changes."""
-    from chatreid_plugin.engine.captions.requests import ATTRIBUTES
-
-    attributes = {name: values[0] if values else f"some {name}" for name, values in ATTRIBUTES.items()}
-    answer = {"descriptions": [text, f"Again: {text}"], "attributes": attributes, "clothing_recognised": True}
-    return json.dumps(answer | changes)
-
-
-def make_completion(content: str | None, refusal: str | None = None) -> dict[str, Any]:
-    """Return the body of a chat completion."""
-    message = {"role": "assistant", "content": content, "refusal": refusal}
-    usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-    return {"object": "chat.completion", "choices": [{"index": 0, "message": message}], "usage": usage}
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the fake endpoint does with one request: wait, then answer, or cut the connection half-way."""
-
-    body: dict[str, Any] | bytes = b""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict[str, str])
-    delay: float = 0.0
-    cut: bool = False
-
-
-@dataclass
-class FakeEndpoint:
-    """A chat completions server on a real socket that misbehaves as a test says.
-
-    ``reply`` is called with an image's path (or ``PROBE``) and how often it was asked about before.
-    """
-
-    reply: Callable[[str, int], Reply]
-    names: dict[bytes, str] = field(default_factory=dict[bytes, str])
-    asked: list[str] = field(default_factory=list[str])
-    times: list[float] = field(default_factory=list[float])
-    bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    headers: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
-    most_active: int = 0
-    base_url: str = ""
-    _active: int = 0
-    _lock: Any = field(default_factory=threading.Lock)
-
-    make_reply = Reply
-    make_description = staticmethod(make_description)
-    make_completion = staticmethod(make_completion)
-
-    def misbehave(self, name: str, times: int, **changes: Any) -> None:
-        """Give a wrong reply to the first requests about an image, and the usual ones afterwards."""
-        usual = self.reply
-        wrong = Reply(**changes)
-        self.reply = lambda asked, before: wrong if asked == name and before < times else usual(asked, before)
-
-    @property
-    def images(self) -> list[str]:
-        """Paths asked about, in order, probes left out."""
-        return [name for name in self.asked if name != PROBE]
-
-    def answer(self, body: dict[str, Any], headers: dict[str, str]) -> Reply:
-        """Note a request and return what to do with it."""
-        url = next(part["image_url"]["url"] for part in body["messages"][0]["content"] if part["type"] == "image_url")
-        name = self.names.get(base64.b64decode(url.partition(",")[2]), PROBE)
-        with self._lock:
-            before = self.asked.count(name)
-            self.asked.append(name)
-            self.times.append(time.monotonic())
-            self.bodies.append(body)
-            self.headers.append(headers)
-            self._active += 1
-            self.most_active = max(self.most_active, self._active)
-        reply = self.reply(name, before)
-        time.sleep(reply.delay)
-        with self._lock:
-            self._active -= 1
-        return reply
-
-
-@pytest.fixture
-def endpoint() -> Iterator[FakeEndpoint]:
-    """Start a fake endpoint that answers every image well, until a test gives it another ``reply``."""
-    fake = FakeEndpoint(lambda name, before: Reply(make_completion(make_description(f"Seen in {name}."))))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            reply = fake.answer({**body, "url": self.path}, headers)
-            content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-            self.send_response(reply.status)
-            for name, value in ({"Content-Type": "application/json"} | reply.headers).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content) + 100 * reply.cut))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except ConnectionError:
-                pass  # the client has given up, as it should
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    fake.base_url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    yield fake
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def make_captioning(
-    endpoint: FakeEndpoint, make_image: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., BuildSettings]:
-    """Return a function that writes a manifest of training images and one query, and a recipe that captions them."""
-    monkeypatch.setattr("chatreid_plugin.servers.client.FIRST_WAIT", 0.01)
-    monkeypatch.setenv("CHATREID_TEST_KEY", CAPTION_KEY)
-
-    def make(images: int = 6, **captioning: Any) -> BuildSettings:
-        root = tmp_path / "crops"
-        records: list[ImageRecord] = []
-        for number in range(images + 1):
-            path = f"{number:03d}.jpg"
-            endpoint.names[make_image(root / path).read_bytes()] = path
-            record = ImageRecord(f"own/{path}", "own", "train", path, f"own:{number}", "1", 32, 64)
-            records.append(replace(record, split="query") if number == images else record)
-        write_manifest(tmp_path / "manifests" / "own.parquet", records, root, {})
-        block = {"base_url": endpoint.base_url, "model": "gpt-4o", "api_key_variable": "CHATREID_TEST_KEY"}
-        values = {
-            "sources": [{"name": "own", "parser": "pattern", "root": root}],
-            "manifest_dir": tmp_path / "manifests",
-            "records": {"stage1": 1},
-            "captioning": block | {"requests_per_minute": None, "max_failures": 0} | captioning,
-        }
-        return BuildSettings.model_validate(values)
 
     return make
 
