@@ -134,3 +134,40 @@ def make_captioning(
         return BuildSettings.model_validate(values)
 
     return make
+
+
+@pytest.fixture
+def read_answers(tmp_path: Path) -> Callable[[], dict[str, Any]]:
+    """Return a function that gives path -> line of the captions file, each path once."""
+
+    def read() -> dict[str, Any]:
+        text = (tmp_path / "manifests" / "own.captions.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert len({line["path"] for line in lines}) == len(lines)
+        return {line["path"]: line for line in lines}
+
+    return read
+
+
+@pytest.fixture
+def read_failures(tmp_path: Path) -> Callable[[], dict[str, str]]:
+    """Return a function that gives path -> reason of the file of failures, nothing where there is none."""
+
+    def read() -> dict[str, str]:
+        path = tmp_path / "manifests" / "own.caption_failures.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return {line["path"]: line["reason"] for line in lines}
+
+    return read
+
+
+@pytest.fixture
+def make(make_captioning: Callable[..., BuildSettings]) -> Callable[..., BuildSettings]:
+    """Return ``make_captioning``; the tests of the endpoint, where hardly anything else is made, call it so."""
+    return make_captioning
+
+
+@pytest.fixture
+def api(endpoint: FakeEndpoint) -> FakeEndpoint:
+    """Return ``endpoint``, for tests that import the module of this name."""
+    return endpoint
