@@ -135,7 +135,7 @@ def test_same_inputs_as_stock_template_on_images_resized_first(
         assert row["labels"] == stock_row["labels"]
         ours = get_pixels(tokenizer_module, row, template)
         theirs = get_pixels(tokenizer_module, stock_row, stock)
-        assert ours.keys() == theirs.keys() | {"mm_token_type_ids"}  # for generation; see test_positions.py
+        assert ours.keys() == theirs.keys() | {"mm_token_type_ids"}  # for generation; see positions/
         assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
         assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
 

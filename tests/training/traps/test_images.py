@@ -46,7 +46,7 @@ def see_positions(model: Any, **inputs: Any) -> torch.Tensor:
 def test_trap_01_generation_has_the_image_positions_of_training(
     data: Any, model: Any, collate: Callable[..., Any], tokenizer_module: dict[str, Any]
 ) -> None:
-    """``tests/training/test_positions.py`` goes through chat, api, predict_with_generate and the evaluator."""
+    """``tests/training/positions`` goes through chat, api, predict_with_generate and the evaluator."""
     from llamafactory.data.template import TEMPLATES
 
     row = data.load([data.make("r1")])[0]
