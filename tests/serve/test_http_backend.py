@@ -156,6 +156,7 @@ def test_fast_lane_carries_every_kind_of_question(
 
     def score_pairs(asked: Query, candidates: Sequence[ImageRecord], task: str) -> npt.NDArray[np.float32]:
         seen.append((asked, len(candidates), task))
+        server.model._scorer.prepare([asked], candidates)  # the server takes it that its scorer knows them now
         return np.arange(len(candidates), dtype=np.float32)
 
     def choose(asked: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[npt.NDArray[np.float32]]:
