@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from chatreid_plugin.records import ImageRecord
+
 
 REPOSITORY = Path(__file__).parents[1]
+Crops = tuple[Path, list[ImageRecord]]
 # What turns a recipe for 8 GPUs into one for a CPU and a model of a hundred thousand parameters.
 CPU_OVERRIDES: dict[str, object] = {
     "deepspeed": None,
@@ -87,6 +90,36 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     write_tiny_model(root / "model", people, sizes=sizes, seed=1)
     write_tiny_model(root / "other_model", people, sizes=sizes, seed=2)
     return Workshop(root, root / "dataset_info", root / "world", root / "model", root / "other_model")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a tiny Qwen2-VL to score with; nothing in it may be changed."""
+    from chatreid_plugin.demo.people import sample_people
+    from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    write_tiny_model(folder, sample_people(20, 0), sizes=TinySizes(hidden=64, layers=2, vision_layers=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_noise(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[tuple[int, int]]], Crops]:
+    """Return a function that writes an image of noise of each size; it returns their folder and records."""
+    import numpy as np
+    from PIL import Image
+
+    def write(sizes: Sequence[tuple[int, int]]) -> Crops:
+        root = tmp_path_factory.mktemp("noise")
+        rng = np.random.default_rng(3)
+        records: list[ImageRecord] = []
+        for index, (width, height) in enumerate(sizes):
+            name = f"{index}.png"
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / name)
+            records.append(ImageRecord(f"t/{index}", "t", "gallery", name, f"t:{index}", str(index), width, height))
+        return root, records
+
+    return write
 
 
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]

@@ -1,7 +1,7 @@
 """Shared prefixes, stored features and batches give what one plain forward pass per pair gives, in every family."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from chatreid_plugin.demo.people import sample_people
-from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval import scoring
 from chatreid_plugin.eval.backends.decoder import Decoder
@@ -61,17 +59,16 @@ def make_config(family: str, base: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def checkpoints(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     root = tmp_path_factory.mktemp("models")
-    folders = {family: root / family for family in FAMILIES}
-    write_tiny_model(folders["qwen2_vl"], sample_people(20, 0), sizes=TinySizes(hidden=64, layers=2, vision_layers=1))
-    processor = AutoProcessor.from_pretrained(folders["qwen2_vl"])
+    folders = {"qwen2_vl": checkpoint} | {family: root / family for family in FAMILIES[1:]}
+    processor = AutoProcessor.from_pretrained(checkpoint)
     for family in FAMILIES[1:]:
         torch.manual_seed(1)
         model: Any = AutoModelForImageTextToText.from_config(
-            make_config(family, AutoConfig.from_pretrained(folders["qwen2_vl"]))
+            make_config(family, AutoConfig.from_pretrained(checkpoint))
         )
         with torch.no_grad():
             for parameter in model.parameters():
@@ -83,14 +80,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def crops(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ImageRecord]]:
-    root = tmp_path_factory.mktemp("crops")
-    rng = np.random.default_rng(3)
-    records: list[ImageRecord] = []
-    for index, (width, height) in enumerate(SIZES):
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / f"{index}.png")
-        records.append(ImageRecord(str(index), "t", "gallery", f"{index}.png", f"t:{index}", "1", width, height))
-    return root, records
+def crops(write_noise: Callable[..., tuple[Path, list[ImageRecord]]]) -> tuple[Path, list[ImageRecord]]:
+    return write_noise(SIZES)
 
 
 @dataclass
@@ -103,12 +94,7 @@ class Bench:
 
     def make(self, checkpoint: Path, **changes: Any) -> TransformersScorer:
         # No stage policy: the crops keep several sizes.
-        values = {
-            "protocol": "folder",
-            "manifest": "m.parquet",
-            "model_name_or_path": str(checkpoint),
-            "device": "cpu",
-        }
+        values = {"protocol": "folder", "manifest": "m.parquet", "device": "cpu"}
         values |= {
             "model_name_or_path": str(checkpoint),
             "output_dir": self.output,

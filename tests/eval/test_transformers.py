@@ -12,8 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from chatreid_plugin.demo.people import sample_people
-from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.prompts import IMAGE_PAIR
@@ -28,23 +26,8 @@ SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (33, 190), (12
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_tiny_model(folder, sample_people(20, 0), sizes=TinySizes(hidden=64, layers=2, vision_layers=1))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def crops(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ImageRecord]]:
-    root = tmp_path_factory.mktemp("crops")
-    rng = np.random.default_rng(3)
-    records: list[ImageRecord] = []
-    for index, (width, height) in enumerate(SIZES):
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / f"{index}.png")
-        records.append(
-            ImageRecord(f"t/{index}", "t", "gallery", f"{index}.png", f"t:{index}", str(index), width, height)
-        )
-    return root, records
+def crops(write_noise: Callable[..., tuple[Path, list[ImageRecord]]]) -> tuple[Path, list[ImageRecord]]:
+    return write_noise(SIZES)
 
 
 def make_settings(checkpoint: Path, tmp_path: Path, **changes: Any) -> EvalSettings:

@@ -1,4 +1,4 @@
-"""A tiny checkpoint behind ``chatreid serve`` on a real socket, and crops to ask about."""
+"""The tiny checkpoint behind ``chatreid serve`` on a real socket, and crops to ask about."""
 
 import json
 import socket
@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
 
 from chatreid_plugin.crops import encode_picture
-from chatreid_plugin.demo.people import sample_people
-from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.serve.model import ServedModel
@@ -29,23 +26,9 @@ MOST_BYTES = 4_000_000
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(folder, sample_people(20, 0), sizes=TinySizes(hidden=64, layers=2, vision_layers=1))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def crops(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ImageRecord]]:
+def crops(write_noise: Callable[..., tuple[Path, list[ImageRecord]]]) -> tuple[Path, list[ImageRecord]]:
     """Return a folder of noise and its records."""
-    root = tmp_path_factory.mktemp("crops")
-    rng = np.random.default_rng(3)
-    records: list[ImageRecord] = []
-    for index, (width, height) in enumerate(SIZES):
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(root / f"{index}.png")
-        name = f"{index}.png"
-        records.append(ImageRecord(f"t/{index}", "t", "gallery", name, f"t:{index}", str(index), width, height))
-    return root, records
+    return write_noise(SIZES)
 
 
 @pytest.fixture(scope="module")
