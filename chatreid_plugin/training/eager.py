@@ -18,6 +18,7 @@ from .code_version import find_code_version
 from .compat import get_function
 from .converter import FORMATTING
 from .cutoff import RECORD_COLUMN
+from .preprocessing import Preprocessing, replace_preprocessing
 from .thinned import note_mapped
 
 
@@ -110,8 +111,6 @@ def _map(dataset: Any, function: Any, features: Features, data_args: Any, traini
 def extend_eager_maps(module: ModuleType) -> None:
     """Give both maps of ``llamafactory.data.loader`` explicit types when the template is ours."""
     align_dataset = get_function(module, "align_dataset")
-    preprocess = get_function(module, "_get_preprocessed_dataset")
-    get_processor = get_function(module, "_get_dataset_processor")
 
     @wraps(align_dataset)
     def align_typed(dataset: Any, dataset_attr: Any, data_args: Any, training_args: Any) -> Any:
@@ -122,41 +121,33 @@ def extend_eager_maps(module: ModuleType) -> None:
         desc = "Converting format of dataset"
         return _map(dataset, converter, ALIGNED, data_args, training_args, desc=desc)
 
-    @wraps(preprocess)
-    def preprocess_typed(
-        dataset: Any,
-        data_args: Any,
-        training_args: Any,
-        stage: str,
-        template: Any,
-        tokenizer: Any,
-        processor: Any = None,
-        is_eval: bool = False,
-    ) -> Any:
-        if stage != "sft" or dataset is None or dataset.features != ALIGNED:
-            return preprocess(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
-        do_generate = training_args.predict_with_generate and is_eval
-        dataset_processor = get_processor(data_args, stage, template, tokenizer, processor, do_generate)
-        packing = bool(data_args.packing) and not do_generate
-        tokens = _map(
-            dataset,
-            dataset_processor.preprocess_dataset,
-            make_token_features(packing, packing and data_args.neat_packing),
-            data_args,
-            training_args,
-            batched=True,
-            batch_size=data_args.preprocessing_batch_size,
-            desc="Running tokenizer on dataset",
-        )
-        if not data_args.streaming and training_args.process_index == 0:
-            note_mapped(dataset, tokens)
-        if training_args.should_log:
-            print("eval example:" if is_eval else "training example:")
-            example = next(iter(tokens), None)
-            if example is None:
-                raise DataError("No record is left after tokenization: none is a conversation that can be trained.")
-            dataset_processor.print_data_example(example)
-        return tokens
-
+    replace_preprocessing(
+        module, lambda dataset, stage: stage == "sft" and dataset.features == ALIGNED, _tokenize_typed
+    )
     module.align_dataset = align_typed  # type: ignore[attr-defined]
-    module._get_preprocessed_dataset = preprocess_typed  # type: ignore[attr-defined]
+
+
+def _tokenize_typed(job: Preprocessing) -> Any:
+    """Return the tokens of aligned records."""
+    packing = bool(job.data_args.packing) and not job.do_generate
+    tokens = _map(
+        job.dataset,
+        job.processor.preprocess_dataset,
+        make_token_features(packing, packing and job.data_args.neat_packing),
+        job.data_args,
+        job.training_args,
+        batched=True,
+        batch_size=job.data_args.preprocessing_batch_size,
+        desc="Running tokenizer on dataset",
+    )
+    if not job.data_args.streaming and job.training_args.process_index == 0:
+        note_mapped(job.dataset, tokens)
+    job.print_example(lambda: _find_first(tokens))
+    return tokens
+
+
+def _find_first(tokens: Any) -> dict[str, Any]:
+    example = next(iter(tokens), None)
+    if example is None:
+        raise DataError("No record is left after tokenization: none is a conversation that can be trained.")
+    return example

@@ -18,6 +18,7 @@ from .compat import get_function
 from .converter import FORMATTING, convert_record, find_image_root, find_own_prompts
 from .cutoff import RECORD_COLUMN, guard_processors, pack_record
 from .eager import extend_eager_maps, make_token_features
+from .preprocessing import Preprocessing, replace_preprocessing
 from .shard_check import extend_shard_loading
 from .tokenized_path import guard_tokenized_path
 
@@ -64,8 +65,6 @@ def extend_loader(module: ModuleType) -> None:
     guard_tokenized_path(module)
     extend_eager_maps(module)
     align_dataset = get_function(module, "align_dataset")
-    preprocess = get_function(module, "_get_preprocessed_dataset")
-    get_processor = get_function(module, "_get_dataset_processor")
 
     @wraps(align_dataset)
     def align_lazily(dataset: Any, dataset_attr: Any, data_args: Any, training_args: Any) -> Any:
@@ -78,40 +77,28 @@ def extend_loader(module: ModuleType) -> None:
             _origins.append(origin)
         return dataset.add_column(ORIGIN_COLUMN, np.full(len(dataset), _origins.index(origin), dtype=np.int32))
 
-    @wraps(preprocess)
-    def preprocess_lazily(
-        dataset: Any,
-        data_args: Any,
-        training_args: Any,
-        stage: str,
-        template: Any,
-        tokenizer: Any,
-        processor: Any = None,
-        is_eval: bool = False,
-    ) -> Any:
-        if dataset is None or ORIGIN_COLUMN not in (dataset.column_names or ()):
-            return preprocess(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
-        do_generate = training_args.predict_with_generate and is_eval
-        dataset_processor = get_processor(data_args, stage, template, tokenizer, processor, do_generate)
-        lazy_tokenizer = LazyTokenizer(dataset_processor, list(_origins))
-        if do_generate:
-            # LLaMA-Factory writes the prompts beside the answers, from a column that no transform has.
-            features = make_token_features(packing=False, neat_packing=False)
-            return dataset.map(lazy_tokenizer, batched=True, remove_columns=dataset.column_names, features=features)
-        if data_args.chatreid_bad_image == "skip":
-            lazy: Any = SkippingDataset(
-                dataset, lazy_tokenizer, BadImageList(Path(training_args.output_dir) / LIST_NAME)
-            )
-        else:
-            lazy = dataset.with_transform(lazy_tokenizer)
-        if training_args.should_log:
-            print("eval example:" if is_eval else "training example:")
-            dataset_processor.print_data_example(lazy[0])
-        return lazy
-
     extend_shard_loading(module)
+    replace_preprocessing(
+        module, lambda dataset, stage: ORIGIN_COLUMN in (dataset.column_names or ()), _tokenize_lazily
+    )
     module.align_dataset = align_lazily  # type: ignore[attr-defined]
-    module._get_preprocessed_dataset = preprocess_lazily  # type: ignore[attr-defined]
+
+
+def _tokenize_lazily(job: Preprocessing) -> Any:
+    """Return the data set with the tokenizer as its transform."""
+    dataset = job.dataset
+    tokenizer = LazyTokenizer(job.processor, list(_origins))
+    if job.do_generate:
+        # LLaMA-Factory writes the prompts beside the answers, from a column that no transform has.
+        features = make_token_features(packing=False, neat_packing=False)
+        return dataset.map(tokenizer, batched=True, remove_columns=dataset.column_names, features=features)
+    if job.data_args.chatreid_bad_image == "skip":
+        bad_images = BadImageList(Path(job.training_args.output_dir) / LIST_NAME)
+        lazy: Any = SkippingDataset(dataset, tokenizer, bad_images)
+    else:
+        lazy = dataset.with_transform(tokenizer)
+    job.print_example(lambda: lazy[0])
+    return lazy
 
 
 def _check_lazy(dataset_attr: Any, data_args: Any) -> None:
