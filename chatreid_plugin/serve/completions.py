@@ -1,7 +1,7 @@
 """One greedy answer of the model, with the log-probabilities of its tokens."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,29 +89,16 @@ def complete(
     Raises:
         RequestFault: question and answer are longer than the model's context.
     """
-    inputs = processor(text=[text], images=list(images) or None, return_tensors="pt").to(model.device)
+    inputs = _prepare_inputs(model, processor, text, images)
     ids = inputs["input_ids"]
     longest = model.config.get_text_config().max_position_embeddings
     if ids.shape[1] + limit > longest:
         raise RequestFault(
             f"The question has {ids.shape[1]} tokens, with {limit} for the answer more than the model's {longest}."
         )
-    if images:
-        # Without them transformers gives image tokens positions in one dimension, unlike in training, silently.
-        inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     tokenizer = processor.tokenizer
     ends = {tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id} - {None}
-    settings = GenerationConfig(
-        max_new_tokens=limit,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.pad_token_id,
-        return_dict_in_generate=True,
-        output_logits=alternatives is not None,
-        output_hidden_states=alternatives is not None,
-    )
+    settings = _make_greedy_settings(limit, ends, tokenizer.pad_token_id, with_logits=alternatives is not None)
     output = model.generate(**inputs, generation_config=settings)
     answer: list[int] = output.sequences[0, ids.shape[1] :].tolist()
     is_whole = answer[-1] in ends
@@ -126,6 +113,28 @@ def complete(
         is_whole,
         ids.shape[1],
         len(answer),
+    )
+
+
+def _prepare_inputs(model: Any, processor: Any, text: str, images: Sequence[Image.Image]) -> Any:
+    inputs = processor(text=[text], images=list(images) or None, return_tensors="pt").to(model.device)
+    if images:
+        # Without them transformers gives image tokens positions in one dimension, unlike in training, silently.
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
+    return inputs
+
+
+def _make_greedy_settings(limit: int, ends: Iterable[int], padding: int, *, with_logits: bool) -> GenerationConfig:
+    return GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        eos_token_id=sorted(ends),
+        pad_token_id=padding,
+        return_dict_in_generate=True,
+        output_logits=with_logits,
+        output_hidden_states=with_logits,
     )
 
 
