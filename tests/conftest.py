@@ -1,4 +1,4 @@
-"""What tests of several parts share: a tiny world, its records and tiny models, made once; a fake HTTP server."""
+"""What tests of several parts share: a tiny world, its records and tiny models, made once; fakes and readers."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,37 @@ def run_llamafactory(tmp_path_factory: pytest.TempPathFactory) -> RunCommand:
         )
 
     return run
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes and the text, and checks that tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def find(self, tag: str, kind: str = "") -> list[dict[str, Any]]:
+        return [values for name, values in self.tags if name == tag and kind in (values.get("class") or "")]
+
+
+@pytest.fixture
+def parse_page() -> Callable[[str], Page]:
+    """Return a function that parses a page."""
+    return Page
 
 
 # Path, headers with names in lower case, and JSON body (None for a GET) -> status, body, and where a test wants them

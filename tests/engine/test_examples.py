@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from chatreid_plugin.records import Answer, ImageReference, Instruction
 
 WriteDataset = Callable[..., Path]
 MakeImage = Callable[..., Path]
+ParsePage = Callable[[str], Any]
 
 CROP = ImageReference("a.jpg", 64, 128)
 
@@ -38,31 +38,6 @@ def make_caption_record(number: int, *captions: str) -> Instruction:
     return make_gallery_record(
         number, task="text_to_image_many_to_one", images=(CROP,), captions=captions, answer=Answer((1,))
     )
-
-
-class Page(HTMLParser):
-    """Collects tags with their attributes and the text, and checks that tags are closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, Any]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def find(self, tag: str, kind: str = "") -> list[dict[str, Any]]:
-        return [values for name, values in self.tags if name == tag and kind in (values.get("class") or "")]
 
 
 def test_records_in_the_middle_are_read_across_shards(write_dataset: WriteDataset) -> None:
@@ -174,7 +149,7 @@ def test_json_is_a_list_of_examples(write_dataset: WriteDataset) -> None:
 
 
 def test_page_holds_its_pictures_and_needs_nothing_from_elsewhere(
-    write_dataset: WriteDataset, make_image: MakeImage, tmp_path: Path
+    write_dataset: WriteDataset, make_image: MakeImage, parse_page: ParsePage, tmp_path: Path
 ) -> None:
     make_image(tmp_path / "crops" / "a.jpg", (64, 128))
     make_image(tmp_path / "crops" / "b.jpg", (64, 128))
@@ -182,7 +157,7 @@ def test_page_holds_its_pictures_and_needs_nothing_from_elsewhere(
     folder = write_dataset("second", [make_caption_record(0, "one", "two")])
     write_page(tmp_path / "show.html", list_examples(folder, None, 0, None))
     text = (tmp_path / "show.html").read_text(encoding="utf-8")
-    page = Page(text)
+    page = parse_page(text)
     assert page.open == []
     assert "http" not in text
     assert not page.find("link") and not page.find("script")

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from chatreid_plugin.shards import read_json, read_manifest, read_shard
 
 MakeWorld = Callable[..., Path]
 MakeSettings = Callable[..., EvalSettings]
+ParsePage = Callable[[str], Any]
 
 
 def test_results_json_says_how_it_came_about(make_world: MakeWorld, make_settings: MakeSettings) -> None:
@@ -65,32 +65,13 @@ def test_table_is_in_percent_with_its_definitions(make_world: MakeWorld, make_se
         assert word in table
 
 
-class Page(HTMLParser):
-    """Collects tags and attributes, and checks that tags are closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, Any]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def find(self, tag: str, kind: str = "") -> list[dict[str, Any]]:
-        return [values for name, values in self.tags if name == tag and kind in (values.get("class") or "")]
-
-
-def test_page_needs_nothing_from_elsewhere(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+def test_page_needs_nothing_from_elsewhere(
+    make_world: MakeWorld, make_settings: MakeSettings, parse_page: ParsePage
+) -> None:
     settings = make_settings(make_world(), backend="random", report_queries=3)
     results = run_evaluation(settings)
     text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
-    page = Page(text)
+    page = parse_page(text)
     assert page.open == []
     assert "http" not in text.replace("data:image", "")
     assert all(image["src"].startswith("data:image/") for image in page.find("img"))
@@ -106,14 +87,16 @@ def test_page_needs_nothing_from_elsewhere(make_world: MakeWorld, make_settings:
     )
 
 
-def test_page_shows_missed_matches_below_the_first_ten(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+def test_page_shows_missed_matches_below_the_first_ten(
+    make_world: MakeWorld, make_settings: MakeSettings, parse_page: ParsePage
+) -> None:
     items = [("query", "1", "1"), ("gallery", "1", "2")] + [("gallery", "2", str(camera)) for camera in range(14)]
     settings = make_settings(make_world(items), backend="random", filter="none", seed=1)
     results = run_evaluation(settings)
     text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
     assert results.ranking.cmc[10] == 0.0
     assert "Missed: 1 match below" in text
-    assert len(Page(text).find("figure", "same")) == 1
+    assert len(parse_page(text).find("figure", "same")) == 1
 
 
 def test_page_escapes_text_from_outside(make_world: MakeWorld, make_settings: MakeSettings) -> None:
