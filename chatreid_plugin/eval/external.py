@@ -4,26 +4,20 @@ An image is called by its path as in the manifest or by its id, a caption ``<pat
 without an image (attributes) by the query's id. Files may hold more than is needed, in any order.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
+from .archives import Array, FileNames, Names, map_array, open_archive, read_names, refuse_missing
 from .filtering import iterate_similarities
 from .protocols import Protocol
 from .queries import Query
 from .ties import IntArray, ScoreArray
-
-
-Array = npt.NDArray[Any]
-
-EXAMPLES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,85 +40,88 @@ class Matrix:
                 yield np.asarray(self.values[row])[self.gallery_columns]
 
 
-def _open(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
-    """Return the arrays of an .npz that are among ``wanted``."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in wanted if name in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} is no readable .npz file: {error}") from None
+def list_query_names(query: Query) -> Names:
+    """Return what a file may call the query: its id without the data set, which mostly is a path, its id, its path."""
+    names = [query.query_id.partition("/")[2] or query.query_id, query.query_id]
+    if query.image is not None and query.query_id == query.image.image_id:
+        names.append(query.image.path)
+    return tuple(names)
 
 
-def list_query_names(query: Query) -> tuple[str, ...]:
-    """Return what a file may call the query: its id without the data set, which is a path, or its id."""
-    return query.query_id.partition("/")[2] or query.query_id, query.query_id
-
-
-def list_image_names(record: ImageRecord) -> tuple[str, ...]:
+def list_image_names(record: ImageRecord) -> Names:
     """Return what a file may call a gallery image: its path or its id."""
     return record.path, record.image_id
 
 
-def _find_rows(names: Array, wanted: Sequence[tuple[str, ...]], path: Path, what: str) -> IntArray:
-    rows: Mapping[str, int] = {str(name): row for row, name in enumerate(names.tolist())}
-    found = [next((rows[name] for name in called if name in rows), None) for called in wanted]
-    missing = [called[0] for called, row in zip(wanted, found, strict=True) if row is None]
-    if missing:
-        shown = "".join(f"\n  {name}" for name in missing[:EXAMPLES_SHOWN])
-        raise DataError(
-            f"{path} lacks the {what} of {len(missing)} image(s):{shown}\nPaths are as in the manifest, "
-            "captions are <path>#<number>."
-        )
-    return np.array(found, dtype=np.int64)
-
-
-def _take_features(
-    arrays: Mapping[str, Array], prefix: str, wanted: Sequence[tuple[str, ...]], path: Path
-) -> ScoreArray:
-    names, features = arrays[f"{prefix}paths"], arrays[f"{prefix}features"]
-    if features.ndim != 2 or names.shape != (len(features),):
-        raise DataError(
-            f"{path}: {prefix}paths {names.shape} and {prefix}features {features.shape} must be (N,) and (N, D)."
-        )
-    return cast(ScoreArray, features[_find_rows(names, wanted, path, "features")])
-
-
-def read_features(
-    path: Path, queries: Sequence[tuple[str, ...]], gallery: Sequence[tuple[str, ...]]
-) -> tuple[ScoreArray, ScoreArray]:
+def read_features(path: Path, queries: Sequence[Names], gallery: Sequence[Names]) -> tuple[ScoreArray, ScoreArray]:
     """Return the features (Q, D) and (G, D) of what is called so, as they stand in the file.
 
     The file has ``paths`` (N,) and ``features`` (N, D), or ``query_paths``, ``query_features``, ``gallery_paths`` and
     ``gallery_features``, where queries and gallery were encoded apart.
 
     Raises:
-        DataError: no such file or arrays, shapes that do not fit, or names that are missing.
+        DataError: no such file or arrays, shapes or types that do not fit, names that are missing or stand there twice
+            with different features, or features that are not finite or all zero.
     """
     names = ("paths", "features")
     apart = tuple(f"{side}_{name}" for side in ("query", "gallery") for name in names)
-    arrays = _open(path, names + apart)
-    if all(name in arrays for name in apart):
-        found = _take_features(arrays, "query_", queries, path), _take_features(arrays, "gallery_", gallery, path)
-    elif all(name in arrays for name in names):
-        found = _take_features(arrays, "", queries, path), _take_features(arrays, "", gallery, path)
-    else:
+    arrays = open_archive(path, names + apart)
+    prefixes = ("query_", "gallery_") if all(name in arrays for name in apart) else ("", "")
+    if any(prefix + name not in arrays for prefix in prefixes for name in names):
         raise DataError(
             f"{path} is no .npz with arrays `paths` and `features`, or {', '.join(f'`{name}`' for name in apart)} "
             f"(found: {', '.join(arrays) or 'none of them'})."
         )
-    if found[0].shape[1] != found[1].shape[1]:
-        raise DataError(f"{path}: query features have {found[0].shape[1]} columns and gallery {found[1].shape[1]}.")
-    return found
+    found: list[tuple[str, FileNames, Sequence[Names], list[int | None]]] = []
+    for side, prefix, wanted in zip(("queries", "gallery images"), prefixes, (queries, gallery), strict=True):
+        features, called = arrays[f"{prefix}features"], arrays[f"{prefix}paths"]
+        if features.ndim != 2 or called.shape != (len(features),) or features.dtype.kind not in "fiub":
+            raise DataError(
+                f"{path}: {prefix}paths {called.shape} and {prefix}features {features.shape} must be (N,) and (N, D), "
+                f"and the features real numbers, not {features.dtype}."
+            )
+        file_names = read_names(called, path)
+        found.append((side, file_names, wanted, file_names.find_rows(wanted, features.__getitem__)))
+    rows = refuse_missing("features", found)
+    taken = [arrays[f"{prefix}features"][places] for prefix, places in zip(prefixes, rows, strict=True)]
+    if taken[0].shape[1] != taken[1].shape[1]:
+        raise DataError(f"{path}: query features have {taken[0].shape[1]} columns and gallery {taken[1].shape[1]}.")
+    for wanted, features in zip((queries, gallery), taken, strict=True):
+        _check_features(features, wanted, path)
+    return taken[0], taken[1]
+
+
+def _check_features(features: Array, names: Sequence[Names], path: Path) -> None:
+    """Refuse features without a direction."""
+    faults = (
+        (~np.isfinite(features).all(axis=1), "NaN or infinite", "a ranking would mean nothing"),
+        (~features.any(axis=1), "all zero", "they have no direction, and so no cosine similarity"),
+    )
+    for wrong, fault, reason in faults:
+        if wrong.any():
+            first = names[int(np.flatnonzero(wrong)[0])][0]
+            raise DataError(
+                f"{path}: the features of {int(wrong.sum())} of {len(names)} image(s) are {fault}, first of {first}; "
+                f"{reason}. Check the model that gave them."
+            )
 
 
 def normalise(features: Array) -> ScoreArray:
     """Return L2-normalised rows (N, D), so that the dot product is the cosine."""
-    features = features.astype(np.float32)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))
+    # The length in float64, in which no feature's square overflows.
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    return (features / np.maximum(lengths, 1e-300)).astype(np.float32)
 
 
-def _list_names(protocol: Protocol) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    queries = [list_query_names(query) for query in protocol.queries]
+def _list_names(protocol: Protocol) -> tuple[list[Names], list[Names]]:
+    """Return what a file may call the queries and the gallery; captions also by the path of their image."""
+    paths = {record.image_id: record.path for record in protocol.gallery}
+    paths |= {query.image.image_id: query.image.path for query in protocol.queries if query.image is not None}
+    queries: list[Names] = []
+    for query in protocol.queries:
+        image, mark, number = query.query_id.rpartition("#")
+        caption = (f"{paths[image]}#{number}",) if mark and image in paths else ()
+        queries.append((*list_query_names(query), *caption))
     return queries, [list_image_names(record) for record in protocol.gallery]
 
 
@@ -132,12 +129,9 @@ def read_protocol_features(path: Path, protocol: Protocol) -> tuple[ScoreArray, 
     """Return the L2-normalised features (Q, D) of the protocol's queries and (G, D) of its gallery.
 
     Raises:
-        DataError: see ``read_features``; or features that are not finite.
+        DataError: see ``read_features``.
     """
     queries, gallery = read_features(path, *_list_names(protocol))
-    for name, features in (("query", queries), ("gallery", gallery)):
-        if not np.isfinite(features).all():
-            raise DataError(f"{path}: {name} features hold NaN or infinite values; a ranking would mean nothing.")
     return normalise(queries), normalise(gallery)
 
 
@@ -157,27 +151,41 @@ def _read_score_matrix(path: Path, protocol: Protocol) -> Matrix:
         DataError: no such file or arrays, shapes that do not fit, or names that are missing.
     """
     names_path = path.with_suffix(".npz")
-    arrays = _open(names_path, ("queries", "gallery", *(("scores",) if path.suffix != ".npy" else ())))
+    arrays = open_archive(names_path, ("queries", "gallery", *(("scores",) if path.suffix != ".npy" else ())))
     if path.suffix == ".npy":
-        try:
-            arrays["scores"] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is no readable .npy file: {error}") from None
+        arrays["scores"] = map_array(path)
     missing = [name for name in ("scores", "queries", "gallery") if name not in arrays]
     if missing:
         raise DataError(f"{names_path} lacks the array(s) {', '.join(missing)}; it needs scores, queries and gallery.")
-    scores, queries, gallery = arrays["scores"], arrays["queries"], arrays["gallery"]
-    if scores.shape != (len(queries), len(gallery)):
+    scores = arrays["scores"]
+    queries, gallery = (read_names(arrays[name], names_path) for name in ("queries", "gallery"))
+    shape = len(queries.names), len(gallery.names)
+    if scores.shape != shape or scores.dtype.kind not in "fiub":
         raise DataError(
-            f"{path}: scores {scores.shape} must be (queries, gallery) = ({len(queries)}, {len(gallery)})."
+            f"{path}: scores {scores.shape} must be (queries, gallery) = {shape}, and real numbers, "
+            f"not {scores.dtype}."
         )
     wanted_queries, wanted_gallery = _list_names(protocol)
-    return Matrix(
-        path,
-        scores,
-        _find_rows(queries, wanted_queries, path, "scores"),
-        _find_rows(gallery, wanted_gallery, path, "scores"),
-    )
+    rows = queries.find_rows(wanted_queries, scores.__getitem__)
+    columns = gallery.find_rows(wanted_gallery, lambda column: scores[:, column])
+    sides = ("queries", queries, wanted_queries, rows), ("gallery images", gallery, wanted_gallery, columns)
+    query_rows, gallery_columns = refuse_missing("scores", sides)
+    return Matrix(path, scores, query_rows, gallery_columns)
+
+
+def check_row(row: Array, query: int, protocol: Protocol, path: Path) -> None:
+    """Refuse a query's scores (G,) that are not finite.
+
+    Raises:
+        DataError: naming the file, the query and the first image.
+    """
+    wrong = np.flatnonzero(~np.isfinite(row))
+    if len(wrong):
+        raise DataError(
+            f"{path}: {len(wrong)} score(s) of query {protocol.queries[query].label} are NaN or infinite, first that "
+            f"of {protocol.gallery[wrong[0]].path}; a ranking of them would mean nothing. Check the model that gave "
+            "them."
+        )
 
 
 def read_matrix(settings: EvalSettings, protocol: Protocol) -> Matrix:

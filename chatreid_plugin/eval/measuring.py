@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .external import Matrix
+from .external import Matrix, check_row
 from .filtering import is_cut_through_ties
 from .matches import Ignore
 from .metrics import RankingMeter, RankingMetrics, bootstrap_interval
@@ -142,6 +142,7 @@ def _measure_matrix(plan: Plan, matrix: Matrix) -> Measured:
     empty = [np.empty(0, dtype=np.int64)] * len(plan.protocol.queries)
     trials = [_Trial(plan, places, empty) for places in plan.protocol.trial_galleries]
     for query, row in enumerate(matrix.iterate_rows()):
+        check_row(row, query, plan.protocol, matrix.path)
         for trial in trials:
             trial.meters["ranking"].add(query, row[trial.places])
             trial.meters["ceiling"].add(query, trial.labels.find_positives(query).astype(np.float32))

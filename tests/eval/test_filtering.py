@@ -147,11 +147,11 @@ def test_npz_features_are_found_by_path(make_world: MakeWorld, make_settings: Ma
 def test_npz_names_the_images_it_lacks(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:
     records, root = read_manifest(make_world())
     file = write_npz(tmp_path / "f.npz", [record.path for record in records[1:]], np.ones((len(records) - 1, 2)))
-    with pytest.raises(DataError, match=rf"lacks the features of 1 image\(s\):\n  {records[0].path}"):
+    with pytest.raises(DataError, match=rf"lacks the features of 1 of 16 gallery images:\n  {records[0].path}"):
         extract_features(records, root, make_settings(Path(), filter="npz", filter_features=file))
 
 
-@pytest.mark.parametrize("content", ["missing", "text", "keys", "shapes", "nan"])
+@pytest.mark.parametrize("content", ["missing", "text", "keys", "shapes", "nan", "zero"])
 def test_npz_faults_are_data_errors(
     make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path, content: str
 ) -> None:
@@ -166,6 +166,8 @@ def test_npz_faults_are_data_errors(
         write_npz(file, paths, np.ones((3, 2)))
     elif content == "nan":
         write_npz(file, paths, np.full((len(paths), 2), np.nan))
+    elif content == "zero":
+        write_npz(file, paths, np.zeros((len(paths), 2)))
     with pytest.raises(DataError, match="npz"):
         extract_features(records, root, make_settings(Path(), filter="npz", filter_features=file))
 
