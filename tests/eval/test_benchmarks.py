@@ -52,6 +52,8 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ("rstpreid", {"protocol": "rstpreid"}, 1),
     ("rapv1", {"protocol": "attributes"}, 1),
     ("icfgpedes", {"protocol": "multimodal"}, 1),
+    ("rapv1", {"protocol": "multimodal"}, 1),
+    ("rapv2", {"protocol": "multimodal", "attributes": ["gender"]}, 1),
 ]
 NAMES = [f"{layout}-{'-'.join(map(str, keys.values()))}" for layout, keys, _ in CASES]
 
@@ -161,6 +163,7 @@ def test_ignored_images_are_those_of_the_rule(
                     "cloth_changing": same and (camera or clothes),
                     "same_clothes": same and (camera or not clothes),
                     "same_room": query.camera_id == "3" and record.camera_id == "2",
+                    "same_image": record.image_id == query.query_id,
                 }[protocol.rule]
             )
         assert labels.find_ignored(place).tolist() == expected
@@ -225,6 +228,19 @@ def test_attributes_ask_for_the_named_ones_alone(parse_layout: ParseLayout, tmp_
     assert len(one.queries) <= len(every.queries)
     with pytest.raises(DataError, match="no gallery image has all of the attributes tail"):
         load_protocol(make(manifest, tmp_path, protocol="attributes", attributes=["tail"]))
+
+
+def test_images_of_an_attribute_set_ask_with_their_attributes(parse_layout: ParseLayout, tmp_path: Path) -> None:
+    protocol = load_protocol(make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["gender"]))
+    assert len(protocol.queries) == len(protocol.gallery) > 1
+    assert all(query.image is not None and list(query.attributes) == ["gender"] for query in protocol.queries)
+    assert {query.person_id for query in protocol.queries} == {"attributes:gender=female", "attributes:gender=male"}
+    assert (
+        protocol.variant
+        == f"image with gender, {len(protocol.gallery)} labelled images, the query's own image ignored"
+    )
+    with pytest.raises(DataError, match="no gallery image has all of the attributes tail"):
+        load_protocol(make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["tail"]))
 
 
 def test_splits_are_evaluated_apart_and_averaged(parse_layout: ParseLayout, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ BoolArray = npt.NDArray[np.bool_]
 # What is removed from a query's ranking before it is measured, always of the query's own identity but for same_room:
 # same_camera (Zheng et al., Market-1501, 2015); cloth_changing and same_clothes (Simple-CCReID, tools/eval_metrics.py,
 # modes CC and SC); same_room (SYSU-MM01: its cameras 2 and 3 stand in one room, so the gallery of camera 2 is removed
-# for queries of camera 3, whoever it shows).
-Rule = Literal["nothing", "same_camera", "cloth_changing", "same_clothes", "same_room"]
+# for queries of camera 3, whoever it shows); same_image (attribute sets, where images and not people match).
+Rule = Literal["nothing", "same_camera", "cloth_changing", "same_clothes", "same_room", "same_image"]
 
 RULES: Mapping[Rule, str] = {
     "nothing": "nothing ignored",
@@ -28,6 +28,7 @@ RULES: Mapping[Rule, str] = {
     "cloth_changing": "same identity with same camera or same clothes ignored",
     "same_clothes": "same identity with same camera or other clothes ignored",
     "same_room": "for camera 3 the gallery of camera 2 ignored",
+    "same_image": "the query's own image ignored",
 }
 REASONS: Mapping[Rule, str] = {
     "nothing": "",
@@ -35,6 +36,7 @@ REASONS: Mapping[Rule, str] = {
     "cloth_changing": "is only seen by the query's own camera {camera} or in the query's clothes",
     "same_clothes": "is only seen by the query's own camera {camera} or in other clothes",
     "same_room": "is only seen in the query's own room (camera {camera})",
+    "same_image": "is only in the query's own image",
 }
 SYSU_QUERY_CAMERA, SYSU_GALLERY_CAMERA = "3", "2"
 
@@ -167,6 +169,8 @@ def label_protocol(protocol: Protocol) -> Labels:
     count = len(protocol.queries)
     persons = _encode([record.person_id for record in records], count)
     names = [record.camera_id for record in records]
+    if protocol.rule == "same_image":  # as if each image had a camera of its own
+        names = [record.query_id if isinstance(record, Query) else record.image_id for record in records]
     cameras = _encode(names, count)
     # Records without an outfit wear one of their own each, which equals no other.
     clothes = _encode([record.clothes_id or f"?{place}" for place, record in enumerate(records)], count)

@@ -1,6 +1,7 @@
 """Queries with words: text-to-image sets, retrieval by attributes, and images together with what is said of them."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ...errors import DataError
@@ -30,15 +31,10 @@ def load_text(source: Source, settings: EvalSettings) -> Protocol:
     return Protocol(settings.protocol, variant, queries, source.gallery, source.image_root, "nothing")
 
 
-def _name_combination(attributes: Mapping[str, str]) -> str:
-    return "attributes:" + ", ".join(f"{name}={value}" for name, value in attributes.items())
+def _label_by_attributes(source: Source, settings: EvalSettings) -> tuple[list[str], dict[str, Mapping[str, str]]]:
+    """Return the attributes that are asked for, and image id to values of those that have all of them.
 
-
-def load_attributes(source: Source, settings: EvalSettings) -> Protocol:
-    """Every combination of ``attributes`` that the gallery has asks for the images that have it (paper section 3.3).
-
-    Without ``attributes`` all names that every gallery image is labelled with are asked for. An image's combination
-    takes the place of its identity.
+    Without ``attributes`` in the settings all names that every labelled gallery image has are asked for.
 
     Raises:
         DataError: no image has the attributes.
@@ -46,35 +42,72 @@ def load_attributes(source: Source, settings: EvalSettings) -> Protocol:
     labelled = [record for record in source.gallery if record.attributes]
     common = sorted(set.intersection(*(set(record.attributes) for record in labelled))) if labelled else []
     names = list(settings.attributes) or common
-    gallery: list[ImageRecord] = []
-    combinations: dict[str, dict[str, str]] = {}
-    for record in source.gallery:
-        asked = {name: record.attributes[name] for name in names if name in record.attributes}
-        if len(asked) == len(names) > 0:
-            key = _name_combination(asked)
-            combinations[key] = asked
-            gallery.append(replace(record, person_id=key))
-    if not gallery:
+    found: dict[str, Mapping[str, str]] = {
+        record.image_id: {name: record.attributes[name] for name in names}
+        for record in labelled
+        if names and all(name in record.attributes for name in names)
+    }
+    if not found:
         known = sorted({name for record in labelled for name in record.attributes})
         raise DataError(
             f"{source.path}: no gallery image has all of the attributes {', '.join(names) or '(none)'}; "
             f"known: {', '.join(known) or 'none'}. Name some with attributes: [...]."
         )
+    return names, found
+
+
+def _name_combination(attributes: Mapping[str, str]) -> str:
+    return "attributes:" + ", ".join(f"{name}={value}" for name, value in attributes.items())
+
+
+def load_attributes(source: Source, settings: EvalSettings) -> Protocol:
+    """Every combination of ``attributes`` that the gallery has asks for the images that have it (paper section 3.3).
+
+    An image's combination takes the place of its identity.
+
+    Raises:
+        DataError: no image has the attributes.
+    """
+    names, found = _label_by_attributes(source, settings)
+    gallery = _match_by_attributes(source.gallery, found)
+    combinations = {_name_combination(asked): asked for asked in found.values()}
     queries = [Query(key, key, attributes=asked) for key, asked in sorted(combinations.items())]
     variant = f"combinations of {', '.join(names)}, {len(gallery)} labelled images, {RULES['nothing']}"
     return Protocol(settings.protocol, variant, queries, gallery, source.image_root, "nothing")
 
 
+def _match_by_attributes(records: Sequence[ImageRecord], found: Mapping[str, Mapping[str, str]]) -> list[ImageRecord]:
+    """Return the labelled images, with their combination of attributes for an identity."""
+    return [
+        replace(record, person_id=_name_combination(found[record.image_id]))
+        for record in records
+        if record.image_id in found
+    ]
+
+
+def _share_people(queries: Sequence[ImageRecord], gallery: Sequence[ImageRecord]) -> bool:
+    """Return whether any query shows somebody whom another gallery image shows."""
+    images = Counter(record.person_id for record in gallery)
+    own = {record.image_id for record in gallery}
+    return any(images[record.person_id] > (record.image_id in own) for record in queries)
+
+
 def load_multimodal(source: Source, settings: EvalSettings) -> Protocol:
     """Every query image asks together with its caption or attributes (paper section 3.3, adaptive retrieval).
 
-    Where the data set has no query split, every gallery image asks, and its own camera is ignored with itself.
+    Where the data set has no query split, every gallery image asks, and its own camera is ignored with itself. Of an
+    attribute set, where no two images show the same person, or with ``attributes`` in the settings, images match that
+    have the same attributes, as in ``load_attributes``; then only the query's own image is ignored.
 
     Raises:
         DataError: no query has words.
     """
+    asking = source.queries or source.gallery
+    has_attributes = any(record.attributes for record in source.gallery)
+    if settings.attributes or (has_attributes and not _share_people(asking, source.gallery)):
+        return _ask_with_attributes(source, settings)
     queries: list[Query] = []
-    for record in source.queries or source.gallery:
+    for record in asking:
         if record.captions or record.attributes:
             text = record.captions[0] if record.captions else ""
             queries.append(replace(make_image_query(record), text=text, attributes={} if text else record.attributes))
@@ -82,3 +115,12 @@ def load_multimodal(source: Source, settings: EvalSettings) -> Protocol:
         raise DataError(f"{source.path}: no query has a caption or attributes; use the data set's own protocol.")
     variant = f"image with words, {RULES['same_camera']}"
     return Protocol(settings.protocol, variant, queries, source.gallery, source.image_root)
+
+
+def _ask_with_attributes(source: Source, settings: EvalSettings) -> Protocol:
+    """Let every labelled gallery image ask, with its attributes, for the others that have them."""
+    names, found = _label_by_attributes(source, settings)
+    gallery = _match_by_attributes(source.gallery, found)
+    queries = [replace(make_image_query(record), attributes=found[record.image_id]) for record in gallery]
+    variant = f"image with {', '.join(names)}, {len(gallery)} labelled images, {RULES['same_image']}"
+    return Protocol(settings.protocol, variant, queries, gallery, source.image_root, "same_image")
