@@ -86,7 +86,9 @@ def score_whole(scorer: TransformersScorer, query: Query, candidates: list[Image
     own = scorer.features[query.image.image_id]
     tokens = scorer._tokenizer.encode(build_pair_prompt(query, IMAGE_PAIR), [own.grid, own.grid])
     rows = [[own.levels, scorer.features[record.image_id].levels] for record in candidates]
-    parts = scorer._batcher.run(lambda part: scorer._decoder.compute_last(tokens, part) @ scorer._direction, rows)
+    parts = scorer._batcher.run(
+        lambda part: scorer._decoder.compute_last(tokens, part) @ scorer._direction, rows, cost=1
+    )
     return torch.cat(parts).tolist()
 
 

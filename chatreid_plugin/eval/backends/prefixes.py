@@ -59,7 +59,7 @@ class Prefixes:
         if wanted not in self._known:
             tokens = self._cut(wanted)
             alike = [own for own in dict.fromkeys(block) if _are_alike(self._cut(own), tokens)] or [wanted]
-            for part in self._batcher.run(self._compute, alike):
+            for part in self._batcher.run(self._compute, alike, cost=len(tokens.ids)):
                 self._known.update(part)
         self._known.move_to_end(wanted)
         while len(self._known) > KEPT:

@@ -186,7 +186,8 @@ class TransformersScorer:
             suffix = tokens.cut(tokens.find_image(len(own)))
             prefix = self._prefixes.find(beginning, block)
             compute = partial(self._compute_rows, suffix, prefix, rows, weights)
-            results[positions] = torch.cat(self._batcher.run(compute, positions, len(grids))).cpu().numpy()
+            found = self._batcher.run(compute, positions, cost=len(tokens.ids), weight=len(grids))
+            results[positions] = torch.cat(found).cpu().numpy()
         return results
 
     def _compute_rows(

@@ -128,8 +128,8 @@ class VisionFeatures:
         sizes: dict[tuple[int, int], list[tuple[ImageRecord, Image.Image]]] = defaultdict(list)
         for record, crop in zip(records, crops, strict=True):
             sizes[crop.size].append((record, crop))  # should a manifest be wrong about one
-        for items in sizes.values():
-            self._batcher.run(self._encode_equal, items)
+        for (width, height), items in sizes.items():
+            self._batcher.run(self._encode_equal, items, cost=width * height)
 
     def _encode_equal(self, items: Sequence[tuple[ImageRecord, Image.Image]]) -> None:
         """Encode crops of one size."""
