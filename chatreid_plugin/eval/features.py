@@ -160,14 +160,16 @@ def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSetting
     """Return features (N, D) of images and words in the one space of a CLIP or SigLIP model."""
     from transformers import AutoModel, AutoProcessor
 
-    from .backends.checkpoint import pick_device
+    from .backends.checkpoint import LOADING_ERRORS, check_name, explain_failure, pick_device
 
     folder = str(settings.filter_model)
+    check_name("filter_model", folder)
     try:
         model: Any = AutoModel.from_pretrained(folder)
         processor: Any = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"filter_model: {folder} cannot be loaded as CLIP or SigLIP: {error}") from None
+    except LOADING_ERRORS as error:
+        why = explain_failure(folder, error)
+        raise ConfigError(f"filter_model: {folder} cannot be loaded as CLIP or SigLIP: {why}") from None
     if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
         raise ConfigError(f"filter_model: {folder} is a {model.config.model_type}, which is no CLIP or SigLIP.")
     model.eval().to(pick_device(settings.device))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError
 from ..eval_settings import EvalSettings
 from .backends import make_scorer
 from .contents import hash_images
@@ -66,6 +67,11 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
         UpstreamError: the model cannot be loaded or gives scores that are not numbers.
     """
     started, processes = time.monotonic(), processes or Processes()
+    try:
+        settings.output_dir.mkdir(parents=True, exist_ok=True)  # before hours of scoring
+    except OSError as error:
+        why = "is a file" if settings.output_dir.is_file() else f"cannot be made: {error}"
+        raise ConfigError(f"output_dir: {settings.output_dir} {why}. Set another output_dir.") from None
     if settings.splits:
         splits = [run_evaluation(choose_split(settings, trial), processes) for trial in settings.splits]
         settings = settings.model_copy(update={"filter": splits[0].settings.filter})

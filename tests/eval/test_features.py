@@ -147,7 +147,7 @@ def test_other_sources_refuse_words(make_settings: MakeSettings) -> None:
 
 def test_clip_needs_a_folder_that_can_be_loaded(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(Path(), filter="clip", filter_model=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="nowhere cannot be loaded as CLIP"):
+    with pytest.raises(ConfigError, match="filter_model: the folder .*nowhere does not exist"):
         extract_features(["a red coat"], Path(), settings)
 
 

@@ -97,6 +97,14 @@ def test_missing_configuration_is_a_configuration_error(tmp_path: Path, capsys: 
     assert "absent.yaml does not exist" in capsys.readouterr().err
 
 
+def test_file_in_place_of_the_output_folder_is_a_configuration_error(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").touch()
+    assert main([str(config), f"output_dir={tmp_path / 'taken'}"]) == 2
+    assert "taken is a file. Set another output_dir." in capsys.readouterr().err
+
+
 def test_missing_manifest_is_a_data_error(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(config), "manifest=absent.parquet"]) == 3
     assert "absent.parquet does not exist" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.errors import ConfigError, DataError, UpstreamError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.queries import make_image_query
@@ -146,9 +146,69 @@ def test_fingerprint_changes_with_image_sizes_tokenizer_and_configuration(
         assert after["weights"] == before["weights"] and after != before, folder.name
 
 
-def test_missing_checkpoint_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere"):
-        TransformersScorer(make_settings(tmp_path / "nowhere", tmp_path), tmp_path)
+@pytest.mark.parametrize(
+    "name", ["nowhere", "./saves/stage3", "/data/saves/stage3", "saves/full/stage3", "here/stage3"]
+)
+@pytest.mark.parametrize("key", ["model_name_or_path", "adapter_name_or_path"])
+def test_missing_checkpoint_is_named_without_asking_the_hub(
+    key: str, name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^{key}: the folder {name} does not exist"):
+        TransformersScorer(make_settings(checkpoint, tmp_path, **{key: name}), tmp_path)
+
+
+def test_says_that_the_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoConfig
+
+    def refuse(name: str) -> None:
+        raise OSError("We couldn't connect")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
+    with pytest.raises(ConfigError, match=r"Qwen/Qwen2-VL.*no folder here, and not to be had from the hub: We could"):
+        TransformersScorer(make_settings(Path("Qwen/Qwen2-VL"), tmp_path), tmp_path)
+    assert "there is no folder Qwen/Qwen2-VL; asking the Hugging Face hub" in caplog.text
+
+
+def test_file_in_place_of_a_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"model\.safetensors is a file"):
+        TransformersScorer(make_settings(tmp_path / "model.safetensors", tmp_path), tmp_path)
+
+
+def test_weights_that_are_cut_off_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"cut/model\.safetensors is damaged or cut off .* Copy it again"):
+        TransformersScorer(make_settings(folder, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "gpu", "cuda", "meta"])
+def test_device_that_is_not_here_is_refused(
+    device: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda:7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    here = "cpu, cuda, cuda:0" if device == "cuda:7" else "cpu"
+    with pytest.raises(ConfigError, match=f"device: {device} is not on this machine, which has {here}"):
+        TransformersScorer(make_settings(checkpoint, tmp_path, device=device), tmp_path)
+
+
+def test_model_that_does_not_fit_is_one_error(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedModel
+
+    def run_out(self: PreTrainedModel, *arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(PreTrainedModel, "to", run_out)
+    with pytest.raises(UpstreamError, match="no memory for the model"):
+        TransformersScorer(make_settings(checkpoint, tmp_path), tmp_path)
 
 
 def test_damaged_image_is_named(checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path) -> None:

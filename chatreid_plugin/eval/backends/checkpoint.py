@@ -1,18 +1,27 @@
 """Load a checkpoint as LLaMA-Factory leaves it: a full model, or a LoRA adapter that is merged into its base."""
 
 import json
+import logging
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import xxhash
+from safetensors import SafetensorError, safe_open
 
-from ...errors import ConfigError
+from ...errors import ConfigError, UpstreamError
 from ...eval_settings import EvalSettings
+from .memory import is_out_of_memory
 
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 ADAPTER_FILE = "adapter_config.json"
+# Owner and model; the hub's few names without an owner are of no family here.
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+")
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
+
+logger = logging.getLogger(__name__)
 
 
 def find_checkpoint(settings: EvalSettings) -> tuple[str, str | None]:
@@ -40,19 +49,68 @@ def find_checkpoint(settings: EvalSettings) -> tuple[str, str | None]:
 
 
 def pick_device(name: str) -> str:
-    """Return the device of ``device``: ``auto`` is a GPU where there is one."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """Return the device of ``device``: ``auto`` is a GPU where there is one.
+
+    Raises:
+        ConfigError: this machine does not have it.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    here = ["cpu"]
+    if torch.cuda.is_available():
+        here += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    if name not in here:
+        raise ConfigError(f"device: {name} is not on this machine, which has {', '.join(here)}. Set one, or auto.")
+    return name
+
+
+def check_name(key: str, name: str, hint: str = "") -> None:
+    """Refuse what is no folder here and cannot be a model of the hub either, so that the hub need not be asked.
+
+    Raises:
+        ConfigError: names the key; ``hint`` is added.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise ConfigError(f"{key}: {name} is a file. Name the folder of the checkpoint, not a file in it.{hint}")
+    if not HUB_NAME.fullmatch(name) or Path(path.parts[0]).is_dir():
+        raise ConfigError(f"{key}: the folder {name} does not exist.{hint}")
+    logger.warning(
+        "%s: there is no folder %s; asking the Hugging Face hub (half a minute without network).", key, name
+    )
+
+
+def explain_failure(name: str, error: Exception) -> str:
+    """Say why a checkpoint cannot be loaded: the damaged file if there is one, else what transformers says."""
+    for file in sorted(Path(name).glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as damage:
+            return f"{file} is damaged or cut off ({damage}). Copy it again."
+    return str(error) if Path(name).is_dir() else f"it is no folder here, and not to be had from the hub: {error}"
 
 
 def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
     """Return (model in evaluation mode on its device, adapter merged; processor).
 
     Raises:
-        ConfigError: the checkpoint or its adapter is missing, has no weights or is of no known family.
+        ConfigError: the device, the checkpoint or its adapter is missing, has no weights or is of no known family.
+        UpstreamError: there is no memory for the model.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     name, adapter = find_checkpoint(settings)
+    device = pick_device(settings.device)
+    named = adapter is not None and settings.adapter_name_or_path is None
+    hint = f" It is the base that {adapter} names; say where it is now with model_name_or_path." if named else ""
+    check_name("model_name_or_path", name, hint)
+    if adapter is not None:
+        check_name("adapter_name_or_path", adapter)
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in FAMILIES:
@@ -60,12 +118,24 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
             raise ConfigError(f"model_name_or_path: {name} is a {config.model_type}; this backend scores {known}.")
         model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=settings.dtype)
         processor: Any = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        hint = f" It is the base that {adapter} names; say where it is now with model_name_or_path." if adapter else ""
-        raise ConfigError(f"model_name_or_path: {name} cannot be loaded: {error}{hint}") from None
+    except LOADING_ERRORS as error:
+        _refuse_too_large(name, error)
+        why = explain_failure(name, error)
+        raise ConfigError(f"model_name_or_path: {name} cannot be loaded: {why}{hint}") from None
     if adapter is not None:
         model = _merge_adapter(model, adapter)
-    return model.to(pick_device(settings.device)).eval(), processor
+    try:
+        return model.to(device).eval(), processor
+    except RuntimeError as error:
+        _refuse_too_large(name, error)
+        raise
+
+
+def _refuse_too_large(name: str, error: Exception) -> None:
+    if is_out_of_memory(error):
+        raise UpstreamError(
+            f"There is no memory for the model {name}: {error} Set dtype: bfloat16, or take a device with more memory."
+        ) from None
 
 
 def _merge_adapter(model: Any, adapter: str) -> Any:
@@ -74,8 +144,10 @@ def _merge_adapter(model: Any, adapter: str) -> Any:
     try:
         merged: Any = PeftModel.from_pretrained(model, adapter)
         return merged.merge_and_unload(safe_merge=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"adapter_name_or_path: {adapter} cannot be merged into the model: {error}") from None
+    except LOADING_ERRORS as error:
+        _refuse_too_large(adapter, error)
+        why = explain_failure(adapter, error)
+        raise ConfigError(f"adapter_name_or_path: {adapter} cannot be merged into the model: {why}") from None
 
 
 def compute_weights_fingerprint(model: Any) -> str:
