@@ -1,6 +1,7 @@
 """Fuse the model's scores with the baseline's similarities; after the store, so that changing it needs no model."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
@@ -14,40 +15,64 @@ from .k_reciprocal import encode, iterate_jaccard_distances
 from .modes import standardise
 from .plan import Plan
 from .prompts import list_pair_tasks
+from .queries import Query
 from .ties import FloatArray, IntArray, ScoreArray
 
 
 RANK_OFFSET = 60  # Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet...", SIGIR 2009
 
 
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What one trial ranks; ``candidates`` are places in the trial's own gallery, whose features (G, D) these are."""
+
+    queries: Sequence[Query]
+    query_features: ScoreArray
+    gallery_features: ScoreArray
+    candidates: Sequence[IntArray]
+
+
 def fuse_scores(
-    settings: EvalSettings, plan: Plan, scores: Sequence[ScoreArray], confidence: Confidence
-) -> list[ScoreArray]:
+    settings: EvalSettings, plan: Plan, scores: Sequence[Sequence[ScoreArray]], confidence: Confidence
+) -> list[list[ScoreArray]]:
     """Return the scores of each query's candidates, fused with the baseline as ``settings.fusion`` says.
 
     ``linear``: (1 - w) * baseline + w * model, each standardised over the query's candidates, w = ``fusion_weight``.
     ``reciprocal_rank``: 1 / (60 + rank) by the model plus the same by the baseline; tied candidates share their mean
     rank. ``k_reciprocal``: see ``_fuse_by_neighbours``. Only candidates move; the filter's tail stays behind them.
+    Each trial is fused as if there were no other.
 
     Args:
         settings: the evaluation.
         plan: the candidates, and the features of the baseline.
-        scores: (K,) for each query.
+        scores: for each trial (K,) for each query, as ``plan.trial_candidates``.
         confidence: what they are.
     """
     if settings.fusion == "none":
-        return list(scores)
-    if plan.query_features is None or plan.gallery_features is None:
+        return [list(values) for values in scores]
+    fuse = _fuse_by_neighbours if settings.fusion == "k_reciprocal" else _fuse_pairs
+    trials = zip(_iterate_trials(settings, plan), scores, strict=True)
+    return [list(fuse(settings, trial, values, confidence)) for trial, values in trials]
+
+
+def _iterate_trials(settings: EvalSettings, plan: Plan) -> Iterator[_Trial]:
+    queries, features = plan.protocol.queries, plan.gallery_features
+    if plan.query_features is None or features is None:
         raise ConfigError(f"fusion: {settings.fusion} needs the features of a filter; filter is none.")
-    baseline = iterate_similarities(plan.query_features, plan.gallery_features)
-    if settings.fusion == "k_reciprocal":
-        features = np.concatenate([plan.query_features, plan.gallery_features])
-        rows = iterate_jaccard_distances(encode(features, settings.k1, settings.k2), len(plan.query_features))
-        return list(_fuse_by_neighbours(settings, plan, scores, confidence, baseline, rows))
-    return [
-        _fuse_pair(settings, values, similarities[kept]) if len(kept) else values
-        for values, kept, similarities in zip(scores, plan.kept, baseline, strict=True)
-    ]
+    if not plan.protocol.trials:
+        yield _Trial(queries, plan.query_features, features, plan.trial_candidates[0])
+        return
+    for places, candidates in zip(plan.protocol.trials, plan.trial_candidates, strict=True):
+        inside = [np.searchsorted(places, chosen) for chosen in candidates]
+        yield _Trial(queries, plan.query_features, features[places], inside)
+
+
+def _fuse_pairs(
+    settings: EvalSettings, trial: _Trial, scores: Sequence[ScoreArray], confidence: Confidence
+) -> Iterator[ScoreArray]:
+    baseline = iterate_similarities(trial.query_features, trial.gallery_features)
+    for values, candidates, similarities in zip(scores, trial.candidates, baseline, strict=True):
+        yield _fuse_pair(settings, values, similarities[candidates]) if len(candidates) else values
 
 
 def _fuse_pair(settings: EvalSettings, model: ScoreArray, baseline: ScoreArray) -> ScoreArray:
@@ -76,12 +101,7 @@ def estimate_mismatch(
 
 
 def _fuse_by_neighbours(
-    settings: EvalSettings,
-    plan: Plan,
-    scores: Sequence[ScoreArray],
-    confidence: Confidence,
-    baseline: Iterator[ScoreArray],
-    jaccard: Iterator[FloatArray],
+    settings: EvalSettings, trial: _Trial, scores: Sequence[ScoreArray], confidence: Confidence
 ) -> Iterator[ScoreArray]:
     """Yield -((1 - lambda) * Jaccard + lambda * distance), (K,) for each query (Zhong et al. 2017).
 
@@ -89,21 +109,21 @@ def _fuse_by_neighbours(
     ``backend: features`` it is the baseline's alone, which is plain k-reciprocal re-ranking.
     """
     share = 0.0 if settings.backend == "features" else settings.fusion_weight
-    for query, values, kept, similarities, row in zip(
-        plan.protocol.queries, scores, plan.kept, baseline, jaccard, strict=True
+    count = len(trial.query_features)
+    features = np.concatenate([trial.query_features, trial.gallery_features])
+    vectors, largest = encode(features, settings.k1, settings.k2)
+    baseline = iterate_similarities(trial.query_features, trial.gallery_features)
+    jaccard = iterate_jaccard_distances(vectors, count)
+    for query, values, candidates, similarities, row, scale in zip(
+        trial.queries, scores, trial.candidates, baseline, jaccard, largest[:count], strict=True
     ):
-        if not len(kept):
+        if not len(candidates):
             yield values
             continue
-        distances = _normalise_distances(similarities, kept)
+        # Squared distances over the query's largest to any image, other queries included: the authors' code does so.
+        distances = (2.0 - 2.0 * similarities[candidates].astype(np.float64)) / scale
         if share:
             mismatch = estimate_mismatch(values, settings, confidence, len(list_pair_tasks(query)))
             distances = (1.0 - share) * distances + share * mismatch
-        fused = (1.0 - settings.lambda_value) * row[kept] + settings.lambda_value * distances
+        fused = (1.0 - settings.lambda_value) * row[candidates] + settings.lambda_value * distances
         yield (-fused).astype(np.float32)
-
-
-def _normalise_distances(similarities: ScoreArray, kept: IntArray) -> FloatArray:
-    """Return the candidates' squared distances over the largest to any gallery image, in [0, 1]."""
-    distances = 1.0 - similarities.astype(np.float64)
-    return distances[kept] / max(float(distances.max()), 1e-12)

@@ -1,8 +1,8 @@
 """k-reciprocal encoding of baseline features: how alike two images' neighbours are; used by ``fusion``.
 
-Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017.
-Neighbours are sought among queries and gallery together, as is usual. Everything is sparse: of N images only the
-``k1`` nearest neighbours of each are kept, never the N x N distances.
+Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017, as their released code
+computes it: neighbours are sought among queries and gallery together. Everything is sparse: of N images only the
+``k1`` or ``k2`` nearest neighbours of each are kept, never the N x N distances.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from .ties import FloatArray, IntArray, ScoreArray
 
 ROWS_PER_CHUNK = 256
 PAIRS_PER_CHUNK = 8192
+SMALLEST_DISTANCE = 1e-6  # squared; below it float32 features are one point, and the quotient of two such is noise
 
 
 def find_neighbours(features: ScoreArray, count: int) -> tuple[IntArray, FloatArray]:
@@ -36,7 +37,7 @@ def find_neighbours(features: ScoreArray, count: int) -> tuple[IntArray, FloatAr
         best = np.argpartition(-similarities, count - 1, axis=1)[:, :count]
         order = np.argsort(-similarities[rows, best], axis=1, kind="stable")
         nearest[start : start + len(rows)] = best[rows, order]
-    return nearest, np.maximum(largest, 1e-12)
+    return nearest, np.maximum(largest, SMALLEST_DISTANCE)
 
 
 def _mark(nearest: IntArray) -> Any:
@@ -52,18 +53,19 @@ def _find_reciprocal(nearest: IntArray) -> Any:
     return marked.multiply(marked.T).tocsr()
 
 
-def encode(features: ScoreArray, k1: int, k2: int) -> Any:
-    """Return one sparse vector a row, (N, N), that sums to 1: weights of the image's k-reciprocal neighbours.
+def encode(features: ScoreArray, k1: int, k2: int) -> tuple[Any, FloatArray]:
+    """Return each image's vector (N, N), sparse: weights of its k-reciprocal neighbours, summing to 1.
 
-    R*(p, k1) adds R(q, k1 / 2) of each member q that shares two thirds of it with R(p, k1); weights are
+    R*(p, k1) adds R(q, k1 / 2) of each member q that shares more than two thirds of it with R(p, k1); weights are
     exp(-distance), distances divided by the row's largest; each vector is then the mean over the image's
-    ``k2`` nearest, itself counted among them.
+    ``k2`` nearest, itself counted among them. The rows' largest distances (N,) are returned with them.
     """
-    nearest, largest = find_neighbours(features, k1 + 1)
-    whole, half = _find_reciprocal(nearest), _find_reciprocal(nearest[:, : round(k1 / 2) + 1])
+    nearest, largest = find_neighbours(features, max(k1 + 1, k2))
+    whole = _find_reciprocal(nearest[:, : k1 + 1])
+    half = _find_reciprocal(nearest[:, : round(k1 / 2) + 1])
     shared = whole.multiply(whole @ half.T).tocoo()
     sizes = np.asarray(half.sum(axis=1)).ravel()
-    joins = shared.data >= 2.0 / 3.0 * sizes[shared.col] - 1e-6
+    joins = 3 * shared.data > 2 * sizes[shared.col]  # whole numbers, so exact
     added = sparse.csr_matrix((shared.data[joins], (shared.row[joins], shared.col[joins])), shape=whole.shape)
     expanded = (whole + added @ half).tocoo()
     weights = np.empty(expanded.nnz)
@@ -74,14 +76,14 @@ def encode(features: ScoreArray, k1: int, k2: int) -> Any:
     weights /= np.bincount(expanded.row, weights, len(features))[expanded.row]
     vectors = sparse.csr_matrix((weights, (expanded.row, expanded.col)), shape=whole.shape)
     mean = _mark(nearest[:, :k2])
-    return (mean @ vectors / mean[0].nnz).tocsr()
+    return (mean @ vectors / mean[0].nnz).tocsr(), largest
 
 
 def iterate_jaccard_distances(vectors: Any, queries: int) -> Iterator[FloatArray]:
     """Yield the Jaccard distances (N - queries,) of each query to the gallery, in [0, 1].
 
     Args:
-        vectors: what ``encode`` returned for the queries, then the gallery, (N, N).
+        vectors: those of ``encode`` for the queries, then the gallery, (N, N).
         queries: how many of the rows are queries.
     """
     columns = vectors[queries:].tocsc()

@@ -79,11 +79,10 @@ class _Trial:
             topk=CURVE_RANKS,
         )
 
-    def add(self, query: int, kept: IntArray, scores: ScoreArray, similarities: ScoreArray | None) -> None:
-        """Measure one query, of which the gallery indices ``kept`` (ascending in several trials) have ``scores``."""
+    def add(self, query: int, scores: ScoreArray, similarities: ScoreArray | None) -> None:
+        """Measure one query, whose candidates in this trial have ``scores``."""
         chosen = self.candidates[query]
         if not self.whole:
-            scores = scores[np.searchsorted(kept, chosen)]
             chosen = np.searchsorted(self.places, chosen)
             similarities = None if similarities is None else similarities[self.places]
         size = len(self.places)
@@ -152,8 +151,11 @@ def _measure_matrix(plan: Plan, matrix: Matrix) -> Measured:
     return Measured(ranking, ranking, ceiling, None, 1.0, {}, 0.0, found)
 
 
-def measure(plan: Plan, scores: Sequence[ScoreArray]) -> Measured:
-    """Return the metrics of the scores (Q arrays, as ``plan.kept``); one row of similarities in memory at a time."""
+def measure(plan: Plan, scores: Sequence[Sequence[ScoreArray]]) -> Measured:
+    """Return the metrics of the scores, Q arrays for each trial, as ``plan.trial_candidates``.
+
+    One row of similarities is in memory at a time.
+    """
     if plan.matrix is not None:
         return _measure_matrix(plan, plan.matrix)
     trials = [
@@ -163,8 +165,8 @@ def measure(plan: Plan, scores: Sequence[ScoreArray]) -> Measured:
     rows = plan.iterate_similarities()
     for query in range(len(plan.protocol.queries)):
         similarities = None if rows is None else next(rows)
-        for trial in trials:
-            trial.add(query, plan.kept[query], scores[query], similarities)
+        for trial, values in zip(trials, scores, strict=True):
+            trial.add(query, values[query], similarities)
     found = [{name: meter.summarise() for name, meter in trial.meters.items()} for trial in trials]
 
     def average(name: str) -> RankingMetrics:

@@ -25,7 +25,13 @@ from .ties import ScoreArray
 
 
 def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[ScoreArray]) -> None:
-    """Write ``rankings.parquet`` and, worst average precision first, the page of the first trial's galleries."""
+    """Write ``rankings.parquet`` and, worst average precision first, the page of the first trial's galleries.
+
+    Args:
+        results: what was measured.
+        plan: what was scored.
+        scores: (K,) for each query of the first trial; empty where a file has them.
+    """
     precisions = dict(
         zip(results.ranking.query_indices.tolist(), results.ranking.average_precisions.tolist(), strict=True)
     )
@@ -36,15 +42,14 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
     similarities = plan.iterate_similarities()
     outside = np.ones(len(plan.protocol.gallery), dtype=np.bool_)
     outside[plan.protocol.trial_galleries[0]] = False
-    for query, kept in enumerate(plan.kept):
+    for query, candidates in enumerate(plan.trial_candidates[0]):
         row = None if similarities is None else next(similarities)
         left_out, matches = plan.labels.find_ignored(query) | outside, plan.labels.find_positives(query)
         if plan.matrix is not None and row is not None:
             candidates = np.flatnonzero(~left_out)
             values = row[candidates].astype(np.float32)
         else:
-            inside = ~outside[kept]
-            candidates, values = kept[inside], scores[query][inside]
+            values = scores[query]
         order = order_gallery(candidates, values, row, left_out)
         rows.append(build_ranking_row(plan.protocol, query, order, candidates, values, matches))
         if query in shown:
@@ -112,13 +117,13 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         if processes.is_first:
             processes.wait()
         scores = score_queries(settings, plan, scorer, store, processes)
-    scores = fuse_scores(settings, plan, scores, scorer.confidence)
+    fused = fuse_scores(settings, plan, plan.share_scores(scores), scorer.confidence)
     pairs = sum(len(indices) for indices in plan.kept)
-    measured = measure(plan, scores)
+    measured = measure(plan, fused)
     confidence = name_scores(settings, scorer.confidence)
     results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, confidence)
     if processes.is_first:
-        _write_rankings_and_page(results, plan, scores)
+        _write_rankings_and_page(results, plan, fused[0])
     return results
 
 

@@ -1,6 +1,6 @@
 """What is to be scored: the protocol's queries, and for each the gallery images that the baseline filter keeps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,9 @@ class Plan:
     """What is to be scored: the candidates of each query, and the baseline they come from.
 
     ``query_features`` (Q, D) and ``gallery_features`` (G, D) are None without a filter. ``trial_candidates`` has, for
-    each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its trials, once each, so that a
-    pair that occurs in several trials is scored once. ``matrix`` has the scores of every pair where they come from a
+    each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its trials, once each and
+    ascending, so that a pair that occurs in several trials is scored once. A protocol without trials keeps baseline
+    order. ``matrix`` has the scores of every pair where they come from a
     file; then there are no candidates. ``scorer`` is set where the filter needed the scoring model (``filter: vlm``).
     """
 
@@ -54,8 +55,20 @@ class Plan:
         return list({record.image_id: record for record in pictures}.values())
 
     def list_candidates(self, query: int) -> list[ImageRecord]:
-        """Return the gallery images to score for a query; of a single trial in baseline order."""
+        """Return the gallery images to score for a query, as ``kept``."""
         return [self.protocol.gallery[index] for index in self.kept[query].tolist()]
+
+    def share_scores(self, scores: Sequence[ScoreArray]) -> list[list[ScoreArray]]:
+        """Return for each trial the scores of its candidates, out of the scores of ``kept``."""
+        if not self.protocol.trials:
+            return [list(scores)]
+        return [
+            [
+                values[np.searchsorted(kept, chosen)]
+                for values, kept, chosen in zip(scores, self.kept, candidates, strict=True)
+            ]
+            for candidates in self.trial_candidates
+        ]
 
 
 def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Plan:
@@ -90,7 +103,9 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Pla
             limits = settings.tau, settings.top_k, settings.floor
             found = filter_gallery(features[:count], features[count:][places], inside.find_ignored, *limits)
         trials.append([places[indices] for indices in found])
-    kept = trials[0] if len(trials) == 1 else [np.unique(np.concatenate(one)) for one in zip(*trials, strict=True)]
+    kept = trials[0]
+    if protocol.trials:
+        kept = [np.unique(np.concatenate(one)) for one in zip(*trials, strict=True)]
     halves = (None, None) if features is None else (features[:count], features[count:])
     return Plan(protocol, labels, *halves, trials, kept, scorer=scorer)
 

@@ -21,7 +21,7 @@ def main() -> None:
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
     del centres
     before = time.process_time()
-    vectors = encode(features, 20, 6)
+    vectors, _ = encode(features, 20, 6)
     encoded = time.process_time()
     for _ in iterate_jaccard_distances(vectors, QUERIES):
         pass

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from chatreid_plugin.config import SourceSettings
+from chatreid_plugin.demo.layouts import LAYOUTS
+from chatreid_plugin.engine.parsing import parse_source
+from chatreid_plugin.engine.sources import describe_origin
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord, Split
 from chatreid_plugin.shards import write_manifest
@@ -22,6 +26,7 @@ SIZE = (24, 48)
 
 Item = tuple[str, str, str]
 MakeWorld = Callable[..., Path]
+ParseLayout = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +91,24 @@ def make_settings(tmp_path: Path) -> Callable[..., EvalSettings]:
         return EvalSettings.model_validate(values | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def parse_layout(tmp_path_factory: pytest.TempPathFactory) -> ParseLayout:
+    """Return a function that writes a layout, parses it once and returns its manifest."""
+    root = tmp_path_factory.mktemp("benchmarks")
+
+    def parse(layout: str) -> Path:
+        name, _, variant = layout.partition(":")
+        manifest = root / f"{name}{variant}.parquet"
+        if not manifest.exists():
+            LAYOUTS[layout](root / "data" / manifest.stem, 0)
+            folder = root / "data" / manifest.stem
+            source = SourceSettings(name=name, root=folder, variant=variant or None, allow_count_mismatch=True)
+            report = parse_source(source)
+            write_manifest(
+                manifest, report.records, report.root, {**describe_origin(source), "protocol": report.protocol}
+            )
+        return manifest
+
+    return parse

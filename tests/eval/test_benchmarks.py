@@ -8,10 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatreid_plugin.config import SourceSettings
-from chatreid_plugin.demo.layouts import LAYOUTS
-from chatreid_plugin.engine.parsing import parse_source
-from chatreid_plugin.engine.sources import describe_origin
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.simple import RandomScorer
 from chatreid_plugin.eval.external import list_query_names
@@ -22,7 +18,7 @@ from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.protocols import label_protocol, load_protocol
 from chatreid_plugin.eval.protocols.cross_modality import draw_by_camera
 from chatreid_plugin.eval_settings import EvalSettings
-from chatreid_plugin.shards import read_json, write_manifest
+from chatreid_plugin.shards import read_json
 
 
 ParseLayout = Callable[[str], Path]
@@ -56,27 +52,6 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ("rapv2", {"protocol": "multimodal", "attributes": ["gender"]}, 1),
 ]
 NAMES = [f"{layout}-{'-'.join(map(str, keys.values()))}" for layout, keys, _ in CASES]
-
-
-@pytest.fixture(scope="module")
-def parse_layout(tmp_path_factory: pytest.TempPathFactory) -> ParseLayout:
-    """Return a function that writes a layout, parses it once and returns its manifest."""
-    root = tmp_path_factory.mktemp("benchmarks")
-
-    def parse(layout: str) -> Path:
-        name, _, variant = layout.partition(":")
-        manifest = root / f"{name}{variant}.parquet"
-        if not manifest.exists():
-            LAYOUTS[layout](root / "data" / manifest.stem, 0)
-            folder = root / "data" / manifest.stem
-            source = SourceSettings(name=name, root=folder, variant=variant or None, allow_count_mismatch=True)
-            report = parse_source(source)
-            write_manifest(
-                manifest, report.records, report.root, {**describe_origin(source), "protocol": report.protocol}
-            )
-        return manifest
-
-    return parse
 
 
 def make(manifest: Path, tmp_path: Path, **changes: Any) -> EvalSettings:
@@ -115,13 +90,13 @@ def test_random_scores_agree_with_their_expectation(
             else:
                 chances.append(inside.find_positives(query).sum() / kept.sum())
     tied = [np.zeros(len(kept), dtype=np.float32) for kept in plan.kept]
-    assert measure(plan, tied).ranking.cmc[1] == pytest.approx(np.mean(chances), abs=1e-9)
+    assert measure(plan, plan.share_scores(tied)).ranking.cmc[1] == pytest.approx(np.mean(chances), abs=1e-9)
 
     def draw(seed: int) -> float:
         scorer = RandomScorer(seed)
         queries = enumerate(plan.protocol.queries)
         scores = [scorer.score_pairs(query, plan.list_candidates(index), IMAGE_PAIR) for index, query in queries]
-        return measure(plan, scores).ranking.cmc[1]
+        return measure(plan, plan.share_scores(scores)).ranking.cmc[1]
 
     drawn = [draw(seed) for seed in range(12)]
     assert abs(np.mean(drawn) - np.mean(chances)) <= 5 * np.std(drawn) / np.sqrt(len(drawn)) + 0.02
@@ -138,7 +113,7 @@ def test_scores_of_a_file_are_measured_as_a_scorers(name: str, parse_layout: Par
     np.savez(tmp_path / "s.npz", scores=scores, queries=queries, gallery=gallery)
     found = run_evaluation(make(settings.manifest, tmp_path, backend="scores", scores=tmp_path / "s.npz", **keys))
     plan = make_plan(settings)
-    expected = measure(plan, [scores[query][kept] for query, kept in enumerate(plan.kept)])
+    expected = measure(plan, plan.share_scores([scores[query][kept] for query, kept in enumerate(plan.kept)]))
     assert 0 < found.ranking.mean_ap < 1
     assert found.ranking.mean_ap == pytest.approx(expected.ranking.mean_ap, abs=1e-12)
     assert found.ranking.cmc == pytest.approx(expected.ranking.cmc, abs=1e-12)

@@ -14,6 +14,7 @@ from chatreid_plugin.eval.k_reciprocal import encode, iterate_jaccard_distances
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import Plan, make_plan
 from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.shards import read_manifest
 
 
 MakeWorld = Callable[..., Path]
@@ -28,12 +29,13 @@ def make_clusters(people: int = 12, images: int = 9, size: int = 16) -> Any:
     return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
 
 
-def compute_jaccard_slowly(features: Any, queries: int, k1: int, k2: int) -> Any:
-    """Return the Jaccard distances (queries, N - queries), set by set as the paper writes them."""
+def rerank_densely(features: Any, queries: int, k1: int, k2: int, share: float) -> tuple[Any, Any]:
+    """Return Zhong et al.'s final and Jaccard distances (queries, N - queries), with whole matrices and sets."""
     distances = 2.0 - 2.0 * features.astype(np.float64) @ features.T.astype(np.float64)
     np.fill_diagonal(distances, -1.0)
     order = np.argsort(distances, axis=1)
     np.fill_diagonal(distances, 0.0)
+    distances /= distances.max(axis=1, keepdims=True)
     total = len(features)
 
     def find(image: int, k: int) -> set[int]:
@@ -42,31 +44,53 @@ def compute_jaccard_slowly(features: Any, queries: int, k1: int, k2: int) -> Any
     vectors = np.zeros((total, total))
     for image in range(total):
         near = find(image, k1)
-        members = set(near)
-        for other in near:
-            half = find(other, round(k1 / 2))
-            if len(half & near) >= 2 / 3 * len(half):
-                members |= half
-        for other in members:
-            vectors[image, other] = np.exp(-distances[image, other] / distances[image].max())
+        halves = [find(other, round(k1 / 2)) for other in near]
+        members = list(near.union(*(half for half in halves if len(half & near) / len(half) > 2 / 3)))
+        vectors[image, members] = np.exp(-distances[image, members])
         vectors[image] /= vectors[image].sum()
-    vectors = np.stack([vectors[order[image, :k2]].mean(axis=0) for image in range(total)])
+    if k2 > 1:
+        vectors = np.stack([vectors[order[image, :k2]].mean(axis=0) for image in range(total)])
     least = np.minimum(vectors[:queries, None], vectors[None, queries:]).sum(axis=2)
-    most = np.maximum(vectors[:queries, None], vectors[None, queries:]).sum(axis=2)
-    return 1.0 - least / most
+    jaccard = 1.0 - least / (2.0 - least)
+    return (1.0 - share) * jaccard + share * distances[:queries, queries:], jaccard
 
 
-@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (7, 3), (5, 1)])
-def test_jaccard_distances_equal_the_papers_sets(k1: int, k2: int) -> None:
+NEIGHBOURHOODS = [(20, 6), (7, 3), (5, 1), (2, 2), (2, 3), (2, 9), (3, 90)]
+
+
+@pytest.mark.parametrize(("k1", "k2"), NEIGHBOURHOODS)
+def test_jaccard_distances_equal_the_released_algorithms(k1: int, k2: int) -> None:
     features = make_clusters()
-    found = np.stack(list(iterate_jaccard_distances(encode(features, k1, k2), 10)))
-    assert found == pytest.approx(compute_jaccard_slowly(features, 10, k1, k2), abs=1e-5)
-    assert found.std() > 0.02
+    found = np.stack(list(iterate_jaccard_distances(encode(features, k1, k2)[0], 10)))
+    assert found == pytest.approx(rerank_densely(features, 10, k1, k2, 0.3)[1], abs=1e-6)
+    assert found.std() > 0.005
+
+
+@pytest.mark.parametrize(("k1", "k2"), NEIGHBOURHOODS)
+def test_features_are_reranked_as_by_the_released_algorithm(
+    k1: int, k2: int, make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    cameras = [("query", 1), ("query", 2), *(("gallery", camera) for camera in range(1, 8))]
+    manifest = make_world([(split, str(person), str(camera)) for person in range(12) for split, camera in cameras])
+    records, _ = read_manifest(manifest)
+    np.savez(tmp_path / "f.npz", paths=[record.path for record in records], features=make_clusters())
+    neighbours = {"k1": k1, "k2": k2, "fusion": "k_reciprocal", "backend": "features", "camera_rule": False}
+    features = {"filter": "npz", "filter_features": tmp_path / "f.npz", "top_k": None}
+    settings = make_settings(manifest, **neighbours, **features)
+    plan = make_plan(settings)
+    assert plan.query_features is not None and plan.gallery_features is not None
+    together = np.concatenate([plan.query_features, plan.gallery_features])
+    expected = rerank_densely(together, 24, k1, k2, settings.lambda_value)[0]
+    scores = [np.zeros(len(kept), dtype=np.float32) for kept in plan.kept]
+    fused = fuse_scores(settings, plan, [scores], "margins")[0]
+    for query, kept in enumerate(plan.kept):
+        assert len(kept) == 84
+        assert -fused[query] == pytest.approx(expected[query, kept], abs=1e-6)
 
 
 def test_jaccard_distances_are_zero_when_all_images_are_one() -> None:
     features = np.tile(np.array([[1.0, 0.0]], dtype=np.float32), (4, 1))
-    assert np.stack(list(iterate_jaccard_distances(encode(features, 20, 6), 1))) == pytest.approx(0.0, abs=1e-6)
+    assert np.stack(list(iterate_jaccard_distances(encode(features, 20, 6)[0], 1))) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.fixture
@@ -92,7 +116,7 @@ def test_linear_adds_standardised_scores(settings: EvalSettings) -> None:
 
     def fuse(weight: float) -> list[float]:
         changed = settings.model_copy(update={"fusion": "linear", "fusion_weight": weight})
-        return fuse_scores(changed, plan, scores, "margins")[0].tolist()
+        return fuse_scores(changed, plan, [scores], "margins")[0][0].tolist()
 
     assert fuse(0.5) == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
     assert fuse(1.0) == pytest.approx([root, 0.0, -root], abs=1e-6)
@@ -104,7 +128,7 @@ def test_reciprocal_ranks_are_added_and_ties_share_theirs(settings: EvalSettings
     replace_plan(plan, [1.0], [[0.2], [0.4], [0.6]])
     changed = settings.model_copy(update={"fusion": "reciprocal_rank"})
     scores = [np.array([5.0, 5.0, 1.0], dtype=np.float32)] * len(plan.kept)
-    fused = fuse_scores(changed, plan, scores, "margins")[0]
+    fused = fuse_scores(changed, plan, [scores], "margins")[0][0]
     expected = [1 / 61.5 + 1 / 63, 1 / 61.5 + 1 / 62, 1 / 63 + 1 / 61]
     assert fused.tolist() == pytest.approx(expected, rel=1e-6)
 
@@ -114,12 +138,12 @@ def test_k_reciprocal_joins_jaccard_baseline_and_model(settings: EvalSettings) -
     assert plan.query_features is not None and plan.gallery_features is not None
     changed = settings.model_copy(update={"fusion": "k_reciprocal", "fusion_weight": 0.2, "k1": 4, "k2": 2})
     scores = [np.array([1.0, 3.0, 2.0], dtype=np.float32)] * len(plan.kept)
-    fused = fuse_scores(changed, plan, scores, "margins")[1]
+    fused = fuse_scores(changed, plan, [scores], "margins")[0][1]
     features = np.concatenate([plan.query_features, plan.gallery_features])
     count, kept = len(plan.query_features), plan.kept[1]
-    jaccard = compute_jaccard_slowly(features, count, 4, 2)[1][kept]
-    distances = 1.0 - features[count:] @ features[1]
-    distance = 0.8 * distances[kept] / distances.max() + 0.2 * np.array([1.0, 0.0, 0.5])
+    jaccard = rerank_densely(features, count, 4, 2, 0.3)[1][1][kept]
+    distances = 1.0 - features @ features[1]
+    distance = 0.8 * distances[count:][kept] / distances.max() + 0.2 * np.array([1.0, 0.0, 0.5])
     assert fused.tolist() == pytest.approx((-0.7 * jaccard - 0.3 * distance).tolist(), abs=1e-5)
 
 
@@ -140,7 +164,7 @@ def test_summed_margins_of_image_and_words_are_scaled(settings: EvalSettings) ->
     scores = [np.array([1.0, -1.0, 0.0], dtype=np.float32)] * len(plan.kept)
     queries = plan.protocol.queries
     queries[0] = replace(queries[0], text="a red coat")
-    fused = fuse_scores(changed, plan, scores, "margins")
+    fused = fuse_scores(changed, plan, [scores], "margins")[0]
     assert fused[0].tolist() == pytest.approx([0.0, -1.0, -0.5], abs=1e-6)
     assert fused[1].tolist() == pytest.approx([-0.268941, -0.731059, -0.5], abs=1e-5)
 

@@ -1,0 +1,65 @@
+"""Benchmarks of several trials: each is filtered, fused and measured as if there were no other."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatreid_plugin.eval.measuring import measure
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.plan import make_plan
+from chatreid_plugin.eval_settings import EvalSettings
+
+
+MakeSettings = Callable[..., EvalSettings]
+ParseLayout = Callable[[str], Path]
+
+BENCHMARKS: dict[str, dict[str, Any]] = {
+    "sysumm01": {"protocol": "sysumm01"},
+    "llcm": {"protocol": "llcm"},
+    "prcc": {"protocol": "prcc", "shots": "single"},
+}
+
+
+@pytest.fixture(params=sorted(BENCHMARKS))
+def settings(request: pytest.FixtureRequest, parse_layout: ParseLayout, make_settings: MakeSettings) -> EvalSettings:
+    changes = {"filter": "colour", "top_k": 5, "floor": 0, "report_queries": 2}
+    return make_settings(parse_layout(request.param), **BENCHMARKS[request.param], **changes)
+
+
+def run(settings: EvalSettings, **changes: Any) -> Any:
+    folder = settings.output_dir / "-".join(f"{value}" for value in changes.values())
+    return run_evaluation(settings.model_copy(update={**changes, "output_dir": folder}))
+
+
+def test_one_trial_is_the_first_of_several_when_filtered(settings: EvalSettings) -> None:
+    one, several = (run(settings, trials=count, backend="features").measured for count in (1, 3))
+    assert len(one.trials) == 1 and len(several.trials) == 3
+    assert one.trials[0].mean_ap == pytest.approx(several.trials[0].mean_ap, abs=1e-12)
+    assert one.ranking.mean_ap == pytest.approx(one.baseline.mean_ap, abs=1e-12)
+
+
+def test_scores_stay_with_their_images_when_there_is_one_trial(settings: EvalSettings) -> None:
+    plan = make_plan(settings.model_copy(update={"trials": 1}))
+    scores = [np.arange(len(kept), dtype=np.float32) for kept in plan.kept]
+    (shared,) = plan.share_scores(scores)
+    for kept, values, chosen, given in zip(plan.kept, scores, plan.trial_candidates[0], shared, strict=True):
+        known = dict(zip(kept.tolist(), values.tolist(), strict=True))
+        assert given.tolist() == [known[index] for index in chosen.tolist()]
+    perfect = [
+        np.array([record.person_id == query.person_id for record in plan.list_candidates(place)], dtype=np.float32)
+        for place, query in enumerate(plan.protocol.queries)
+    ]
+    measured = measure(plan, plan.share_scores(perfect))
+    assert measured.ranking.mean_ap == pytest.approx(measured.ceiling.mean_ap, abs=1e-12)
+
+
+@pytest.mark.parametrize("fusion", ["linear", "reciprocal_rank", "k_reciprocal"])
+def test_a_trial_does_not_depend_on_others_when_fused(settings: EvalSettings, fusion: str) -> None:
+    changes: dict[str, Any] = {"fusion": fusion, "fusion_weight": 0.2, "k1": 4, "k2": 2}
+    found = [run(settings, trials=count, **changes).measured.trials for count in (1, 2, 5)]
+    for more in found[1:]:
+        for one, other in zip(found[0], more, strict=False):
+            assert one.average_precisions == pytest.approx(other.average_precisions, abs=1e-9)
