@@ -13,12 +13,11 @@ from chatreid_plugin.eval.backends.simple import RandomScorer
 from chatreid_plugin.eval.external import list_query_names
 from chatreid_plugin.eval.measuring import measure
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import describe_plan, make_plan
+from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.protocols import label_protocol, load_protocol
-from chatreid_plugin.eval.protocols.cross_modality import draw_by_camera
 from chatreid_plugin.eval_settings import EvalSettings
-from chatreid_plugin.shards import read_json
+from chatreid_plugin.shards import read_json, read_manifest
 
 
 ParseLayout = Callable[[str], Path]
@@ -150,9 +149,11 @@ def test_sysu_galleries_follow_the_published_trials(parse_layout: ParseLayout, t
     multi = load_protocol(make(manifest, tmp_path, protocol="sysumm01", shots="multi"))
     indoor = load_protocol(make(manifest, tmp_path, protocol="sysumm01", setting="indoor"))
     for one, many, inside in zip(single.trials, multi.trials, indoor.trials, strict=True):
+        shots = ((single, one), (multi, many))
         shown = [(single.gallery[place].person_id, single.gallery[place].camera_id) for place in one.tolist()]
         assert len(set(shown)) == len(shown)
-        assert set(one) <= set(many)
+        paths = [{protocol.gallery[place].path for place in trial.tolist()} for protocol, trial in shots]
+        assert paths[0] <= paths[1]
         assert {indoor.gallery[place].camera_id for place in inside.tolist()} == {"1", "2"}
     assert any(not np.array_equal(single.trials[0], trial) for trial in single.trials)
     assert {query.camera_id for query in single.queries} == {"3", "6"}
@@ -169,9 +170,10 @@ def test_sysu_people_without_indoor_images_are_skipped_and_counted(parse_layout:
 def test_agw_seeding_draws_as_a_seeded_module_would(parse_layout: ParseLayout, tmp_path: Path) -> None:
     import random
 
-    protocol = load_protocol(make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", trials_from="agw_seed"))
+    settings = make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", trials_from="agw_seed")
+    protocol = load_protocol(settings)
     files: dict[tuple[str, str], list[str]] = {}
-    for record in protocol.gallery:
+    for record in (record for record in read_manifest(settings.manifest)[0] if record.split == "gallery"):
         files.setdefault((record.person_id, record.camera_id), []).append(record.path)
     random.seed(4)
     expected = [
@@ -180,7 +182,7 @@ def test_agw_seeding_draws_as_a_seeded_module_would(parse_layout: ParseLayout, t
         for camera in ("1", "2", "4", "5")
         if (person, camera) in files
     ]
-    drawn = [protocol.gallery[place].path for place in draw_by_camera(protocol.gallery, ("1", "2", "4", "5"), 4)]
+    drawn = [protocol.gallery[place].path for place in protocol.trials[4].tolist()]
     assert sorted(drawn) == sorted(expected)
 
 
@@ -216,30 +218,6 @@ def test_images_of_an_attribute_set_ask_with_their_attributes(parse_layout: Pars
     )
     with pytest.raises(DataError, match="no gallery image has all of the attributes tail"):
         load_protocol(make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["tail"]))
-
-
-def test_splits_are_evaluated_apart_and_averaged(parse_layout: ParseLayout, tmp_path: Path) -> None:
-    source = parse_layout("regdb")
-    for trial in (1, 2):
-        for suffix in (".parquet", ".parquet.json"):
-            copy = source.with_name(f"regdb_split{trial}{suffix}")
-            copy.write_bytes(source.with_name(f"regdb{suffix}").read_bytes())
-    manifest = source.with_name("regdb_split{trial}.parquet")
-    settings = make(manifest, tmp_path, protocol="regdb", backend="random", splits=[1, 2])
-    assert "2 splits; split 1:" in describe_plan(settings)
-    results = run_evaluation(settings)
-    assert "mean of 2 splits" in results.protocol.variant
-    assert len(results.measured.trials) == 2
-    assert (tmp_path / "out" / "split2" / "rankings.parquet").exists()
-    alone = run_evaluation(make(source, tmp_path / "one", protocol="regdb", backend="random"))
-    content = read_json(tmp_path / "out" / "results.json")
-    assert content["protocol"]["pairs_scored"] == 2 * alone.pairs == sum(s["pairs_scored"] for s in content["splits"])
-    assert content["filter"]["mean_candidates"] == alone.pairs / len(alone.protocol.queries)
-    assert content["provenance"] is None
-    manifests = [Path(split["provenance"]["manifest"]).name for split in content["splits"]]
-    assert manifests == ["regdb_split1.parquet", "regdb_split2.parquet"]
-    assert [split["folder"] for split in content["splits"]] == ["split1", "split2"]
-    assert results.ranking.mean_ap == pytest.approx(alone.ranking.mean_ap)
 
 
 @pytest.mark.parametrize(

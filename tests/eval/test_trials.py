@@ -10,7 +10,9 @@ import pytest
 from chatreid_plugin.eval.measuring import measure
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import make_plan
+from chatreid_plugin.eval.protocols import load_protocol
 from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.shards import read_json, read_manifest
 
 
 MakeSettings = Callable[..., EvalSettings]
@@ -63,3 +65,23 @@ def test_a_trial_does_not_depend_on_others_when_fused(settings: EvalSettings, fu
     for more in found[1:]:
         for one, other in zip(found[0], more, strict=False):
             assert one.average_precisions == pytest.approx(other.average_precisions, abs=1e-9)
+
+
+@pytest.mark.parametrize("changes", [{}, {"setting": "indoor"}, {"shots": "multi"}, {"trials_from": "agw_seed"}])
+def test_gallery_of_sysu_is_what_some_trial_ranks(
+    changes: dict[str, Any], parse_layout: ParseLayout, make_settings: MakeSettings
+) -> None:
+    settings = make_settings(parse_layout("sysumm01"), protocol="sysumm01", trials=2, **changes)
+    results = run_evaluation(settings)
+    protocol = results.protocol
+    assert set(np.concatenate(protocol.trials).tolist()) == set(range(len(protocol.gallery)))
+    cameras = {"1", "2"} if "setting" in changes else {"1", "2", "4", "5"}
+    assert {record.camera_id for record in protocol.gallery} == cameras
+    assert read_json(settings.output_dir / "results.json")["protocol"]["gallery"] == len(protocol.gallery)
+
+
+def test_gallery_has_what_some_trial_ranks_and_no_more(settings: EvalSettings) -> None:
+    protocol = load_protocol(settings.model_copy(update={"trials": 1}))
+    assert protocol.trials[0].tolist() == list(range(len(protocol.gallery)))
+    records, _ = read_manifest(settings.manifest)
+    assert len(protocol.gallery) < len(records)

@@ -63,7 +63,7 @@ def load_protocol(settings: EvalSettings) -> Protocol:
         )
     source = read_source(settings, queries_needed=settings.protocol not in WITHOUT_QUERIES)
     protocol = PROTOCOLS[settings.protocol](source, settings)
-    protocol = _skip_unmatched(protocol, settings)
+    protocol = _leave_out_unranked(_skip_unmatched(protocol, settings))
     queries = take_evenly(protocol.queries, settings.max_queries)
     pictures = [query.image for query in queries if query.image is not None]
     check_images([*pictures, *protocol.gallery], protocol.image_root, required=not settings.reads_scores)
@@ -88,6 +88,15 @@ def _skip_unmatched(protocol: Protocol, settings: EvalSettings) -> Protocol:
             skipped.append(SkippedQuery(query.query_id, _explain(protocol, labels, place, int((~matched).sum()))))
     _report_skipped(skipped, len(kept), protocol, settings.manifest)
     return replace(protocol, queries=kept, skipped=tuple(skipped))
+
+
+def _leave_out_unranked(protocol: Protocol) -> Protocol:
+    """Leave out of the gallery what is in no trial, so that nothing is encoded, asked for or counted in vain."""
+    if not protocol.trials:
+        return protocol
+    ranked = np.unique(np.concatenate(protocol.trials))
+    trials = tuple(np.searchsorted(ranked, places) for places in protocol.trials)
+    return replace(protocol, gallery=[protocol.gallery[place] for place in ranked.tolist()], trials=trials)
 
 
 def _explain(protocol: Protocol, labels: Labels, place: int, unmatched_trials: int) -> str:

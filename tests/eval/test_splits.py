@@ -1,0 +1,101 @@
+"""Benchmarks of several splits: each is an evaluation of its own, and their unweighted mean is what is quoted."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from chatreid_plugin.eval.measuring import average_metrics
+from chatreid_plugin.eval.metrics import RankingMetrics, bootstrap_interval, evaluate_ranking
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.plan import choose_split, describe_plan
+from chatreid_plugin.eval.report import render_table
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.shards import read_json, read_manifest, write_manifest
+
+
+MakeWorld = Callable[..., Path]
+MakeSettings = Callable[..., EvalSettings]
+ParseLayout = Callable[[str], Path]
+
+
+def test_splits_are_evaluated_apart_and_averaged(
+    parse_layout: ParseLayout, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    source = parse_layout("regdb")
+    for trial in (1, 2):
+        for suffix in (".parquet", ".parquet.json"):
+            copy = source.with_name(f"regdb_split{trial}{suffix}")
+            copy.write_bytes(source.with_name(f"regdb{suffix}").read_bytes())
+    manifest = source.with_name("regdb_split{trial}.parquet")
+    settings = make_settings(manifest, protocol="regdb", backend="random", splits=[1, 2])
+    assert "2 splits; split 1:" in describe_plan(settings)
+    results = run_evaluation(settings)
+    assert "mean of 2 splits" in results.protocol.variant
+    assert len(results.measured.trials) == 2
+    assert (tmp_path / "out" / "split2" / "rankings.parquet").exists()
+    alone = run_evaluation(make_settings(source, protocol="regdb", backend="random", output_dir=tmp_path / "one"))
+    content = read_json(tmp_path / "out" / "results.json")
+    assert content["protocol"]["pairs_scored"] == 2 * alone.pairs == sum(s["pairs_scored"] for s in content["splits"])
+    assert content["filter"]["mean_candidates"] == alone.pairs / len(alone.protocol.queries)
+    assert content["provenance"] is None
+    manifests = [Path(split["provenance"]["manifest"]).name for split in content["splits"]]
+    assert manifests == ["regdb_split1.parquet", "regdb_split2.parquet"]
+    assert [split["folder"] for split in content["splits"]] == ["split1", "split2"]
+    assert results.ranking.mean_ap == pytest.approx(alone.ranking.mean_ap)
+
+
+def measure_split(precisions: Sequence[float]) -> RankingMetrics:
+    """Return the metrics of a query for each average precision, 1 or 0.5."""
+    scores = [[1.0, 0.0] if precision == 1.0 else [0.0, 1.0] for precision in precisions]
+    return evaluate_ranking(np.array(scores), [1] * len(scores), [1, 2])
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (3, 4)])
+def test_splits_count_alike_when_their_queries_are_not_the_same(sizes: tuple[int, int]) -> None:
+    mean = average_metrics([measure_split([1.0] * sizes[0]), measure_split([0.5] * sizes[1])], same_queries=False)
+    assert mean.mean_ap == 0.75
+    assert mean.interval == (0.75, 0.75)
+    assert mean.valid_queries == len(mean.average_precisions) == len(mean.query_indices) == sum(sizes)
+
+
+def test_trials_average_each_query() -> None:
+    mean = average_metrics([measure_split([1.0, 1.0, 0.5]), measure_split([0.5, 1.0, 0.5])], same_queries=True)
+    assert mean.average_precisions.tolist() == [0.75, 1.0, 0.5]
+    assert mean.mean_ap == pytest.approx(0.75)
+    assert mean.valid_queries == 3
+    assert mean.interval == bootstrap_interval(np.array([0.75, 1.0, 0.5]))
+
+
+def test_queries_of_all_splits_are_counted(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    manifest = make_world()
+    records, root = read_manifest(manifest)
+    for trial, people in ((1, "123"), (2, "234")):
+        chosen = [record for record in records if record.split == "gallery" or record.person_id[-1] in people]
+        write_manifest(manifest.with_name(f"m{trial}.parquet"), chosen, root, {"made_by": "test"})
+    settings = make_settings(manifest.with_name("m{trial}.parquet"), splits=[1, 2], backend="random")
+    results = run_evaluation(settings)
+    content = read_json(settings.output_dir / "results.json")
+    assert content["metrics"]["valid_queries"] == results.ranking.valid_queries == 6
+    assert content["protocol"]["splits"] == 2
+    assert content["metrics"]["mAP"] == pytest.approx(np.mean([one["mAP"] for one in content["trials"]]))
+    assert "6 valid queries (0 skipped), 12 gallery images, 33 pairs scored in the first of 2 splits" in render_table(
+        results
+    )
+    assert "Mean of 2 splits, between which" in render_table(results)
+
+
+def test_every_path_and_name_has_the_number_of_its_split(make_settings: MakeSettings) -> None:
+    files = ("manifest", "image_root", "filter_features", "filter_weights", "features", "scores")
+    names = ("model_name_or_path", "adapter_name_or_path", "filter_model", "model", "base_url")
+    changes: dict[str, Any] = {key: Path(f"{key}_{{trial}}") for key in files}
+    changes |= {key: f"{key}_{{trial}}" for key in names}
+    settings = make_settings(Path("m{trial}"), splits=[7]).model_copy(update=changes)
+    split = choose_split(settings, 7)
+    for key, value in changes.items():
+        assert getattr(split, key) == type(value)(f"{key}_7")
+    assert split.splits == ()
+    assert split.output_dir == settings.output_dir / "split7"
+    assert split.backend == settings.backend
