@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..eval_settings import EvalSettings
-from .backends import make_scorer
+from .backends import Vectors, make_scorer
 from .contents import hash_images
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
@@ -100,12 +100,7 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         if processes.is_first:
             _write_rankings_and_page(results, plan, [])
         return results
-    features = None
-    if plan.query_features is not None and plan.gallery_features is not None:
-        names = [query.query_id for query in plan.protocol.queries]
-        names += [record.image_id for record in plan.protocol.gallery]
-        features = dict(zip(names, [*plan.query_features, *plan.gallery_features], strict=True))
-    scorer = plan.scorer or make_scorer(settings, plan.protocol, features)
+    scorer = plan.scorer or make_scorer(settings, plan.protocol, _name_features(plan))
     fingerprint = describe_fingerprint(settings, scorer)
     shows_images = settings.backend in ("transformers", "http")
     contents = hash_images(plan.list_images(), plan.protocol.image_root, processes) if shows_images else {}
@@ -125,6 +120,17 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     if processes.is_first:
         _write_rankings_and_page(results, plan, fused[0])
     return results
+
+
+def _name_features(plan: Plan) -> tuple[Vectors, Vectors] | None:
+    """Return the filter's features by name; queries apart, as an image that is query and gallery may have two."""
+    if plan.query_features is None or plan.gallery_features is None:
+        return None
+    asked = [query.query_id for query in plan.protocol.queries]
+    ranked = [record.image_id for record in plan.protocol.gallery]
+    sides = ((asked, plan.query_features), (ranked, plan.gallery_features))
+    queries, gallery = (dict(zip(names, features, strict=True)) for names, features in sides)
+    return queries, gallery
 
 
 def average_splits(splits: Sequence[Results]) -> Results:

@@ -45,11 +45,11 @@ def test_random_depends_on_query_and_seed_alone(protocol: Protocol, make_setting
 
 
 def test_features_scores_are_dot_products(protocol: Protocol, make_settings: MakeSettings) -> None:
-    names = [query.query_id for query in protocol.queries] + [record.image_id for record in protocol.gallery]
-    vectors = np.random.default_rng(0).normal(size=(len(names), 5)).astype(np.float32)
-    features = dict(zip(names, vectors, strict=True))
+    vectors = np.random.default_rng(0).normal(size=(4 + len(protocol.gallery), 5)).astype(np.float32)
+    queries = dict(zip([query.query_id for query in protocol.queries], vectors[:4], strict=True))
+    gallery = dict(zip([record.image_id for record in protocol.gallery], vectors[4:], strict=True))
     settings = make_settings(Path(), backend="features", filter="colour")
-    scorer = make_scorer(settings, protocol, features)
+    scorer = make_scorer(settings, protocol, (queries, gallery))
     assert scorer.score_pairs(protocol.queries[2], protocol.gallery, IMAGE_PAIR) == pytest.approx(
         vectors[4:] @ vectors[2], abs=1e-6
     )
@@ -60,9 +60,9 @@ def test_features_scores_are_dot_products(protocol: Protocol, make_settings: Mak
 
 def test_features_scores_tie_when_features_are_equal(protocol: Protocol, make_settings: MakeSettings) -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 337)).astype(np.float32)
-    features = {query.query_id: vector for query, vector in zip(protocol.queries, vectors, strict=False)}
-    features |= {record.image_id: vectors[4] for record in protocol.gallery}
-    scorer = make_scorer(make_settings(Path(), backend="features", filter="colour"), protocol, features)
+    queries = {query.query_id: vector for query, vector in zip(protocol.queries, vectors, strict=False)}
+    gallery = {record.image_id: vectors[4] for record in protocol.gallery}
+    scorer = make_scorer(make_settings(Path(), backend="features", filter="colour"), protocol, (queries, gallery))
     for query in protocol.queries:
         for count in range(1, 62):
             candidates = (protocol.gallery * 6)[:count]

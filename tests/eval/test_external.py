@@ -249,3 +249,20 @@ def test_refuses_a_file_without_its_backend(make_world: MakeWorld, make_settings
         make_settings(make_world(), backend="scores")
     with pytest.raises(ValueError, match="are not filtered"):
         make_settings(make_world(), backend="scores", scores="s.npz", filter="colour", fusion="linear")
+
+
+@pytest.mark.parametrize(
+    ("layout", "protocol"), [("cuhk03:detected_classic", "cuhk03_classic"), ("icfgpedes", "multimodal")]
+)
+def test_an_image_keeps_both_features_when_it_is_query_and_gallery(
+    layout: str, protocol: str, parse_layout: Callable[[str], Path], make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    manifest = parse_layout(layout)
+    paths = [record.path for record in read_manifest(manifest)[0]]
+    queries, gallery = np.random.default_rng(0).normal(size=(2, len(paths), 8))
+    file = tmp_path / "f.npz"
+    np.savez(file, query_paths=paths, query_features=queries, gallery_paths=paths, gallery_features=gallery)
+    changes = {"filter": "npz", "filter_features": file, "top_k": None, "report_queries": 0}
+    results = run_evaluation(make_settings(manifest, protocol=protocol, backend="features", **changes))
+    assert results.baseline is not None
+    assert results.ranking.mean_ap == pytest.approx(results.baseline.mean_ap, abs=1e-9)

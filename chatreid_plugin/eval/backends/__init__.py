@@ -3,16 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from ...errors import ConfigError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ..protocols import Protocol as Benchmark
 from ..queries import Query
 from ..ties import ScoreArray
-from .simple import FeatureScorer, OracleScorer, RandomScorer
+from .simple import FeatureScorer, OracleScorer, RandomScorer, Vectors
 
 
 # What a score is: a confidence from the model's own logits, one rebuilt from a server's few best log-probabilities, a
@@ -65,14 +62,14 @@ class Scorer(Protocol):
 
 
 def make_scorer(
-    settings: EvalSettings, benchmark: Benchmark, features: Mapping[str, npt.NDArray[np.float32]] | None = None
+    settings: EvalSettings, benchmark: Benchmark, features: tuple[Vectors, Vectors] | None = None
 ) -> Scorer:
     """Return the scorer of ``settings.backend``.
 
     Args:
         settings: the evaluation.
         benchmark: says where the images are.
-        features: query id or image id to the filter's vector (D,), for ``backend: features``.
+        features: the filter's of the queries and of the gallery, for ``backend: features``.
 
     Raises:
         ConfigError: ``backend: features`` without features.
@@ -85,7 +82,7 @@ def make_scorer(
     if settings.backend == "features":
         if features is None:
             raise ConfigError("backend: features needs features; set filter to colour, npz or torchvision.")
-        return FeatureScorer(features)
+        return FeatureScorer(*features)
     if settings.backend == "http":
         from .http import HttpScorer
 

@@ -14,6 +14,9 @@ from ..queries import Query
 from ..ties import ScoreArray
 
 
+Vectors = Mapping[str, npt.NDArray[np.float32]]  # query id or image id to an L2-normalised vector (D,)
+
+
 class RandomScorer:
     """Uniform scores that depend on the query, the seed and the number of candidates alone: the lower bound."""
 
@@ -65,14 +68,13 @@ class FeatureScorer:
 
     confidence: Literal["similarities"] = "similarities"
 
-    def __init__(self, features: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        """``features``: query id or image id to L2-normalised vector (D,)."""
-        self.features = features
-        names = list(features)
-        firsts = number_distinct(features.values()).tolist()
+    def __init__(self, queries: Vectors, gallery: Vectors) -> None:
+        self.queries, self.gallery = queries, gallery
+        names = list(gallery)
+        firsts = number_distinct(gallery.values()).tolist()
         self.equals = {name: names[first] for name, first in zip(names, firsts, strict=True)}
         digest = xxhash.xxh3_128()
-        for name, vector in features.items():
+        for name, vector in (*queries.items(), *gallery.items()):
             digest.update(name.encode())
             digest.update(vector.tobytes())
         # The features themselves: so nothing is missed that they come from, be it a file, weights or images.
@@ -90,7 +92,7 @@ class FeatureScorer:
         # Equal vectors are multiplied once, as in ``iterate_similarities``: only so do they tie.
         names = [self.equals[record.image_id] for record in candidates]
         places = {name: place for place, name in enumerate(dict.fromkeys(names))}
-        similarities = np.stack([self.features[name] for name in places]) @ self.features[query.query_id]
+        similarities = np.stack([self.gallery[name] for name in places]) @ self.queries[query.query_id]
         return similarities[[places[name] for name in names]]
 
     def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
