@@ -69,7 +69,7 @@ class EvalSettings(Settings):
     attributes: tuple[str, ...] = ()
     trials: Annotated[int, Field(ge=1)] = 10
     trials_from: Literal["published", "agw_seed"] | None = None
-    # With {trial} in `manifest` (and in the model's name): the splits whose mean is taken.
+    # With {trial} in `manifest` (and in any other path or name): the splits whose mean is taken.
     splits: tuple[Annotated[int, Field(ge=1)], ...] = ()
     # top500 takes equal scores in gallery order; the others over all their orders.
     average_precision: Literal["mean", "trapezoid", "top500"] = "mean"

@@ -111,28 +111,29 @@ def average_recalls(recalls: Sequence[dict[int, float]]) -> dict[int, float]:
     return {cut: float(np.mean([one[cut] for one in recalls])) for cut in common}
 
 
-def average_metrics(metrics: Sequence[RankingMetrics]) -> RankingMetrics:
-    """Return the mean of several trials' metrics.
+def average_metrics(metrics: Sequence[RankingMetrics], *, same_queries: bool) -> RankingMetrics:
+    """Return the unweighted mean of the metrics of several trials, or of several splits.
 
-    Of the same queries each query's average precision is averaged, and the interval resamples queries; of different
-    ones (splits) their average precisions stand side by side.
+    Trials ask the same queries: each query's average precision is averaged, and the interval resamples queries. Splits
+    have queries of their own: those of all count as valid, their average precisions stand one split after another, and
+    the interval resamples the queries of each split.
     """
     if len(metrics) == 1:
         return metrics[0]
-    same = all(np.array_equal(one.query_indices, metrics[0].query_indices) for one in metrics)
     precisions = [one.average_precisions for one in metrics]
-    joined = np.mean(precisions, axis=0) if same else np.concatenate(precisions)
-    indices = metrics[0].query_indices if same else np.concatenate([one.query_indices for one in metrics])
+    groups = [np.mean(precisions, axis=0)] if same_queries else precisions
+    joined = np.concatenate(groups)
+    numbered = metrics[:1] if same_queries else metrics
     return RankingMetrics(
         mean_ap=float(np.mean([one.mean_ap for one in metrics])),
         cmc={k: float(np.mean([one.cmc[k] for one in metrics])) for k in metrics[0].cmc},
         mean_inp=float(np.mean([one.mean_inp for one in metrics])),
-        valid_queries=metrics[0].valid_queries if same else sum(one.valid_queries for one in metrics),
-        invalid_queries=metrics[0].invalid_queries,
+        valid_queries=len(joined),
+        invalid_queries=tuple(query for one in numbered for query in one.invalid_queries),
         tie_rate=float(np.mean([one.tie_rate for one in metrics])),
         average_precisions=joined,
-        query_indices=indices,
-        interval=bootstrap_interval(joined),
+        query_indices=np.concatenate([one.query_indices for one in numbered]),
+        interval=bootstrap_interval(*groups),
     )
 
 
@@ -146,8 +147,8 @@ def _measure_matrix(plan: Plan, matrix: Matrix) -> Measured:
             trial.meters["ranking"].add(query, row[trial.places])
             trial.meters["ceiling"].add(query, trial.labels.find_positives(query).astype(np.float32))
     found = tuple(trial.meters["ranking"].summarise() for trial in trials)
-    ceiling = average_metrics([trial.meters["ceiling"].summarise() for trial in trials])
-    ranking = average_metrics(found)
+    ceiling = average_metrics([trial.meters["ceiling"].summarise() for trial in trials], same_queries=True)
+    ranking = average_metrics(found, same_queries=True)
     return Measured(ranking, ranking, ceiling, None, 1.0, {}, 0.0, found)
 
 
@@ -170,7 +171,7 @@ def measure(plan: Plan, scores: Sequence[Sequence[ScoreArray]]) -> Measured:
     found = [{name: meter.summarise() for name, meter in trial.meters.items()} for trial in trials]
 
     def average(name: str) -> RankingMetrics:
-        return average_metrics([one[name] for one in found])
+        return average_metrics([one[name] for one in found], same_queries=True)
 
     return Measured(
         ranking=average("ranking"),

@@ -30,12 +30,13 @@ class RankingMetrics:
         mean_ap: mean average precision.
         cmc: k to the share of queries with a positive among the first k.
         mean_inp: mean inverse negative penalty.
-        valid_queries: number of queries with at least one positive left after the ignored items are removed.
+        valid_queries: number of queries with at least one positive left after the ignored items are removed; of
+            several splits, those of all of them.
         invalid_queries: indices of the others; they are in no mean.
         tie_rate: share of valid queries in which a positive has the same score as a negative.
         average_precisions: (valid_queries,) average precision of each valid query.
         query_indices: (valid_queries,) which query each of them belongs to.
-        interval: 2.5 and 97.5 percentiles of mean_ap over 1,000 resamples of the queries (seeded).
+        interval: see ``bootstrap_interval``.
     """
 
     mean_ap: float
@@ -49,10 +50,18 @@ class RankingMetrics:
     interval: tuple[float, float]
 
 
-def bootstrap_interval(values: FloatArray, *, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
-    """Return the 2.5 and 97.5 percentiles of the mean of ``values`` (n,) resampled with replacement."""
+def bootstrap_interval(*splits: FloatArray, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+    """Return the 2.5 and 97.5 percentiles of the mean of values (n,) resampled with replacement.
+
+    Of several splits each is resampled within itself, and the unweighted mean of their means is taken: as the figure
+    that is quoted.
+    """
     generator = np.random.default_rng(seed)
-    means = [values[generator.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
+
+    def draw_mean() -> float:
+        return float(np.mean([one[generator.integers(0, len(one), len(one))].mean() for one in splits]))
+
+    means = [draw_mean() for _ in range(resamples)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

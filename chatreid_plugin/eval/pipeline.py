@@ -134,14 +134,17 @@ def _name_features(plan: Plan) -> tuple[Vectors, Vectors] | None:
 
 
 def average_splits(splits: Sequence[Results]) -> Results:
-    """Return the mean of several splits' results; what is no metric, pair or skipped query is the first one's."""
+    """Return the unweighted mean of several splits' results.
+
+    Valid queries, skipped ones and pairs are those of all splits; what else is no metric is the first one's.
+    """
     measured = [one.measured for one in splits]
     baselines = [one.baseline for one in measured if one.baseline is not None]
     mean = Measured(
-        ranking=average_metrics([one.ranking for one in measured]),
-        strict=average_metrics([one.strict for one in measured]),
-        ceiling=average_metrics([one.ceiling for one in measured]),
-        baseline=average_metrics(baselines) if baselines else None,
+        ranking=average_metrics([one.ranking for one in measured], same_queries=False),
+        strict=average_metrics([one.strict for one in measured], same_queries=False),
+        ceiling=average_metrics([one.ceiling for one in measured], same_queries=False),
+        baseline=average_metrics(baselines, same_queries=False) if baselines else None,
         recall=float(np.mean([one.recall for one in measured])),
         cut_tie_rate=float(np.mean([one.cut_tie_rate for one in measured])),
         recall_at=average_recalls([one.recall_at for one in measured]),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -147,14 +148,9 @@ def describe_plan(settings: EvalSettings) -> str:
 
 
 def choose_split(settings: EvalSettings, trial: int) -> EvalSettings:
-    """Return the settings of one of ``splits``: its manifest and model, and a folder of its own."""
-    model = settings.model_name_or_path
-    changes = {
-        "manifest": Path(str(settings.manifest).replace("{trial}", str(trial))),
-        "model_name_or_path": None if model is None else model.replace("{trial}", str(trial)),
-        "features": None if settings.features is None else Path(str(settings.features).replace("{trial}", str(trial))),
-        "scores": None if settings.scores is None else Path(str(settings.scores).replace("{trial}", str(trial))),
-        "output_dir": settings.output_dir / f"split{trial}",
-        "splits": (),
-    }
+    """Return the settings of one of ``splits``: its number for ``{trial}`` in every text, and a folder of its own."""
+    changes: dict[str, Any] = {"output_dir": settings.output_dir / f"split{trial}", "splits": ()}
+    for key, value in settings:
+        if key not in changes and isinstance(value, str | Path):
+            changes[key] = type(value)(str(value).replace("{trial}", str(trial)))
     return settings.model_copy(update=changes)

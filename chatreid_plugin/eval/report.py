@@ -59,7 +59,9 @@ TIE_DEFINITIONS = {
 DEFINITIONS = {
     "mINP": "mean over the valid queries of matches / rank of the last match",
     "tie_rate": "share of valid queries in which a match has the same score as a non-match",
-    "interval": "2.5 and 97.5 percentiles of mAP over 1,000 seeded resamples of the queries",
+    "interval": "2.5 and 97.5 percentiles of mAP over 1,000 seeded resamples of the queries; of several splits each "
+    "is resampled within itself, and their unweighted mean is taken",
+    "valid_queries": "queries that have a match; of several splits those of all of them",
     "ranking": "candidates by the scorer, then everything the filter left out, in baseline order",
     "strict": "what the filter left out is not retrieved: matches there add nothing to mAP, miss in Rank-k, INP 0",
     "ceiling": "a perfect scorer on the same candidates, the rest in baseline order",
@@ -295,6 +297,15 @@ def describe_method(settings: EvalSettings) -> str:
     return ", ".join([*parts, f"filter {settings.filter}", f"fusion {settings.fusion}"])
 
 
+def _describe_counts(results: Results) -> str:
+    """Return the numbers of queries and pairs, of all splits together, and of images in the gallery of one."""
+    skipped, where = len(results.protocol.skipped), " in the first split" if results.splits else ""
+    return (
+        f"{results.ranking.valid_queries:,} valid queries ({skipped:,} skipped), "
+        f"{len(results.protocol.gallery):,} gallery images{where}, {results.pairs:,} pairs scored"
+    )
+
+
 def render_table(results: Results) -> str:
     """Return the results as a small table in percent, with what the columns and rows mean."""
     protocol, settings = results.protocol, results.settings
@@ -308,13 +319,13 @@ def render_table(results: Results) -> str:
     low, high = results.ranking.interval
     terms, trials = define_terms(protocol), results.measured.trials
     spread = float(np.std([one.mean_ap for one in trials])), float(np.std([one.cmc[1] for one in trials]))
-    several = f"Mean of {len(trials)} trials, between which mAP deviates by {100 * spread[0]:.2f} and Rank-1 by "
+    kind = "splits" if results.splits else "trials"
+    several = f"Mean of {len(trials)} {kind}, between which mAP deviates by {100 * spread[0]:.2f} and Rank-1 by "
     recalls = ", ".join(f"{k}: {100 * share:.2f}" for k, share in results.measured.recall_at.items())
     lines = [
         f"{protocol.name} ({protocol.variant}), scored by {results.scorer}",
         describe_method(settings),
-        f"{results.ranking.valid_queries:,} valid queries ({len(protocol.skipped):,} skipped), "
-        f"{len(protocol.gallery):,} gallery images, {results.pairs:,} pairs scored",
+        _describe_counts(results),
         *([WARNINGS[results.confidence]] if results.confidence in WARNINGS else []),
         "",
         f"{'%':<9}" + "".join(f"{name:>10}" for name in columns),

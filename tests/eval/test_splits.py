@@ -79,9 +79,9 @@ def test_queries_of_all_splits_are_counted(make_world: MakeWorld, make_settings:
     results = run_evaluation(settings)
     content = read_json(settings.output_dir / "results.json")
     assert content["metrics"]["valid_queries"] == results.ranking.valid_queries == 6
-    assert content["protocol"]["splits"] == 2
+    assert len(content["splits"]) == 2
     assert content["metrics"]["mAP"] == pytest.approx(np.mean([one["mAP"] for one in content["trials"]]))
-    assert "6 valid queries (0 skipped), 12 gallery images, 33 pairs scored in the first of 2 splits" in render_table(
+    assert "6 valid queries (0 skipped), 12 gallery images in the first split, 66 pairs scored" in render_table(
         results
     )
     assert "Mean of 2 splits, between which" in render_table(results)
