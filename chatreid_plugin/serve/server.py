@@ -109,7 +109,7 @@ class Paths:
         try:
             body = await read_body(request, kind, self.most_bytes)
             async with self.turn:
-                if await request.is_disconnected():
+                if await _has_gone(request):
                     raise RequestFault("The client has gone.", 499)  # not worth the model's time
                 return await asyncio.to_thread(answer, body)
         finally:
@@ -210,3 +210,15 @@ def run_server(
             uvicorn.Server(config).run(sockets=[listener])
         finally:
             model.close()
+
+
+async def _has_gone(request: Request) -> bool:
+    """Whether the client has closed the connection.
+
+    uvicorn stops reading after a body of more than 64 KB, so it does not see the end of the connection either, until
+    it is asked for more: the first question makes it read on, the second one gets the answer.
+    """
+    if await request.is_disconnected():
+        return True
+    await asyncio.sleep(0.01)
+    return await request.is_disconnected()

@@ -253,7 +253,8 @@ def test_request_whose_client_has_gone_is_not_worked_on(
     monkeypatch.setattr(server.model._scorer, "score_pairs", score)
 
     def make_body(count: int) -> dict[str, Any]:
-        return {"query": {"image": urls[0]}, "candidates": urls[:count]}
+        # Longer than what uvicorn reads ahead, so that it does not see the connection end.
+        return {"query": {"image": urls[0], "text": "red " * 50_000}, "candidates": urls[:count]}
 
     first = threading.Thread(target=server.ask, args=("/v1/score", make_body(1)))
     first.start()
