@@ -1,7 +1,7 @@
 """Score what is planned and not yet in the store: the long part of an evaluation, which may be killed at any time."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,25 +56,27 @@ def score_queries(
     queries = plan.protocol.queries
     for finished in processes.gather(store.finished):
         store.finished |= finished  # other machines have disks of their own
-    pending = [i for i, query in enumerate(queries) if store.get(query, plan.list_candidates(i)) is None]
+    keys = [store.make_key(query, plan.list_candidates(index)) for index, query in enumerate(queries)]
+    counts = [len(candidates) for candidates in plan.kept]
+    pending = [index for index, key in enumerate(keys) if store.get(key, counts[index]) is None]
     if len(pending) < len(queries) and processes.is_first:
         finished = len(queries) - len(pending)
         logger.warning("%d of %d queries were scored before (%s).", finished, len(queries), store.path)
     share = processes.take_share(pending)
-    _score_share(settings, plan, scorer, store, share, show=processes.is_first)
-    keys = [store.make_key(queries[index], plan.list_candidates(index)) for index in share]
-    for scored in processes.gather({key: store.finished[key] for key in keys}):
+    for index, values in _iterate_share(settings, plan, scorer, share, show=processes.is_first):
+        store.add(keys[index], values)
+    for scored in processes.gather({keys[index]: store.finished[keys[index]] for index in share}):
         store.finished |= scored
     if processes.is_first:
         store.take_over()
-    scores = [store.get(query, plan.list_candidates(i)) for i, query in enumerate(queries)]
+    scores = [store.get(key, count) for key, count in zip(keys, counts, strict=True)]
     return [values for values in scores if values is not None]
 
 
-def _score_share(
-    settings: EvalSettings, plan: Plan, scorer: Scorer, store: ScoreStore, share: Sequence[int], *, show: bool
-) -> None:
-    """Score the queries of one process and store each as it is finished; a bar counts the first process's pairs."""
+def _iterate_share(
+    settings: EvalSettings, plan: Plan, scorer: Scorer, share: Sequence[int], *, show: bool
+) -> Iterator[tuple[int, ScoreArray]]:
+    """Yield each query of one process with its scores (K,) as it is finished; a bar counts the pairs."""
     if not share:
         return
     queries = plan.protocol.queries
@@ -86,5 +88,5 @@ def _score_share(
     with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True, disable=not show) as progress:
         for index in share:
             candidates = plan.list_candidates(index)
-            store.add(queries[index], candidates, score_query(settings, scorer, queries[index], candidates))
+            yield index, score_query(settings, scorer, queries[index], candidates)
             progress.update(len(candidates))

@@ -174,16 +174,14 @@ class ScoreStore:
         """Return what the scores of a query's candidates are found by."""
         return query.query_id, hash_candidates(query, candidates, self._contents)
 
-    def get(self, query: Query, candidates: Sequence[ImageRecord]) -> ScoreArray | None:
-        """Return the saved scores (K,) of a query, or None if it is unfinished or had other candidates."""
-        saved = self.finished.get(self.make_key(query, candidates))
-        return saved if saved is not None and len(saved) == len(candidates) else None
+    def get(self, key: Key, count: int) -> ScoreArray | None:
+        """Return the saved scores (K,) of ``count`` candidates, or None if the query is unfinished or had others."""
+        saved = self.finished.get(key)
+        return saved if saved is not None and len(saved) == count else None
 
-    def add(self, query: Query, candidates: Sequence[ImageRecord], scores: ScoreArray) -> None:
+    def add(self, key: Key, scores: ScoreArray) -> None:
         """Save the scores (K,) of a finished query; they are on disk when this returns."""
-        self._write_entry(self.make_key(query, candidates), scores.astype(np.float32))
-
-    def _write_entry(self, key: Key, scores: ScoreArray) -> None:
+        scores = scores.astype(np.float32)
         text = base64.b64encode(scores.astype("<f4").tobytes()).decode()
         self._write(json.dumps({"query": key[0], "candidates": key[1], "scores": text}).encode() + b"\n")
         self.finished[key] = scores
@@ -193,7 +191,7 @@ class ScoreStore:
         """Write what other processes finished into this file, then remove theirs."""
         for key, scores in sorted(self.finished.items(), key=lambda item: item[0]):
             if key not in self._own:
-                self._write_entry(key, scores)
+                self.add(key, scores)
         for path in self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"):
             path.unlink()
 

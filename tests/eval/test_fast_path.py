@@ -18,7 +18,6 @@ from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval.prompts import IMAGE_PAIR, TEXT_PAIR, build_choice_prompt, build_pair_prompt
 from chatreid_plugin.eval.queries import Query, make_image_query
-from chatreid_plugin.eval.store import ScoreStore
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import write_manifest
@@ -317,9 +316,7 @@ def test_bf16_scores_have_the_same_bits_when_resumed_or_shared_out(
             return encode(pixels + 0.1 * pixels.float().mean() * len(grids), grids)
 
         scorer.model.get_image_features = encode_together
-        with ScoreStore(tmp_path / str(share), {}) as store:
-            scoring._score_share(settings, plan, scorer, store, share, show=False)
-            return [store.get(plan.protocol.queries[index], plan.list_candidates(index)) for index in share]
+        return [values for _, values in scoring._iterate_share(settings, plan, scorer, share, show=False)]
 
     whole = score(range(12))
     assert np.array_equal(whole[:1] + whole[9:], score(range(1)) + score(range(9, 12)))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.queries import make_image_query
+from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval.store import ScoreStore
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest
@@ -26,16 +26,24 @@ def records(make_world: Callable[..., Path]) -> list[ImageRecord]:
     return read_manifest(make_world(images=False))[0]
 
 
+def get(store: ScoreStore, query: Query, candidates: list[ImageRecord]) -> Any:
+    return store.get(store.make_key(query, candidates), len(candidates))
+
+
+def add(store: ScoreStore, query: Query, candidates: list[ImageRecord], scores: Any) -> None:
+    store.add(store.make_key(query, candidates), scores)
+
+
 def fill(folder: Path, records: list[ImageRecord], count: int = 3) -> Path:
     with ScoreStore(folder, FINGERPRINT) as store:
         for number, query in enumerate(records[:count]):
-            store.add(make_image_query(query), records[4:8], SCORES + np.float32(number))
+            add(store, make_image_query(query), records[4:8], SCORES + np.float32(number))
         return store.path
 
 
 def read(folder: Path, records: list[ImageRecord], fingerprint: dict[str, Any] = FINGERPRINT) -> list[Any]:
     with ScoreStore(folder, fingerprint) as store:
-        return [store.get(make_image_query(query), records[4:8]) for query in records[:3]]
+        return [get(store, make_image_query(query), records[4:8]) for query in records[:3]]
 
 
 def test_gives_back_the_same_bits(tmp_path: Path, records: list[ImageRecord]) -> None:
@@ -53,9 +61,9 @@ def test_drops_a_torn_last_line_and_goes_on(
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
     with ScoreStore(tmp_path, FINGERPRINT) as store:
-        assert store.get(make_image_query(records[1]), records[4:8]) is not None
-        assert store.get(make_image_query(records[2]), records[4:8]) is None
-        store.add(make_image_query(records[2]), records[4:8], SCORES + np.float32(2))
+        assert get(store, make_image_query(records[1]), records[4:8]) is not None
+        assert get(store, make_image_query(records[2]), records[4:8]) is None
+        add(store, make_image_query(records[2]), records[4:8], SCORES + np.float32(2))
     assert path.read_bytes() == whole
     assert "torn line" in caplog.text
 
@@ -85,14 +93,14 @@ def test_starts_a_new_file_and_says_so_when_the_fingerprint_changed(
 def test_scores_again_when_the_candidates_changed(tmp_path: Path, records: list[ImageRecord]) -> None:
     fill(tmp_path, records)
     with ScoreStore(tmp_path, FINGERPRINT) as store:
-        assert store.get(make_image_query(records[0]), records[4:9]) is None
-        assert store.get(make_image_query(records[0]), records[7:3:-1]) is None
+        assert get(store, make_image_query(records[0]), records[4:9]) is None
+        assert get(store, make_image_query(records[0]), records[7:3:-1]) is None
 
 
 def test_overwrite_forgets_everything(tmp_path: Path, records: list[ImageRecord]) -> None:
     fill(tmp_path, records)
     with ScoreStore(tmp_path, FINGERPRINT, overwrite=True) as store:
-        assert store.get(make_image_query(records[0]), records[4:8]) is None
+        assert get(store, make_image_query(records[0]), records[4:8]) is None
     assert read(tmp_path, records) == [None] * 3
 
 
@@ -148,7 +156,7 @@ def test_lock_holds_against_another_process_and_ends_with_it(tmp_path: Path, rec
 
 def test_ranks_of_one_run_have_files_of_their_own(tmp_path: Path, records: list[ImageRecord]) -> None:
     with ScoreStore(tmp_path, FINGERPRINT) as first, ScoreStore(tmp_path, FINGERPRINT, rank=1) as second:
-        second.add(make_image_query(records[1]), records[4:8], SCORES)
+        add(second, make_image_query(records[1]), records[4:8], SCORES)
         first.finished |= second.finished
         first.take_over()
     assert [scores is not None for scores in read(tmp_path, records)] == [False, True, False]
@@ -159,23 +167,23 @@ def test_keeps_the_scores_of_other_candidates(tmp_path: Path, records: list[Imag
     query = make_image_query(records[0])
     for count in (5, 3):
         with ScoreStore(tmp_path, FINGERPRINT) as store:
-            store.add(query, records[4 : 4 + count], np.full(count, count, dtype=np.float32))
+            add(store, query, records[4 : 4 + count], np.full(count, count, dtype=np.float32))
     with ScoreStore(tmp_path, FINGERPRINT) as store:
         for count in (5, 3):
-            scores = store.get(query, records[4 : 4 + count])
+            scores = get(store, query, records[4 : 4 + count])
             assert scores is not None and scores.tolist() == [count] * count
 
 
 def test_stale_scores_of_a_later_rank_replace_no_valid_ones(tmp_path: Path, records: list[ImageRecord]) -> None:
     query = make_image_query(records[0])
     with ScoreStore(tmp_path, FINGERPRINT, rank=3) as stale:
-        stale.add(query, records[5:9], SCORES * np.float32(0.5))
+        add(stale, query, records[5:9], SCORES * np.float32(0.5))
     with ScoreStore(tmp_path, FINGERPRINT, rank=1) as valid:
-        valid.add(query, records[4:8], SCORES)
+        add(valid, query, records[4:8], SCORES)
     with ScoreStore(tmp_path, FINGERPRINT) as store:
         store.take_over()
     with ScoreStore(tmp_path, FINGERPRINT) as store:
-        scores = store.get(query, records[4:8])
+        scores = get(store, query, records[4:8])
         assert scores is not None and scores.tobytes() == SCORES.tobytes()
 
 
@@ -183,7 +191,7 @@ def test_scores_again_when_the_content_of_an_image_changed(tmp_path: Path, recor
     contents = {record.image_id: "1" for record in records}
     query, candidates = make_image_query(records[0]), records[4:8]
     with ScoreStore(tmp_path, FINGERPRINT, contents=contents) as store:
-        store.add(query, candidates, SCORES)
+        add(store, query, candidates, SCORES)
     for changed, known in ((records[0], False), (records[5], False), (records[9], True)):
         with ScoreStore(tmp_path, FINGERPRINT, contents=contents | {changed.image_id: "2"}) as store:
-            assert (store.get(query, candidates) is not None) is known
+            assert (get(store, query, candidates) is not None) is known
