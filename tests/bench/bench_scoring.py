@@ -87,9 +87,9 @@ def score_whole(scorer: TransformersScorer, query: Query, candidates: list[Image
     tokens = scorer._tokenizer.encode(build_pair_prompt(query, IMAGE_PAIR), [own.grid, own.grid])
     rows = [[own.levels, scorer.features[record.image_id].levels] for record in candidates]
     parts = scorer._batcher.run(
-        lambda part: scorer._decoder.compute_last(tokens, part) @ scorer._direction, rows, cost=1
+        lambda part: scorer._decoder.compute_last(tokens, part) @ scorer._direction.T, rows, cost=1
     )
-    return torch.cat(parts).tolist()
+    return torch.cat(parts)[:, 0].tolist()
 
 
 def measure(
