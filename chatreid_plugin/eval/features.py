@@ -1,6 +1,7 @@
-"""Where the baseline filter's features come from: colours, a file, a network's pooled output, or the model itself.
+"""Where the baseline filter's features come from: colours, a network's pooled output, or the scoring model itself.
 
-``clip`` alone reads words as well as images, so it can filter for queries in words.
+``clip`` alone reads words as well as images, so it can filter for queries in words. Features that another program
+wrote to a file (``filter: npz``) are read by ``external``.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from ..crops import open_crop
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
-from .external import list_image_names, read_features
+from .external import normalise
 
 
 FloatArray = npt.NDArray[np.float32]
@@ -214,9 +215,9 @@ def extract_features(
         pool_images: the scoring model's own features, for ``filter: vlm``.
 
     Raises:
-        ConfigError: ``filter: none``, which has no features; words for a source that compares images; or a source
-            that is not installed or cannot be loaded.
-        DataError: an unreadable image, a feature file that lacks an image, or features that are not finite.
+        ConfigError: ``filter: none`` or ``npz``, which compute no features; words for a source that compares images;
+            or a source that is not installed or cannot be loaded.
+        DataError: an unreadable image, or features that are not finite.
     """
     source = settings.filter
     if not items:
@@ -232,8 +233,6 @@ def extract_features(
             )
         if source == "colour":
             features = _extract_colour(records, image_root)
-        elif source == "npz" and settings.filter_features is not None:
-            features = read_features(settings.filter_features, [], [list_image_names(record) for record in records])[1]
         elif source == "torchvision":
             features = _extract_torchvision(records, image_root, settings)
         elif source == "timm":
@@ -241,10 +240,9 @@ def extract_features(
         elif source == "vlm" and pool_images is not None:
             features = pool_images(records)
         else:
-            raise ConfigError(f"filter: {source} has no features; choose another filter.")
+            raise ConfigError(f"filter: {source} computes no features; choose another filter.")
     if not np.isfinite(features).all():
         wrong = items[int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])]
         label = wrong if isinstance(wrong, str) else wrong.path
         raise DataError(f"filter: {source} gives NaN or infinite features, first for {label}.")
-    norms = np.linalg.norm(features.astype(np.float32), axis=1, keepdims=True)
-    return features.astype(np.float32) / np.maximum(norms, np.float32(1e-12))
+    return normalise(features)

@@ -171,6 +171,15 @@ def test_the_scoring_model_filters_with_its_own_features(
     assert method in render_table(results)
 
 
+def test_large_features_keep_their_direction_when_their_squares_overflow(
+    make_world: MakeWorld, make_settings: MakeSettings
+) -> None:
+    records, root = read_manifest(make_world())
+    settings = make_settings(Path(), filter="vlm", backend="transformers", model_name_or_path="m")
+    found = extract_features(records[:2], root, settings, lambda items: np.full((len(items), 4), 1e30, np.float32))
+    assert found.tolist() == [[0.5] * 4] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -11,6 +11,7 @@ from PIL import Image
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.features import describe_colours, extract_features
 from chatreid_plugin.eval.filtering import filter_gallery, is_cut_through_ties, iterate_similarities, number_distinct
+from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 
@@ -135,29 +136,33 @@ def write_npz(path: Path, paths: list[str], features: Any) -> Path:
 
 
 def test_npz_features_are_found_by_path(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:
-    records, root = read_manifest(make_world())
+    manifest = make_world()
+    records, _ = read_manifest(manifest)  # the queries come first
     values = np.arange(1, len(records) + 1)[:, None] * np.array([[3.0, 4.0]])
     values[:, 0] += np.arange(len(records))
     paths = [record.path for record in records]
     file = write_npz(tmp_path / "f.npz", ["extra.png", *paths[::-1]], np.vstack([[[9.0, 9.0]], values[::-1]]))
-    found = extract_features(records, root, make_settings(Path(), filter="npz", filter_features=file))
+    plan = make_plan(make_settings(manifest, filter="npz", filter_features=file))
+    assert plan.query_features is not None and plan.gallery_features is not None
+    found = np.concatenate([plan.query_features, plan.gallery_features])
     assert np.allclose(found, values / np.linalg.norm(values, axis=1, keepdims=True), atol=1e-6)
 
 
 def test_npz_names_the_images_it_lacks(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:
-    records, root = read_manifest(make_world())
-    file = write_npz(tmp_path / "f.npz", [record.path for record in records[1:]], np.ones((len(records) - 1, 2)))
-    with pytest.raises(DataError, match=rf"lacks the features of 1 of 16 gallery images:\n  {records[0].path}"):
-        extract_features(records, root, make_settings(Path(), filter="npz", filter_features=file))
+    manifest = make_world()
+    paths = [record.path for record in read_manifest(manifest)[0]]
+    file = write_npz(tmp_path / "f.npz", paths[:-1], np.ones((len(paths) - 1, 2)))
+    with pytest.raises(DataError, match=rf"lacks the features of 1 of 12 gallery images:\n  {paths[-1]}"):
+        make_plan(make_settings(manifest, filter="npz", filter_features=file))
 
 
 @pytest.mark.parametrize("content", ["missing", "text", "keys", "shapes", "nan", "zero"])
 def test_npz_faults_are_data_errors(
     make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path, content: str
 ) -> None:
-    records, root = read_manifest(make_world())
+    manifest = make_world()
     file = tmp_path / "f.npz"
-    paths = [record.path for record in records]
+    paths = [record.path for record in read_manifest(manifest)[0]]
     if content == "text":
         file.write_text("no archive")
     elif content == "keys":
@@ -168,8 +173,8 @@ def test_npz_faults_are_data_errors(
         write_npz(file, paths, np.full((len(paths), 2), np.nan))
     elif content == "zero":
         write_npz(file, paths, np.zeros((len(paths), 2)))
-    with pytest.raises(DataError, match="npz"):
-        extract_features(records, root, make_settings(Path(), filter="npz", filter_features=file))
+    with pytest.raises(DataError, match=r"f\.npz"):
+        make_plan(make_settings(manifest, filter="npz", filter_features=file))
 
 
 def test_no_filter_has_no_features(make_settings: MakeSettings) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.protocols import label_protocol, load_protocol, take_evenly
+from chatreid_plugin.eval.protocols import label_protocol, load_protocol
+from chatreid_plugin.eval.protocols.source import take_evenly
 from chatreid_plugin.eval_settings import EvalSettings
 
 

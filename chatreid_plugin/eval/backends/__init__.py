@@ -81,7 +81,7 @@ def make_scorer(
         return OracleScorer()
     if settings.backend == "features":
         if features is None:
-            raise ConfigError("backend: features needs features; set filter to colour, npz or torchvision.")
+            raise ConfigError("backend: features ranks by the filter's features, so filter must not be none.")
         return FeatureScorer(*features)
     if settings.backend == "http":
         from .http import HttpScorer

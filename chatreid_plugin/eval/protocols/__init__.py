@@ -21,7 +21,7 @@ from .standard import load_cuhk03, load_cuhk03_classic, load_folder, load_market
 from .words import load_attributes, load_multimodal, load_text
 
 
-__all__ = ["Labels", "Protocol", "SkippedQuery", "label_protocol", "load_protocol", "take_evenly"]
+__all__ = ["Labels", "Protocol", "SkippedQuery", "label_protocol", "load_protocol"]
 
 logger = logging.getLogger(__name__)
 
