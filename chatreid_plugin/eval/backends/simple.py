@@ -17,7 +17,24 @@ from ..ties import ScoreArray
 Vectors = Mapping[str, npt.NDArray[np.float32]]  # query id or image id to an L2-normalised vector (D,)
 
 
-class RandomScorer:
+class _PairScorer:
+    """Needs no model: has nothing to prepare, and scores the candidates of a window as it scores pairs."""
+
+    def prepare(
+        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
+    ) -> None:
+        """Nothing to prepare."""
+
+    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
+        """Return one score a candidate, (K,)."""
+        raise NotImplementedError
+
+    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
+        """Return each window's scores, (N,) each."""
+        return [self.score_pairs(query, window, task) for window in windows]
+
+
+class RandomScorer(_PairScorer):
     """Uniform scores that depend on the query, the seed and the number of candidates alone: the lower bound."""
 
     confidence: Literal["none"] = "none"
@@ -26,22 +43,13 @@ class RandomScorer:
         self.seed = seed
         self.fingerprint: dict[str, Any] = {"seed": seed}
 
-    def prepare(
-        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
-    ) -> None:
-        """Nothing to prepare."""
-
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
         """Return uniform scores (K,)."""
         generator = np.random.default_rng([self.seed, zlib.crc32(query.query_id.encode())])
         return generator.random(len(candidates), dtype=np.float32)
 
-    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
-        """Return the same scores for each window's candidates."""
-        return [self.score_pairs(query, window, task) for window in windows]
 
-
-class OracleScorer:
+class OracleScorer(_PairScorer):
     """1 for the query's own identity and 0 else: the upper bound."""
 
     confidence: Literal["none"] = "none"
@@ -49,21 +57,12 @@ class OracleScorer:
     def __init__(self) -> None:
         self.fingerprint: dict[str, Any] = {}
 
-    def prepare(
-        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
-    ) -> None:
-        """Nothing to prepare."""
-
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
         """Return 1 or 0 for each candidate, (K,)."""
         return np.array([record.person_id == query.person_id for record in candidates], dtype=np.float32)
 
-    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
-        """Return the same scores for each window's candidates."""
-        return [self.score_pairs(query, window, task) for window in windows]
 
-
-class FeatureScorer:
+class FeatureScorer(_PairScorer):
     """Cosine similarity of the filter's features: the baseline alone."""
 
     confidence: Literal["similarities"] = "similarities"
@@ -80,11 +79,6 @@ class FeatureScorer:
         # The features themselves: so nothing is missed that they come from, be it a file, weights or images.
         self.fingerprint: dict[str, Any] = {"features": digest.hexdigest()}
 
-    def prepare(
-        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
-    ) -> None:
-        """Nothing to prepare."""
-
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
         """Return the similarities (K,)."""
         if not candidates:
@@ -94,7 +88,3 @@ class FeatureScorer:
         places = {name: place for place, name in enumerate(dict.fromkeys(names))}
         similarities = np.stack([self.gallery[name] for name in places]) @ self.queries[query.query_id]
         return similarities[[places[name] for name in names]]
-
-    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
-        """Return the same scores for each window's candidates."""
-        return [self.score_pairs(query, window, task) for window in windows]
