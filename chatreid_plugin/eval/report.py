@@ -201,7 +201,7 @@ def describe_results(results: Results) -> dict[str, Any]:
             "ties": protocol.ties,
             "ignored": RULES[protocol.rule],
             "trials": len(results.measured.trials),
-            "skipped_queries": [{"query": item.image_id, "reason": item.reason} for item in protocol.skipped],
+            "skipped_queries": [{"query": item.query_id, "reason": item.reason} for item in protocol.skipped],
         },
         "scores": {
             "scorer": results.scorer,

@@ -113,7 +113,7 @@ def _report_skipped(skipped: list[SkippedQuery], kept: int, protocol: Protocol, 
     """Warn of queries without a match; refuse if none is left."""
     if not skipped:
         return
-    lines = [f"  {item.image_id}: {item.reason}" for item in skipped[:EXAMPLES_SHOWN]]
+    lines = [f"  {item.query_id}: {item.reason}" for item in skipped[:EXAMPLES_SHOWN]]
     if len(skipped) > EXAMPLES_SHOWN:
         lines.append(f"  ... and {len(skipped) - EXAMPLES_SHOWN} more")
     total = len(skipped) + kept

@@ -45,7 +45,7 @@ SYSU_QUERY_CAMERA, SYSU_GALLERY_CAMERA = "3", "2"
 class SkippedQuery:
     """A query that no gallery image can match, and why."""
 
-    image_id: str
+    query_id: str
     reason: str
 
 

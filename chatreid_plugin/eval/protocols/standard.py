@@ -30,7 +30,7 @@ def load_market1501(source: Source, settings: EvalSettings) -> Protocol:
         for record in source.queries
         if _is_distractor(record)
     ]
-    left_out = {item.image_id for item in skipped}
+    left_out = {item.query_id for item in skipped}
     queries = [query for query in protocol.queries if query.query_id not in left_out]
     return replace(protocol, queries=queries, skipped=tuple(skipped))
 
