@@ -54,7 +54,7 @@ def test_features_scores_are_dot_products(protocol: Protocol, make_settings: Mak
         vectors[4:] @ vectors[2], abs=1e-6
     )
     assert scorer.score_pairs(protocol.queries[2], [], IMAGE_PAIR).shape == (0,)
-    with pytest.raises(ConfigError, match="needs features"):
+    with pytest.raises(ConfigError, match="needs the filter.s features, so filter must not be none"):
         make_scorer(settings, protocol)
 
 

@@ -81,7 +81,7 @@ def make_scorer(
         return OracleScorer()
     if settings.backend == "features":
         if features is None:
-            raise ConfigError("backend: features ranks by the filter's features, so filter must not be none.")
+            raise ConfigError("backend: features needs the filter's features, so filter must not be none.")
         return FeatureScorer(*features)
     if settings.backend == "http":
         from .http import HttpScorer
