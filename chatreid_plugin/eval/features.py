@@ -81,6 +81,16 @@ def _load_weights(model: Any, weights: Path, name: str) -> None:
         raise DataError(f"{weights} is no state_dict of {name}: {error}") from None
 
 
+def form_batches(items: Sequence[Item]) -> list[list[int]]:
+    """Return the places of the items that a network computes at once: 64 words or 64 images, in the order given.
+
+    The last bits of a result depend on what else is in its batch. So processes share out whole batches, of which each
+    makes the same again, and any number of them gives the same features.
+    """
+    kinds = [[place for place, item in enumerate(items) if isinstance(item, str) is words] for words in (True, False)]
+    return [own[start : start + ITEMS_PER_BATCH] for own in kinds for start in range(0, len(own), ITEMS_PER_BATCH)]
+
+
 def _run(items: Sequence[Any], compute: Callable[[Sequence[Any]], Any], name: str) -> FloatArray:
     """Return what a network computes of each item, (N, D), batch by batch."""
     import torch

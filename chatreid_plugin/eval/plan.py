@@ -12,7 +12,7 @@ from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .backends import Scorer
 from .external import Matrix, read_matrix, read_protocol_features
-from .features import PoolImages, extract_features
+from .features import PoolImages, extract_features, form_batches
 from .filtering import filter_gallery, iterate_similarities
 from .modes import describe_cost
 from .processes import Processes
@@ -118,9 +118,13 @@ def _extract(
         return np.concatenate(read_protocol_features(settings.filter_features, protocol))
     asked = [describe_in_words(query) if query.image is None else query.image for query in protocol.queries]
     items = [*asked, *protocol.gallery]
-    share = processes.take_share(items) if len(items) >= processes.count else items
-    features = np.concatenate(processes.gather(extract_features(share, protocol.image_root, settings, pool_images)))
-    return features[: len(items)]  # of fewer items than processes everyone took all
+    batches = form_batches(items)
+    share = processes.take_share(batches) if len(batches) >= processes.count else batches
+    own = [items[place] for batch in share for place in batch]
+    found = np.concatenate(processes.gather(extract_features(own, protocol.image_root, settings, pool_images)))
+    features = np.empty((len(items), found.shape[1]), dtype=np.float32)
+    features[np.concatenate(batches)] = found[: len(items)]  # of fewer batches than processes everyone took all
+    return features
 
 
 def describe_plan(settings: EvalSettings) -> str:

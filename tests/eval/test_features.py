@@ -2,7 +2,9 @@
 
 import json
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,9 +18,10 @@ from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval import plan as plan_module
-from chatreid_plugin.eval.features import extract_features
+from chatreid_plugin.eval.features import extract_features, form_batches
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import make_plan
+from chatreid_plugin.eval.plan import Plan, make_plan
+from chatreid_plugin.eval.processes import Processes
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
@@ -70,6 +73,64 @@ def test_timm_features_are_the_networks_with_local_weights(
         extract_features(records, root, make_settings(Path(), **changes))
     with pytest.raises(ConfigError, match="filter_model: timm cannot make unheard_of"):
         extract_features(records, root, make_settings(Path(), **changes | {"filter_model": "unheard_of"}))
+
+
+class CrowdedNetwork(torch.nn.Module):
+    """Gives each image the mean of its batch besides: what real networks do in the last bits, for all to see."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        own = inputs.mean(dim=(2, 3))
+        return torch.cat([own, own.mean(dim=0, keepdim=True).expand_as(own)], dim=1)
+
+
+def make_plans(settings: EvalSettings, count: int) -> list[Plan]:
+    """Return the plans of several processes, which are threads here."""
+    barrier, values = threading.Barrier(count, timeout=60), [None] * count
+
+    class Thread(Processes):
+        def gather(self, value: Any) -> list[Any]:
+            values[self.rank] = value
+            barrier.wait()
+            found = list(values)
+            barrier.wait()
+            return found
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda rank: make_plan(settings, Thread(rank, count)), range(count)))
+
+
+def test_any_number_of_processes_gives_the_bits_of_one_when_a_result_depends_on_its_batch(
+    timm: list[tuple[str, int]],
+    make_world: MakeWorld,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(sys.modules["timm"], "create_model", lambda name, **options: CrowdedNetwork())
+    torch.save({}, tmp_path / "w.pth")
+    items = [("query", "1", "1"), ("query", "2", "1")]
+    items += [("gallery", str(place % 4), str(place % 3 + 1)) for place in range(148)]
+    changes: dict[str, Any] = {"filter": "timm", "filter_model": "tiny", "filter_weights": tmp_path / "w.pth"}
+    settings = make_settings(make_world(items), device="cpu", **changes)
+    (one,) = make_plans(settings, 1)
+    assert one.gallery_features is not None and len(np.unique(one.gallery_features, axis=0)) > 4
+    for count in (2, 3, 5):
+        for plan in make_plans(settings, count):
+            assert np.array_equal(plan.query_features, one.query_features)
+            assert np.array_equal(plan.gallery_features, one.gallery_features)
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_shares_of_whole_batches_are_the_same_batches_again(make_world: MakeWorld, count: int) -> None:
+    (record, *_), _ = read_manifest(make_world(images=False))
+    items = [*["words"] * 70, *[record] * 200, *["words"] * 130, record]
+    batches = form_batches(items)
+    assert [len(batch) for batch in batches] == [64, 64, 64, 8, 64, 64, 64, 9]
+    assert sorted(sum(batches, [])) == list(range(len(items)))
+    for rank in range(count):
+        share = Processes(rank, count).take_share(batches)
+        own = [place for batch in share for place in batch]
+        assert [[own[i] for i in batch] for batch in form_batches([items[i] for i in own])] == share
 
 
 def test_says_what_to_install_when_timm_is_missing(
