@@ -1,7 +1,8 @@
-"""Seconds that the metrics take at benchmark size, against the classic argsort of every query's gallery.
+"""Seconds and memory that the metrics take at benchmark size, against the classic argsort of every query's gallery.
 
-Not a test. Run it alone on the machine: ``python tests/bench/bench_metrics.py``. Only the evaluation is timed, in CPU
-seconds of one thread; features and similarities are made beforehand.
+Not a test. Run it alone on the machine: ``python tests/bench/bench_metrics.py [--random | --memory]``. Only the
+evaluation is timed, in CPU seconds of one thread; features and similarities are made beforehand. ``--random`` takes
+random scores, of which nothing can be left out of the sorting; ``--memory`` measures memory, at MSMT17's size.
 """
 
 import os
@@ -9,11 +10,15 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
+import argparse  # noqa: E402
+import itertools  # noqa: E402
+import resource  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
+import tracemalloc  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, get_args  # noqa: E402
 
 import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
@@ -29,6 +34,8 @@ from chatreid_plugin.eval.metrics import evaluate_ranking  # noqa: E402
 
 CHUNK = 1000
 CLASSIC_QUERIES = 300
+MEMORY_CHUNK = 100
+IDENTITY_QUERIES = 20
 IDENTITY_SIZES: list[tuple[str, Cmc, dict[str, int]]] = [
     ("CUHK03 classic", "single_gallery_shot", {"n_ids": 100, "n_q": 965, "n_pos": 965, "n_cam": 2}),
     ("SYSU-MM01 all, 1 trial", "unique_identity", {"n_ids": 96, "n_q": 3803, "n_pos": 301, "n_cam": 4}),
@@ -39,14 +46,26 @@ SIZES = {
 }
 
 
-def iterate_chunks(vectors: Vectors, limit: int) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """Yield which queries and their scores (chunk, G), with noise below one half so that ties are rare."""
+def iterate_chunks(
+    vectors: Vectors, limit: int, chunk: int, *, chance: bool = False
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Yield which queries and their scores (chunk, G), with noise below one half so that ties are rare.
+
+    With ``chance`` the scores are the noise alone. Every chunk lies in the same two arrays, made before the first one.
+    """
     generator = np.random.default_rng(0)
     gallery = vectors.gallery_features.astype(np.float32).T.copy()
-    for start in range(0, limit, CHUNK):
-        queries = slice(start, min(start + CHUNK, limit))
-        scores = vectors.query_features[queries].astype(np.float32) @ gallery
-        yield queries, scores + generator.random(scores.shape, dtype=np.float32) / np.float32(2.1)
+    features = vectors.query_features.astype(np.float32)
+    scores, noise = (np.empty((min(chunk, limit), gallery.shape[1]), dtype=np.float32) for _ in range(2))
+    for start in range(0, limit, chunk):
+        queries = slice(start, min(start + chunk, limit))
+        count = queries.stop - start
+        generator.random(out=noise[:count], dtype=np.float32)
+        noise[:count] /= np.float32(2.1)
+        if not chance:
+            np.matmul(features[queries], gallery, out=scores[:count])
+            noise[:count] += scores[:count]
+        yield queries, noise[:count]
 
 
 def evaluate_by_argsort(scores: npt.NDArray[np.float32], labels: tuple[Any, Any, Any, Any]) -> float:
@@ -74,14 +93,42 @@ def time_identity_cmc() -> None:
         print(f"| {name} | {cmc} | {scores.shape[0]:,} x {scores.shape[1]:,} | {time.process_time() - start:.2f} |")
 
 
+def measure_memory() -> None:
+    """Print the peak of what the evaluation itself allocates at MSMT17's size, and the process's resident set."""
+    vectors = make_vectors(seed=1, amp=5, **SIZES["MSMT17"])
+    print("| cmc | queries x gallery | peak, MB |\n|---|---|---|")
+    for cmc in get_args(Cmc):
+        limit = SIZES["MSMT17"]["n_q"] if cmc == "standard" else IDENTITY_QUERIES
+        labels = (vectors.query_person[:limit], vectors.gallery_person)
+        labels += (vectors.query_camera[:limit], vectors.gallery_camera)
+        rows = (row for _, scores in iterate_chunks(vectors, limit, MEMORY_CHUNK) for row in scores)
+        first = next(rows)  # so the arrays of scores are there before allocations are traced
+        tracemalloc.start()
+        evaluate_ranking(itertools.chain([first], rows), *labels, ignore="same_camera", cmc=cmc)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        print(f"| {cmc} | {limit:,} x {len(vectors.gallery_person):,} | {peak / 1e6:.1f} |")
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux
+    print(f"Resident set of the process at its peak: {resident / 1e3:.0f} MB")
+
+
 def main() -> None:
     """Print one line per benchmark size."""
-    time_identity_cmc()
+    parser = argparse.ArgumentParser()
+    options = parser.add_mutually_exclusive_group()
+    options.add_argument("--random", action="store_true")
+    options.add_argument("--memory", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        measure_memory()
+        return
+    if not arguments.random:
+        time_identity_cmc()
     print("| size | queries x gallery | evaluate_ranking, s | argsort per query, s | ratio |\n|---|---|---|---|---|")
     for name, size in SIZES.items():
         vectors = make_vectors(seed=1, amp=5, **size)
         ours = classic = 0.0
-        for queries, scores in iterate_chunks(vectors, size["n_q"]):
+        for queries, scores in iterate_chunks(vectors, size["n_q"], CHUNK, chance=arguments.random):
             labels = (vectors.query_person[queries], vectors.gallery_person)
             labels += (vectors.query_camera[queries], vectors.gallery_camera)
             start = time.process_time()
