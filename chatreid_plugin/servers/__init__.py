@@ -1,1 +1,4 @@
-"""Asking an OpenAI-compatible server, for captions (``engine/captions``) and for scores (``eval/backends``)."""
+"""The client of OpenAI-compatible servers, ours or others': for captions (``engine/captions``) and scores (``eval``).
+
+Our own server is the package ``serve``.
+"""
