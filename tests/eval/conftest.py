@@ -1,8 +1,10 @@
 """A tiny data set in a temporary folder, and the golden generator, for the evaluator's tests."""
 
 import importlib.util
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chatreid_plugin.config import SourceSettings
-from chatreid_plugin.demo.layouts import LAYOUTS
+from chatreid_plugin.config import SourceSettings, load_settings
+from chatreid_plugin.demo.layouts.folder import write_layout
 from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.engine.sources import describe_origin
 from chatreid_plugin.eval_settings import EvalSettings
@@ -21,6 +23,7 @@ from chatreid_plugin.shards import write_manifest
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "make_vectors.py"
+EVAL = Path(__file__).parents[2] / "eval"
 COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30))
 SIZE = (24, 48)
 
@@ -93,22 +96,123 @@ def make_settings(tmp_path: Path) -> Callable[..., EvalSettings]:
     return make
 
 
+@dataclass(frozen=True)
+class Case:
+    """A shipped YAML of ``eval/`` on a synthetic layout, with further keys; ``trials`` counts its trials or splits."""
+
+    recipe: str
+    layout: str
+    trials: int = 1
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.recipe, self.layout.replace(":", "_"), *map(str, self.changes.values())])
+
+    def load(self, root: Path, **changes: Any) -> EvalSettings:
+        """Return the YAML's settings for the layout, which is written and parsed below ``root`` unless it is there."""
+        splits = load_settings(EVAL / f"{self.recipe}.yaml", [], EvalSettings).splits
+        if splits:
+            parsed = [write_and_parse(root, self.layout, split) for split in splits]
+            manifest = parsed[0].with_name(parsed[0].name.replace(f".{splits[0]}.", ".{trial}."))
+        else:
+            manifest = write_and_parse(root, self.layout)
+        values = {"manifest": manifest} | dict(self.changes) | changes
+        overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in values.items()]
+        return load_settings(EVAL / f"{self.recipe}.yaml", overrides, EvalSettings)
+
+
+# Every file of eval/ has a case; tests/bench/run_protocols.py runs them with a model.
+_CASES = (
+    Case("market1501", "market1501"),
+    Case("folder", "market1501"),
+    Case("msmt17_v1", "msmt17:v1"),
+    Case("msmt17_v2", "msmt17:v2"),
+    Case("cuhk03_detected", "cuhk03:detected"),
+    Case("cuhk03_labeled", "cuhk03:labeled"),
+    Case("cuhk03_labeled", "cuhk03:labeled_np"),
+    Case("cuhk03_classic", "cuhk03:detected_classic", 20),
+    Case("ltcc_standard", "ltcc"),
+    Case("ltcc_cc", "ltcc"),
+    Case("ltcc_cc", "ltcc", changes={"restrict": True}),
+    Case("ltcc_sc", "ltcc"),
+    Case("prcc_cross_clothes_multi", "prcc"),
+    Case("prcc_cross_clothes_single", "prcc", 10),
+    Case("prcc_same_clothes_multi", "prcc"),
+    Case("prcc_same_clothes_single", "prcc", 10),
+    Case("sysumm01_all_single", "sysumm01", 10),
+    Case("sysumm01_all_single", "sysumm01", 2, {"trials_from": "agw_seed", "trials": 2}),
+    Case("sysumm01_all_multi", "sysumm01", 10),
+    Case("sysumm01_indoor_single", "sysumm01", 10),
+    Case("sysumm01_indoor_multi", "sysumm01", 10),
+    Case("regdb_visible_to_infrared", "regdb", 10),
+    Case("regdb_infrared_to_visible", "regdb", 10),
+    Case("llcm", "llcm", 10),
+    Case("llcm", "llcm", 10, {"setting": "visible_to_infrared"}),
+    Case("cuhkpedes", "cuhkpedes"),
+    Case("icfgpedes", "icfgpedes"),
+    Case("rstpreid", "rstpreid"),
+    Case("attributes", "peta"),
+    Case("attributes", "rapv1"),
+    Case("multimodal", "cuhkpedes"),
+    Case("multimodal", "icfgpedes"),
+    Case("multimodal", "rapv1"),
+    Case("multimodal", "rapv2", changes={"attributes": ["gender"]}),
+)
+CASES = {case.name: case for case in _CASES}
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
+    """Return every case in turn, or by ``indirect`` parameters those that are named."""
+    return CASES[request.param]
+
+
+@pytest.fixture
+def all_cases() -> Mapping[str, Case]:
+    """Return the whole table."""
+    return CASES
+
+
+@pytest.fixture
+def make_case(case: Case, layouts_root: Path, tmp_path: Path) -> Callable[..., EvalSettings]:
+    """Return a function that makes the case's settings, by default with the oracle and no filter."""
+
+    def make(**changes: Any) -> EvalSettings:
+        values = {"backend": "oracle", "filter": "none", "output_dir": tmp_path / "out", "report_queries": 1}
+        return case.load(layouts_root, **values | changes)
+
+    return make
+
+
 @pytest.fixture(scope="session")
-def parse_layout(tmp_path_factory: pytest.TempPathFactory) -> ParseLayout:
+def layouts_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of all synthetic layouts and their manifests."""
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+@pytest.fixture(scope="session")
+def parse_layout(layouts_root: Path) -> ParseLayout:
     """Return a function that writes a layout, parses it once and returns its manifest."""
-    root = tmp_path_factory.mktemp("benchmarks")
 
     def parse(layout: str) -> Path:
-        name, _, variant = layout.partition(":")
-        manifest = root / f"{name}{variant}.parquet"
-        if not manifest.exists():
-            LAYOUTS[layout](root / "data" / manifest.stem, 0)
-            folder = root / "data" / manifest.stem
-            source = SourceSettings(name=name, root=folder, variant=variant or None, allow_count_mismatch=True)
-            report = parse_source(source)
-            write_manifest(
-                manifest, report.records, report.root, {**describe_origin(source), "protocol": report.protocol}
-            )
-        return manifest
+        return write_and_parse(layouts_root, layout)
 
     return parse
+
+
+def write_and_parse(root: Path, layout: str, trial: int | None = None) -> Path:
+    """Write a layout below ``root``, parse it (one of its trials), and return its manifest; what is there is kept."""
+    name, _, variant = layout.partition(":")
+    folder = root / "data" / f"{name}{variant}"
+    manifest = root / (f"{folder.name}.parquet" if trial is None else f"{folder.name}.{trial}.parquet")
+    if not manifest.with_name(f"{manifest.name}.json").exists():
+        if not folder.exists():
+            write_layout(layout, folder)
+        source = SourceSettings(
+            name=name, root=folder, variant=variant or None, trial=trial or 1, allow_count_mismatch=True
+        )
+        report = parse_source(source)
+        provenance = {**describe_origin(source), "protocol": report.protocol}
+        write_manifest(manifest, report.records, report.root, provenance)
+    return manifest

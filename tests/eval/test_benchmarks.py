@@ -1,7 +1,7 @@
 """Every benchmark on its own synthetic layout: an oracle is perfect, chance is chance, rules are as published."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from chatreid_plugin.eval.backends.simple import RandomScorer
 from chatreid_plugin.eval.external import list_query_names
 from chatreid_plugin.eval.measuring import measure
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import make_plan
+from chatreid_plugin.eval.plan import choose_split, make_plan
 from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.protocols import label_protocol, load_protocol
 from chatreid_plugin.eval_settings import EvalSettings
@@ -21,36 +21,7 @@ from chatreid_plugin.shards import read_json, read_manifest
 
 
 ParseLayout = Callable[[str], Path]
-
-# Layout, protocol and its keys, and how many trials there are.
-CASES: list[tuple[str, dict[str, Any], int]] = [
-    ("market1501", {"protocol": "market1501"}, 1),
-    ("msmt17:v1", {"protocol": "msmt17"}, 1),
-    ("msmt17:v2", {"protocol": "msmt17"}, 1),
-    ("cuhk03:detected", {"protocol": "cuhk03"}, 1),
-    ("cuhk03:labeled_np", {"protocol": "cuhk03"}, 1),
-    ("cuhk03:detected_classic", {"protocol": "cuhk03_classic"}, 1),
-    ("ltcc", {"protocol": "ltcc", "setting": "standard"}, 1),
-    ("ltcc", {"protocol": "ltcc", "setting": "cc"}, 1),
-    ("ltcc", {"protocol": "ltcc", "setting": "sc"}, 1),
-    ("ltcc", {"protocol": "ltcc", "setting": "cc", "restrict": True}, 1),
-    ("prcc", {"protocol": "prcc", "setting": "cross_clothes"}, 1),
-    ("prcc", {"protocol": "prcc", "setting": "same_clothes", "shots": "single", "trials": 3}, 3),
-    ("sysumm01", {"protocol": "sysumm01"}, 10),
-    ("sysumm01", {"protocol": "sysumm01", "setting": "indoor", "shots": "multi"}, 10),
-    ("sysumm01", {"protocol": "sysumm01", "trials_from": "agw_seed", "trials": 2}, 2),
-    ("regdb", {"protocol": "regdb"}, 1),
-    ("regdb", {"protocol": "regdb", "setting": "infrared_to_visible"}, 1),
-    ("llcm", {"protocol": "llcm"}, 10),
-    ("cuhkpedes", {"protocol": "cuhkpedes"}, 1),
-    ("icfgpedes", {"protocol": "icfgpedes"}, 1),
-    ("rstpreid", {"protocol": "rstpreid"}, 1),
-    ("rapv1", {"protocol": "attributes"}, 1),
-    ("icfgpedes", {"protocol": "multimodal"}, 1),
-    ("rapv1", {"protocol": "multimodal"}, 1),
-    ("rapv2", {"protocol": "multimodal", "attributes": ["gender"]}, 1),
-]
-NAMES = [f"{layout}-{'-'.join(map(str, keys.values()))}" for layout, keys, _ in CASES]
+MakeCase = Callable[..., EvalSettings]
 
 
 def make(manifest: Path, tmp_path: Path, **changes: Any) -> EvalSettings:
@@ -58,25 +29,26 @@ def make(manifest: Path, tmp_path: Path, **changes: Any) -> EvalSettings:
     return EvalSettings.model_validate(values | {"report_queries": 1} | changes)
 
 
-@pytest.mark.parametrize(("layout", "keys", "trials"), CASES, ids=NAMES)
-def test_oracle_is_perfect(
-    layout: str, keys: dict[str, Any], trials: int, parse_layout: ParseLayout, tmp_path: Path
-) -> None:
-    results = run_evaluation(make(parse_layout(layout), tmp_path, **keys))
+def test_every_shipped_yaml_has_a_case(all_cases: Mapping[str, Any]) -> None:
+    shipped = {path.stem for path in (Path(__file__).parents[2] / "eval").glob("*.yaml")}
+    assert {case.recipe for case in all_cases.values()} == shipped
+
+
+def test_oracle_is_perfect(case: Any, make_case: MakeCase) -> None:
+    results = run_evaluation(make_case())
     for metrics in (results.ranking, results.strict, results.ceiling, *results.measured.trials):
         assert metrics.mean_ap == pytest.approx(1.0, abs=1e-12)
         assert metrics.mean_inp == pytest.approx(1.0, abs=1e-12)
         assert metrics.cmc[1] == pytest.approx(1.0, abs=1e-12)
     assert results.filter_recall == 1.0
-    assert len(results.measured.trials) == trials
-    assert results.ranking.valid_queries == len(results.protocol.queries) > 0
+    assert len(results.measured.trials) == case.trials
+    asked = [len(one.protocol.queries) for one in results.splits or (results,)]
+    assert results.ranking.valid_queries == sum(asked) and min(asked) > 0
 
 
-@pytest.mark.parametrize(("layout", "keys", "trials"), CASES, ids=NAMES)
-def test_random_scores_agree_with_their_expectation(
-    layout: str, keys: dict[str, Any], trials: int, parse_layout: ParseLayout, tmp_path: Path
-) -> None:
-    settings = make(parse_layout(layout), tmp_path, **keys | ({"trials": 2} if trials > 2 else {}))
+def test_random_scores_agree_with_their_expectation(case: Any, make_case: MakeCase) -> None:
+    settings = make_case()
+    settings = choose_split(settings, 2) if settings.splits else settings.model_copy(update={"trials": 2})
     plan = make_plan(settings)
     # Rank-1 by chance: a match is as likely to come first as any other image, or identity if one of each is drawn.
     chances: list[float] = []
@@ -101,16 +73,19 @@ def test_random_scores_agree_with_their_expectation(
     assert abs(np.mean(drawn) - np.mean(chances)) <= 5 * np.std(drawn) / np.sqrt(len(drawn)) + 0.02
 
 
-@pytest.mark.parametrize("name", ["ltcc-ltcc-cc", "sysumm01-sysumm01", "rapv1-attributes", "cuhkpedes-cuhkpedes"])
-def test_scores_of_a_file_are_measured_as_a_scorers(name: str, parse_layout: ParseLayout, tmp_path: Path) -> None:
-    layout, keys, _ = CASES[NAMES.index(name)]
-    settings = make(parse_layout(layout), tmp_path, **keys)
+@pytest.mark.parametrize(
+    "case",
+    ["ltcc_cc-ltcc", "sysumm01_all_single-sysumm01", "attributes-rapv1", "cuhkpedes-cuhkpedes"],
+    indirect=True,
+)
+def test_scores_of_a_file_are_measured_as_a_scorers(make_case: MakeCase, tmp_path: Path) -> None:
+    settings = make_case()
     protocol = make_plan(settings).protocol
     scores = np.random.default_rng(3).random((len(protocol.queries), len(protocol.gallery)), dtype=np.float32)
     queries = [list_query_names(query)[0] for query in protocol.queries]
     gallery = [record.path for record in protocol.gallery]
     np.savez(tmp_path / "s.npz", scores=scores, queries=queries, gallery=gallery)
-    found = run_evaluation(make(settings.manifest, tmp_path, backend="scores", scores=tmp_path / "s.npz", **keys))
+    found = run_evaluation(make_case(backend="scores", scores=tmp_path / "s.npz"))
     plan = make_plan(settings)
     expected = measure(plan, plan.share_scores([scores[query][kept] for query, kept in enumerate(plan.kept)]))
     assert 0 < found.ranking.mean_ap < 1
@@ -119,11 +94,9 @@ def test_scores_of_a_file_are_measured_as_a_scorers(name: str, parse_layout: Par
     assert len(found.measured.trials) == len(expected.trials)
 
 
-@pytest.mark.parametrize(("layout", "keys", "trials"), CASES, ids=NAMES)
-def test_ignored_images_are_those_of_the_rule(
-    layout: str, keys: dict[str, Any], trials: int, parse_layout: ParseLayout, tmp_path: Path
-) -> None:
-    protocol = load_protocol(make(parse_layout(layout), tmp_path, **keys))
+def test_ignored_images_are_those_of_the_rule(make_case: MakeCase) -> None:
+    settings = make_case()
+    protocol = load_protocol(choose_split(settings, 1) if settings.splits else settings)
     labels = label_protocol(protocol)
     for place, query in enumerate(protocol.queries):
         expected: list[bool] = []
