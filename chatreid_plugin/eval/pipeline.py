@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..eval_settings import EvalSettings
-from .backends import Vectors, make_scorer
+from .backends import Vectors, make_scorer, rank_weakness
 from .contents import hash_images
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
@@ -111,12 +111,12 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     with ScoreStore(settings.output_dir, fingerprint, contents=contents, **places) as store:
         if processes.is_first:
             processes.wait()
-        scores = score_queries(settings, plan, scorer, store, processes)
-    fused = fuse_scores(settings, plan, plan.share_scores(scores), scorer.confidence)
+        scores, confidence = score_queries(settings, plan, scorer, store, processes)
+    fused = fuse_scores(settings, plan, plan.share_scores(scores), confidence)
     pairs = sum(len(indices) for indices in plan.kept)
     measured = measure(plan, fused)
-    confidence = name_scores(settings, scorer.confidence)
-    results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, confidence)
+    named = name_scores(settings, confidence)
+    results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, named)
     if processes.is_first:
         _write_rankings_and_page(results, plan, fused[0])
     return results
@@ -136,7 +136,8 @@ def _name_features(plan: Plan) -> tuple[Vectors, Vectors] | None:
 def average_splits(splits: Sequence[Results]) -> Results:
     """Return the unweighted mean of several splits' results.
 
-    Valid queries, skipped ones and pairs are those of all splits; what else is no metric is the first one's.
+    Valid queries, skipped ones and pairs are those of all splits; what else is no metric is the first one's,
+    but for the confidence, which is the weakest one's.
     """
     measured = [one.measured for one in splits]
     baselines = [one.baseline for one in measured if one.baseline is not None]
@@ -157,5 +158,6 @@ def average_splits(splits: Sequence[Results]) -> Results:
         measured=mean,
         protocol=replace(splits[0].protocol, variant=variant, skipped=skipped),
         pairs=sum(one.pairs for one in splits),
+        confidence=max(splits, key=lambda one: rank_weakness(one.confidence)).confidence,
         splits=tuple(splits),
     )

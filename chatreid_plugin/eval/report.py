@@ -73,7 +73,7 @@ DEFINITIONS = {
 
 # What a reader has to know of scores that are not the model's own margins (``backends.Confidence``).
 WARNINGS = {
-    "top_logprobs": "Scores come from the server's few best log-probabilities: where Yes or No was not among them, "
+    "top_logprobs": "Scores come from the server's few best log-probabilities: where a word was not among them, "
     "the least likely one returned stands in for it.",
     "answers": "Scores are hard answers, not confidences: the server gives no log-probabilities. Images with the same "
     "share of votes tie, and ties count as the mean over every order.",

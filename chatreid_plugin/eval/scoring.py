@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from .. import __version__, tasks
 from ..eval_settings import EvalSettings
-from .backends import Scorer
+from .backends import Confidence, Scorer
 from .modes import describe_mode, score_query
 from .plan import Plan
 from .processes import Processes
 from .prompts import IMAGE_PAIR, TEXT_PAIR
 from .queries import QUERY_BLOCK
-from .store import ScoreStore
+from .store import Scored, ScoreStore
 from .ties import ScoreArray
 
 
@@ -47,11 +47,12 @@ def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, An
 
 def score_queries(
     settings: EvalSettings, plan: Plan, scorer: Scorer, store: ScoreStore, processes: Processes
-) -> list[ScoreArray]:
-    """Return the scores (K,) of every query's candidates, in every process.
+) -> tuple[list[ScoreArray], Confidence]:
+    """Return the scores (K,) of every query's candidates and what they are, in every process.
 
     Queries that are in any process's store are not scored again; the others are shared out among the processes, and
-    the first one's store holds all of them in the end.
+    the first one's store holds all of them in the end. Where something was filled in, in this run or an earlier one,
+    margins are no longer called that, since fusion takes margins for log-odds.
     """
     queries = plan.protocol.queries
     for finished in processes.gather(store.finished):
@@ -63,20 +64,22 @@ def score_queries(
         finished = len(queries) - len(pending)
         logger.warning("%d of %d queries were scored before (%s).", finished, len(queries), store.path)
     share = processes.take_share(pending)
-    for index, values in _iterate_share(settings, plan, scorer, share, show=processes.is_first):
-        store.add(keys[index], values)
-    for scored in processes.gather({keys[index]: store.finished[keys[index]] for index in share}):
-        store.finished |= scored
+    for index, scored in _iterate_share(settings, plan, scorer, share, show=processes.is_first):
+        store.add(keys[index], scored)
+    for finished in processes.gather({keys[index]: store.finished[keys[index]] for index in share}):
+        store.finished |= finished
     if processes.is_first:
         store.take_over()
-    scores = [store.get(key, count) for key, count in zip(keys, counts, strict=True)]
-    return [values for values in scores if values is not None]
+    known = [store.finished[key] for key in keys]
+    is_filled = any(scored.filled for scored in known)
+    confidence = "top_logprobs" if is_filled and scorer.confidence == "margins" else scorer.confidence
+    return [scored.scores for scored in known], confidence
 
 
 def _iterate_share(
     settings: EvalSettings, plan: Plan, scorer: Scorer, share: Sequence[int], *, show: bool
-) -> Iterator[tuple[int, ScoreArray]]:
-    """Yield each query of one process with its scores (K,) as it is finished; a bar counts the pairs."""
+) -> Iterator[tuple[int, Scored]]:
+    """Yield each query of one process as it is finished; a bar counts the pairs."""
     if not share:
         return
     queries = plan.protocol.queries
@@ -88,5 +91,7 @@ def _iterate_share(
     with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True, disable=not show) as progress:
         for index in share:
             candidates = plan.list_candidates(index)
-            yield index, score_query(settings, scorer, queries[index], candidates)
+            before = scorer.filled
+            scores = score_query(settings, scorer, queries[index], candidates)
+            yield index, Scored(scores, scorer.filled > before)
             progress.update(len(candidates))

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -46,7 +47,22 @@ def digest_fingerprint(fingerprint: Mapping[str, Any]) -> str:
 
 # A query's id and the hash of its candidates.
 Key = tuple[str, str]
-Finished = dict[Key, ScoreArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What is known of a finished query.
+
+    Attributes:
+        scores: (K,) float32, of its candidates.
+        filled: whether something in them was filled in (``Scorer.filled``).
+    """
+
+    scores: ScoreArray
+    filled: bool = False
+
+
+Finished = dict[Key, Scored]
 
 
 def _open_locked(path: Path) -> BinaryIO:
@@ -72,8 +88,9 @@ def _open_locked(path: Path) -> BinaryIO:
 class ScoreStore:
     """The scores of one fingerprint, in ``<folder>/scores-<digest>.jsonl``; use it in a ``with`` block.
 
-    Scores are stored as base64 of little-endian float32, so they are read back bit by bit. ``finished`` maps a
-    query's id and a hash of its candidates to their scores (K,).
+    Scores are stored as base64 of little-endian float32, so they are read back bit by bit; ``"filled": true``
+    stands beside them where something was filled in. ``finished`` has what is known by a query's id and a hash of its
+    candidates.
 
     Raises:
         ConfigError: another run has the file open.
@@ -155,7 +172,7 @@ class ScoreStore:
                 entry = json.loads(line)
                 scores = np.frombuffer(base64.b64decode(entry["scores"], validate=True), dtype="<f4")
                 key = entry["query"], entry["candidates"]
-                self.finished[key] = scores.astype(np.float32)
+                self.finished[key] = Scored(scores.astype(np.float32), entry.get("filled", False))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(
                     f"{path}, line {number}: damaged ({error}). Remove the line, or set overwrite=true to score "
@@ -174,24 +191,27 @@ class ScoreStore:
         """Return what the scores of a query's candidates are found by."""
         return query.query_id, hash_candidates(query, candidates, self._contents)
 
-    def get(self, key: Key, count: int) -> ScoreArray | None:
-        """Return the saved scores (K,) of ``count`` candidates, or None if the query is unfinished or had others."""
+    def get(self, key: Key, count: int) -> Scored | None:
+        """Return what is saved of ``count`` candidates, or None if the query is unfinished or had others."""
         saved = self.finished.get(key)
-        return saved if saved is not None and len(saved) == count else None
+        return saved if saved is not None and len(saved.scores) == count else None
 
-    def add(self, key: Key, scores: ScoreArray) -> None:
-        """Save the scores (K,) of a finished query; they are on disk when this returns."""
-        scores = scores.astype(np.float32)
-        text = base64.b64encode(scores.astype("<f4").tobytes()).decode()
-        self._write(json.dumps({"query": key[0], "candidates": key[1], "scores": text}).encode() + b"\n")
-        self.finished[key] = scores
+    def add(self, key: Key, scored: Scored) -> None:
+        """Save a finished query; it is on disk when this returns."""
+        scores = scored.scores.astype(np.float32)
+        entry: dict[str, Any] = {"query": key[0], "candidates": key[1]}
+        entry["scores"] = base64.b64encode(scores.astype("<f4").tobytes()).decode()
+        if scored.filled:
+            entry["filled"] = True
+        self._write(json.dumps(entry).encode() + b"\n")
+        self.finished[key] = Scored(scores, scored.filled)
         self._own.add(key)
 
     def take_over(self) -> None:
         """Write what other processes finished into this file, then remove theirs."""
-        for key, scores in sorted(self.finished.items(), key=lambda item: item[0]):
+        for key, scored in sorted(self.finished.items(), key=lambda item: item[0]):
             if key not in self._own:
-                self.add(key, scores)
+                self.add(key, scored)
         for path in self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"):
             path.unlink()
 

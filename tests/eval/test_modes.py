@@ -27,6 +27,7 @@ class Preferences:
     """A scorer that likes candidates by known utilities, and letters by a bias of its own."""
 
     confidence = "margins"
+    filled = 0
 
     def __init__(self, utilities: dict[str, list[float]], bias: Sequence[float] = (0.0,) * 26) -> None:
         self.utilities = utilities

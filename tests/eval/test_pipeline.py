@@ -30,6 +30,7 @@ class CountingScorer:
     """Scores like the oracle, keeps a log, and may be interrupted or give another shape or value."""
 
     confidence = "margins"
+    filled = 0
     fingerprint: ClassVar[dict[str, str]] = {"weights": "weights-1"}
 
     def __init__(self, stop_after: int | None = None, wrong: float | None = None, extra: int = 0) -> None:

@@ -1,15 +1,17 @@
 """Benchmarks of several splits: each is an evaluation of its own, and their unweighted mean is what is quoted."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from chatreid_plugin.eval.backends import Confidence
 from chatreid_plugin.eval.measuring import average_metrics
 from chatreid_plugin.eval.metrics import RankingMetrics, bootstrap_interval, evaluate_ranking
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.pipeline import average_splits, run_evaluation
 from chatreid_plugin.eval.plan import choose_split, describe_plan
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings
@@ -85,6 +87,22 @@ def test_queries_of_all_splits_are_counted(make_world: MakeWorld, make_settings:
         results
     )
     assert "Mean of 2 splits, between which" in render_table(results)
+
+
+@pytest.mark.parametrize(
+    ("confidences", "weakest"),
+    [
+        (("margins", "top_logprobs"), "top_logprobs"),
+        (("top_logprobs", "answers", "margins"), "answers"),
+        (("log_odds", "log_odds"), "log_odds"),
+    ],
+)
+def test_mean_is_as_weak_as_its_weakest_split(
+    make_world: MakeWorld, make_settings: MakeSettings, confidences: Sequence[Confidence], weakest: str
+) -> None:
+    split = run_evaluation(make_settings(make_world()))
+    mean = average_splits([replace(split, confidence=confidence) for confidence in confidences])
+    assert mean.confidence == weakest
 
 
 def test_every_path_and_name_has_the_number_of_its_split(make_settings: MakeSettings) -> None:

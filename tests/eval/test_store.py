@@ -12,7 +12,7 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.queries import Query, make_image_query
-from chatreid_plugin.eval.store import ScoreStore
+from chatreid_plugin.eval.store import Scored, ScoreStore
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest
 
@@ -27,11 +27,12 @@ def records(make_world: Callable[..., Path]) -> list[ImageRecord]:
 
 
 def get(store: ScoreStore, query: Query, candidates: list[ImageRecord]) -> Any:
-    return store.get(store.make_key(query, candidates), len(candidates))
+    saved = store.get(store.make_key(query, candidates), len(candidates))
+    return None if saved is None else saved.scores
 
 
-def add(store: ScoreStore, query: Query, candidates: list[ImageRecord], scores: Any) -> None:
-    store.add(store.make_key(query, candidates), scores)
+def add(store: ScoreStore, query: Query, candidates: list[ImageRecord], scores: Any, filled: bool = False) -> None:
+    store.add(store.make_key(query, candidates), Scored(scores, filled))
 
 
 def fill(folder: Path, records: list[ImageRecord], count: int = 3) -> Path:
@@ -161,6 +162,17 @@ def test_ranks_of_one_run_have_files_of_their_own(tmp_path: Path, records: list[
         first.take_over()
     assert [scores is not None for scores in read(tmp_path, records)] == [False, True, False]
     assert len(list(tmp_path.glob("scores-*"))) == 1
+
+
+def test_remembers_where_something_was_filled_in(tmp_path: Path, records: list[ImageRecord]) -> None:
+    with ScoreStore(tmp_path, FINGERPRINT, rank=1) as other:
+        for number, query in enumerate(records[:3]):
+            add(other, make_image_query(query), records[4:8], SCORES, filled=number == 1)
+    with ScoreStore(tmp_path, FINGERPRINT) as store:
+        store.take_over()
+    with ScoreStore(tmp_path, FINGERPRINT) as store:
+        keys = [store.make_key(make_image_query(query), records[4:8]) for query in records[:3]]
+        assert [store.finished[key].filled for key in keys] == [False, True, False]
 
 
 def test_keeps_the_scores_of_other_candidates(tmp_path: Path, records: list[ImageRecord]) -> None:

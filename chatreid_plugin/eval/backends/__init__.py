@@ -28,12 +28,22 @@ Confidence = Literal[
 ]
 
 
+def rank_weakness(confidence: Confidence) -> int:
+    """Return how little scores say, from 0: more where they are rebuilt, most where they are hard answers."""
+    return {"top_logprobs": 1, "answers": 2}.get(confidence, 0)
+
+
 class Scorer(Protocol):
     """What every backend offers; higher scores mean more likely the one that is searched for."""
 
     @property
     def confidence(self) -> Confidence:
-        """What its scores are."""
+        """What its scores are as long as nothing is filled in; margins are ``top_logprobs`` else."""
+        ...
+
+    @property
+    def filled(self) -> int:
+        """How many words or answers so far the model did not give and were filled in; 0 but for servers."""
         ...
 
     @property

@@ -47,8 +47,11 @@ class HttpScorer:
 
     Attributes:
         traits: what the server gives, found out when this is made.
+        confidence: ``margins`` where it gives log-probabilities, else ``answers``.
         filled: words or answers so far that the server did not give and that were filled in.
     """
+
+    confidence: Literal["margins", "answers"]
 
     def __init__(self, settings: EvalSettings, image_root: Path) -> None:
         """Ask the server what it gives.
@@ -76,10 +79,11 @@ class HttpScorer:
         self._loop.end_with(self, self._client.close)
         probing = probe_server(self._client, settings.model, settings.extra_body, settings.votes)
         self.traits = self._loop.run(probing)
+        self.confidence = "margins" if self.traits.gives == "logprobs" else "answers"
         # Our own server works on one request at a time: a queue there would count as time-outs here.
         most = settings.concurrency if self.traits.own is None else min(2, settings.concurrency)
         self._slots = asyncio.Semaphore(most)
-        if self.traits.confidence == "answers":
+        if self.traits.gives == "answers":
             logger.warning(
                 "%s gives no log-probabilities: scores are hard answers (votes: %d), so that most images tie.",
                 self._client.host,
@@ -87,23 +91,17 @@ class HttpScorer:
             )
 
     @property
-    def confidence(self) -> Literal["margins", "top_logprobs", "answers"]:
-        """What the scores are; ``margins`` no longer once a word was missing."""
-        found = self.traits.confidence
-        return "top_logprobs" if found == "margins" and self.filled else found
-
-    @property
     def fingerprint(self) -> Mapping[str, Any]:
         """The server, or the weights behind `chatreid serve` wherever it runs; what it gives; what it is asked."""
         own = self.traits.own or {}
         loaded = {key: own.get(key) for key in ("weights", "configuration")}
         server = loaded if own else {"base_url": self.settings.base_url}
-        votes = {"votes": self.settings.votes} if self.traits.confidence == "answers" else {}
+        votes = {"votes": self.settings.votes} if self.traits.gives == "answers" else {}
         return {
             **server,
             **votes,
             "model": self.traits.model,
-            "confidence": self.traits.confidence,
+            "gives": self.traits.gives,
             "top_logprobs": self.traits.top_logprobs,
             "extra_body": self.settings.extra_body,
         }
@@ -204,7 +202,7 @@ class HttpScorer:
         extra = {k: v for k, v in self.settings.extra_body.items() if not (choice and k in PAIR_KEYS)}
         changes: dict[str, Any] = {"logprobs": True, "top_logprobs": self.traits.top_logprobs}
         count = 1
-        if self.traits.confidence == "answers":
+        if self.traits.gives == "answers":
             votes = self.settings.votes
             changes = {"max_tokens": CHOICE_TOKENS if choice else PAIR_TOKENS}
             changes |= {"temperature": 1.0} if votes > 1 else {}
@@ -215,7 +213,7 @@ class HttpScorer:
 
     async def _ask_pair(self, prompt: Prompt, images: Sequence[ImageRecord], task: str) -> float:
         replies = await self._ask(prompt, images, choice=False)
-        if self.traits.confidence == "answers":
+        if self.traits.gives == "answers":
             value = count_votes(task, [text for reply in replies for text in read_texts(reply)])
         else:
             value = compute_margin(read_logprobs(replies[0]))
@@ -224,7 +222,7 @@ class HttpScorer:
 
     async def _ask_choice(self, prompt: Prompt, images: Sequence[ImageRecord], task: str, count: int) -> list[float]:
         replies = await self._ask(prompt, images, choice=True)
-        if self.traits.confidence == "answers":
+        if self.traits.gives == "answers":
             texts = [text for reply in replies for text in read_texts(reply)]
             values, filled = count_letter_votes(task, texts, count)
         else:

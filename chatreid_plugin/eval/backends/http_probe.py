@@ -9,14 +9,12 @@ from PIL import Image
 from ...crops import encode_picture
 from ...errors import ConfigError, UpstreamError
 from ...servers.client import BrokenAnswer, RejectedRequest, ServerClient, TemporaryFailure
-from ...tasks import NO, YES
 from .http_replies import read_logprobs, read_texts
 
 
 # OpenAI's limit, and the lower one of some servers.
 TOP_LOGPROBS = (20, 5)
-# Neither Yes nor No answers it: where both are returned all the same, they always are.
-UNRELATED = "Which season comes after winter? Answer with one word."
+QUESTION = "Which season comes after winter? Answer with one word."
 _PROBE_SIZE = (64, 128)
 
 
@@ -26,15 +24,15 @@ class ServerTraits:
 
     Attributes:
         model: name under which it is asked.
-        confidence: ``margins`` if Yes and No are sure to be among the log-probabilities, ``top_logprobs`` if there are
-            log-probabilities, else ``answers``.
+        gives: log-probabilities of the first token's best alternatives, or answers alone. Whether Yes and No are
+            always among the best is seen only while scoring (``Scorer.filled``).
         top_logprobs: how many alternatives it returns.
         several_choices: whether one request can give several sampled answers (``n``).
         own: what `chatreid serve` says of itself; empty for any other server.
     """
 
     model: str
-    confidence: Literal["margins", "top_logprobs", "answers"]
+    gives: Literal["logprobs", "answers"]
     top_logprobs: int = 0
     several_choices: bool = False
     own: Mapping[str, Any] | None = None
@@ -73,9 +71,9 @@ async def probe_server(client: ServerClient, model: str | None, extra: Mapping[s
     client.address = replace(client.address, model=model)
     own = listed.get(model, {}).get("chatreid")
     if isinstance(own, dict):
-        return ServerTraits(model, "margins", own=cast(dict[str, Any], own))
+        return ServerTraits(model, "logprobs", own=cast(dict[str, Any], own))
     picture = make_image_part(encode_picture(Image.new("RGB", _PROBE_SIZE, "grey")))
-    question = [picture, {"type": "text", "text": UNRELATED}]
+    question = [picture, {"type": "text", "text": QUESTION}]
     for count in TOP_LOGPROBS:
         try:
             body = make_body(model, question, extra, logprobs=True, top_logprobs=count)
@@ -83,7 +81,7 @@ async def probe_server(client: ServerClient, model: str | None, extra: Mapping[s
         except (RejectedRequest, TemporaryFailure, BrokenAnswer):
             continue
         if best:
-            return ServerTraits(model, "margins" if {YES, NO} <= set(best) else "top_logprobs", count)
+            return ServerTraits(model, "logprobs", count)
         break
     return ServerTraits(model, "answers", several_choices=await _try_answers(client, model, question, extra, votes))
 

@@ -38,6 +38,7 @@ class RandomScorer(_PairScorer):
     """Uniform scores that depend on the query, the seed and the number of candidates alone: the lower bound."""
 
     confidence: Literal["none"] = "none"
+    filled = 0
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -53,6 +54,7 @@ class OracleScorer(_PairScorer):
     """1 for the query's own identity and 0 else: the upper bound."""
 
     confidence: Literal["none"] = "none"
+    filled = 0
 
     def __init__(self) -> None:
         self.fingerprint: dict[str, Any] = {}
@@ -66,6 +68,7 @@ class FeatureScorer(_PairScorer):
     """Cosine similarity of the filter's features: the baseline alone."""
 
     confidence: Literal["similarities"] = "similarities"
+    filled = 0
 
     def __init__(self, queries: Vectors, gallery: Vectors) -> None:
         self.queries, self.gallery = queries, gallery

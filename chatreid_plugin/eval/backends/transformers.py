@@ -40,6 +40,7 @@ class TransformersScorer:
     """Scores pairs by margins; ``prepare`` encodes all images first."""
 
     confidence: Literal["margins"] = "margins"
+    filled = 0
 
     def __init__(self, settings: EvalSettings, image_root: Path) -> None:
         """Load the checkpoint.

@@ -34,12 +34,17 @@ def make_completion(best: dict[str, float] | None = None, texts: tuple[str, ...]
     return {"object": "chat.completion", "choices": choices}
 
 
-def read_greys(body: dict[str, Any]) -> list[int]:
-    """Return the grey value of every image of a request."""
+def read_colours(body: dict[str, Any]) -> list[list[int]]:
+    """Return the first pixel (3,) of every image of a request."""
     parts = body["messages"][0]["content"]
     urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     pictures = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
-    return [int(np.asarray(picture)[0, 0, 0]) for picture in pictures]
+    return [np.asarray(picture)[0, 0].tolist() for picture in pictures]
+
+
+def read_greys(body: dict[str, Any]) -> list[int]:
+    """Return the grey value of every image of a request."""
+    return [red for red, _, _ in read_colours(body)]
 
 
 def is_probe(body: dict[str, Any]) -> bool:
@@ -70,6 +75,7 @@ class FakeServer:
     key = KEY
     greys = GREYS
     make_completion = staticmethod(make_completion)
+    read_colours = staticmethod(read_colours)
     read_greys = staticmethod(read_greys)
     is_probe = staticmethod(is_probe)
     answer_well = staticmethod(answer_well)
