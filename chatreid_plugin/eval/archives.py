@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numpy.lib.npyio import NpzFile
 
 from ..errors import DataError
-from .ties import IntArray
+from .arrays import IntArray
 
 
 Array = npt.NDArray[Any]

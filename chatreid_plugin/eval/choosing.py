@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .ties import FloatArray
+from .arrays import FloatArray
 
 
 # Windows of candidates, each a list of positions that are lettered in this order -> for each window its N scores.

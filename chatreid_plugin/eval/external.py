@@ -14,10 +14,10 @@ from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .archives import Array, FileNames, Names, map_array, open_archive, read_names, refuse_missing
+from .arrays import IntArray, ScoreArray
 from .filtering import iterate_similarities
 from .protocols import Protocol
 from .queries import Query
-from .ties import IntArray, ScoreArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,12 @@ from ..crops import open_crop
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
+from .arrays import ScoreArray
 from .external import normalise
 
 
-FloatArray = npt.NDArray[np.float32]
 Item = ImageRecord | str  # an image, or words that ask
-PoolImages = Callable[[Sequence[ImageRecord]], FloatArray]
+PoolImages = Callable[[Sequence[ImageRecord]], ScoreArray]
 
 STRIPES = 6
 COLOUR_SIZE = (48, 128)  # width, height
@@ -34,7 +34,7 @@ IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 ITEMS_PER_BATCH = 64
 
 
-def describe_colours(image: Image.Image) -> FloatArray:
+def describe_colours(image: Image.Image) -> ScoreArray:
     """Return HSV colour histograms of six horizontal stripes, (6 * 56,), to be L2-normalised.
 
     Stripes after Gray and Tao, "Viewpoint Invariant Pedestrian Recognition with an Ensemble of Localized Features"
@@ -60,7 +60,7 @@ def describe_colours(image: Image.Image) -> FloatArray:
     return np.sqrt(np.concatenate(parts)).astype(np.float32)
 
 
-def _extract_colour(records: Sequence[ImageRecord], image_root: Path) -> FloatArray:
+def _extract_colour(records: Sequence[ImageRecord], image_root: Path) -> ScoreArray:
     progress = tqdm(records, desc="colour features", unit="image")
     return np.stack([describe_colours(open_crop(image_root / record.path)) for record in progress])
 
@@ -91,11 +91,11 @@ def form_batches(items: Sequence[Item]) -> list[list[int]]:
     return [own[start : start + ITEMS_PER_BATCH] for own in kinds for start in range(0, len(own), ITEMS_PER_BATCH)]
 
 
-def _run(items: Sequence[Any], compute: Callable[[Sequence[Any]], Any], name: str) -> FloatArray:
+def _run(items: Sequence[Any], compute: Callable[[Sequence[Any]], Any], name: str) -> ScoreArray:
     """Return what a network computes of each item, (N, D), batch by batch."""
     import torch
 
-    batches: list[FloatArray] = []
+    batches: list[ScoreArray] = []
     with tqdm(total=len(items), desc=f"{name} features", unit="item") as progress, torch.inference_mode():
         for start in range(0, len(items), ITEMS_PER_BATCH):
             batch = items[start : start + ITEMS_PER_BATCH]
@@ -113,7 +113,7 @@ def _extract_pooled(
     mean: Sequence[float],
     deviation: Sequence[float],
     name: str,
-) -> FloatArray:
+) -> ScoreArray:
     """Return a network's output (N, D) for whole crops resized to ``size`` (width, height)."""
     import torch
 
@@ -129,7 +129,7 @@ def _extract_pooled(
     return _run(records, compute, name)
 
 
-def _extract_torchvision(records: Sequence[ImageRecord], image_root: Path, settings: EvalSettings) -> FloatArray:
+def _extract_torchvision(records: Sequence[ImageRecord], image_root: Path, settings: EvalSettings) -> ScoreArray:
     """Return pooled ResNet-50 features (N, 2048) of 256x128 crops, ImageNet normalisation."""
     try:
         import torch
@@ -145,7 +145,7 @@ def _extract_torchvision(records: Sequence[ImageRecord], image_root: Path, setti
     return _extract_pooled(records, image_root, model, pick_device(settings.device), *look, "ResNet-50")
 
 
-def _extract_timm(records: Sequence[ImageRecord], image_root: Path, settings: EvalSettings) -> FloatArray:
+def _extract_timm(records: Sequence[ImageRecord], image_root: Path, settings: EvalSettings) -> ScoreArray:
     """Return pooled features (N, D) of a timm model, at the size and normalisation that timm states for it."""
     try:
         timm: Any = import_module("timm")
@@ -167,7 +167,7 @@ def _extract_timm(records: Sequence[ImageRecord], image_root: Path, settings: Ev
     return _extract_pooled(records, image_root, model, device, size, look["mean"], look["std"], name)
 
 
-def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSettings) -> FloatArray:
+def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSettings) -> ScoreArray:
     """Return features (N, D) of images and words in the one space of a CLIP or SigLIP model."""
     from transformers import AutoModel, AutoProcessor
 
@@ -215,7 +215,7 @@ def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSetting
 
 def extract_features(
     items: Sequence[Item], image_root: Path, settings: EvalSettings, pool_images: PoolImages | None = None
-) -> FloatArray:
+) -> ScoreArray:
     """Return the filter's features of images and words, (N, D), L2-normalised.
 
     Args:

@@ -13,18 +13,15 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from .arrays import BoolArray, IntArray, ScoreArray
 from .matches import IgnoreMask
-from .ties import IntArray
 
-
-FloatArray = npt.NDArray[np.float32]
 
 SIMILARITY_CHUNK = 64
 
 
-def number_distinct(features: Iterable[FloatArray]) -> IntArray:
+def number_distinct(features: Iterable[ScoreArray]) -> IntArray:
     """Return for each of N vectors (D,) the index of the first one that equals it, (N,)."""
     firsts: dict[bytes, int] = {}
     # Added to zero, so that -0.0 and 0.0 are the same bytes.
@@ -32,7 +29,7 @@ def number_distinct(features: Iterable[FloatArray]) -> IntArray:
     return np.array([firsts.setdefault(key, place) for place, key in enumerate(keys)], dtype=np.int64)
 
 
-def iterate_similarities(query_features: FloatArray, gallery_features: FloatArray) -> Iterator[FloatArray]:
+def iterate_similarities(query_features: ScoreArray, gallery_features: ScoreArray) -> Iterator[ScoreArray]:
     """Yield for each query its cosine similarity to the gallery, (G,); a chunk of queries in memory at a time.
 
     Equal gallery rows are multiplied once: a matrix product may differ in the last digit from column to column, which
@@ -47,8 +44,8 @@ def iterate_similarities(query_features: FloatArray, gallery_features: FloatArra
 
 
 def filter_gallery(
-    query_features: FloatArray,
-    gallery_features: FloatArray,
+    query_features: ScoreArray,
+    gallery_features: ScoreArray,
     find_ignored: IgnoreMask,
     tau: float,
     top_k: int | None,
@@ -75,7 +72,7 @@ def filter_gallery(
     return kept
 
 
-def is_cut_through_ties(similarities: FloatArray, kept: IntArray, ignored: npt.NDArray[np.bool_]) -> bool:
+def is_cut_through_ties(similarities: ScoreArray, kept: IntArray, ignored: BoolArray) -> bool:
     """Return whether the filter left out an image (of G) that is as similar as one it kept."""
     if not len(kept):
         return False
@@ -84,7 +81,7 @@ def is_cut_through_ties(similarities: FloatArray, kept: IntArray, ignored: npt.N
     return bool((similarities[left_out] == similarities[kept].min()).any())
 
 
-def _take_best(indices: IntArray, similarities: FloatArray, count: int) -> IntArray:
+def _take_best(indices: IntArray, similarities: ScoreArray, count: int) -> IntArray:
     """Return the ``count`` indices of largest similarity, largest first, equal ones in the order given.
 
     Only what is taken is sorted: of equal similarities at the border the first ones are in.

@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 
 from ..errors import ConfigError
 from ..eval_settings import EvalSettings
+from .arrays import FloatArray, IntArray, ScoreArray
 from .backends import Confidence
 from .filtering import iterate_similarities
 from .k_reciprocal import encode, iterate_jaccard_distances
@@ -16,7 +17,6 @@ from .modes import standardise
 from .plan import Plan
 from .prompts import list_pair_tasks
 from .queries import Query
-from .ties import FloatArray, IntArray, ScoreArray
 
 
 RANK_OFFSET = 60  # Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet...", SIGIR 2009

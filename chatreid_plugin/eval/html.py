@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..crops import encode_thumbnail
 from ..pages import embed_png, encode_png, render_template
 from ..records import ImageRecord
 from ..shards import write_text
+from .arrays import BoolArray, IntArray, ScoreArray
 from .protocols import Protocol
 from .queries import Query
 from .report import HEADLINE_RANKS, WARNINGS, Results, define_terms, describe_method
-from .ties import IntArray
 
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -45,8 +44,8 @@ def build_query_view(
     query: int,
     order: IntArray,
     candidates: IntArray,
-    scores: npt.NDArray[np.float32],
-    matches: npt.NDArray[np.bool_],
+    scores: ScoreArray,
+    matches: BoolArray,
     average_precision: float,
 ) -> dict[str, Any]:
     """Return what the page shows of one query: its picture, the first ten, and the matches that are not among them.

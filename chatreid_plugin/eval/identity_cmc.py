@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .ties import FloatArray, IntArray
+from .arrays import FloatArray, IntArray
 
 
 Cmc = Literal["standard", "unique_identity", "single_gallery_shot"]

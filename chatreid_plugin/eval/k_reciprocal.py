@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from .ties import FloatArray, IntArray, ScoreArray
+from .arrays import FloatArray, IntArray, ScoreArray
 
 
 ROWS_PER_CHUNK = 256

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
+from .arrays import BoolArray, IntArray
 from .inputs import check_comparable, read_array, read_labels
-from .ties import IntArray
 
 
-IgnoreMask = Callable[[int], npt.NDArray[np.bool_]]
+IgnoreMask = Callable[[int], BoolArray]
 Ignore = Literal["same_camera"] | IgnoreMask | None
 
 EXAMPLES_SHOWN = 10

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arrays import IntArray, ScoreArray
 from .external import Matrix, check_row
 from .filtering import is_cut_through_ties
 from .matches import Ignore
@@ -12,7 +13,6 @@ from .metrics import RankingMeter, RankingMetrics, bootstrap_interval
 from .plan import Plan
 from .protocols import Labels
 from .ranking import merge_scores
-from .ties import IntArray, ScoreArray
 
 
 # The CMC is measured at each of these ranks, for its curve.

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
+from .arrays import FloatArray, IntArray
 from .identity_cmc import Cmc, Ties, cuts_through_ties, measure_identities
 from .inputs import iterate_rows, read_retrieved, read_row, read_topk
 from .matches import Ignore, Matches
-from .ties import AveragePrecision, FloatArray, IntArray, QueryMetrics, expect_over_ties, measure_ranks
+from .ties import AveragePrecision, QueryMetrics, expect_over_ties, measure_ranks
 
 
 FIRST_ITEMS = 500

@@ -10,11 +10,11 @@ from ..errors import ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from ..tasks import TASKS
+from .arrays import FloatArray, ScoreArray
 from .backends import Confidence, Scorer
 from .choosing import choose_in_turns, choose_in_windows, count_turn_questions, count_window_questions
 from .prompts import IMAGE_PAIR, list_pair_tasks
 from .queries import Query
-from .ties import FloatArray, ScoreArray
 
 
 SMALLEST_SPREAD = 1e-6  # relative; fp32 scores that differ by less are one number

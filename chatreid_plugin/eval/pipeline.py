@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..eval_settings import EvalSettings
+from .arrays import ScoreArray
 from .backends import Vectors, make_scorer, rank_weakness
 from .contents import hash_images
 from .fusion import fuse_scores
@@ -21,7 +22,6 @@ from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
 from .scoring import describe_fingerprint, score_queries
 from .store import ScoreStore
-from .ties import ScoreArray
 
 
 def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[ScoreArray]) -> None:

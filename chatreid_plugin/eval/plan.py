@@ -10,6 +10,7 @@ import numpy as np
 
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
+from .arrays import IntArray, ScoreArray
 from .backends import Scorer
 from .external import Matrix, read_matrix, read_protocol_features
 from .features import PoolImages, extract_features, form_batches
@@ -18,7 +19,6 @@ from .modes import describe_cost
 from .processes import Processes
 from .prompts import describe_in_words
 from .protocols import Labels, Protocol, label_protocol, load_protocol
-from .ties import IntArray, ScoreArray
 
 
 @dataclass(frozen=True, slots=True)

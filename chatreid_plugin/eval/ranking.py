@@ -7,8 +7,7 @@ average precision (still divided by all matches), is a miss in the CMC and makes
 
 import numpy as np
 
-from .protocols.definition import BoolArray
-from .ties import FloatArray, IntArray, ScoreArray
+from .arrays import BoolArray, FloatArray, IntArray, ScoreArray
 
 
 def merge_scores(kept: IntArray, scores: ScoreArray, similarities: ScoreArray | None, size: int) -> FloatArray:

@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from .. import __version__
 from ..eval_settings import EvalSettings
 from ..shards import read_json, write_json, write_shard
+from .arrays import BoolArray, IntArray, ScoreArray
 from .backends import Confidence
 from .measuring import CURVE_RANKS, Measured
 from .metrics import RankingMetrics
 from .protocols import Protocol
 from .protocols.definition import RULES
-from .ties import IntArray
 
 
 RANKING_DEPTH = 100
@@ -261,8 +260,8 @@ def build_ranking_row(
     query: int,
     order: IntArray,
     candidates: IntArray,
-    scores: npt.NDArray[np.float32],
-    matches: npt.NDArray[np.bool_],
+    scores: ScoreArray,
+    matches: BoolArray,
 ) -> dict[str, Any]:
     """Return one row of ``rankings.parquet``: the first 100 gallery images of a query.
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from .. import __version__, tasks
 from ..eval_settings import EvalSettings
+from .arrays import ScoreArray
 from .backends import Confidence, Scorer
 from .modes import describe_mode, score_query
 from .plan import Plan
@@ -16,7 +17,6 @@ from .processes import Processes
 from .prompts import IMAGE_PAIR, TEXT_PAIR
 from .queries import QUERY_BLOCK
 from .store import Scored, ScoreStore
-from .ties import ScoreArray
 
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..records import ImageRecord
+from .arrays import ScoreArray
 from .queries import Query
-from .ties import ScoreArray
 
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
+
+from .arrays import FloatArray, IntArray
 
 
 AveragePrecision = Literal["mean", "trapezoid", "top500"]
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-ScoreArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from typing import Any, Literal, Protocol
 from ...errors import ConfigError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
+from ..arrays import ScoreArray
 from ..protocols import Protocol as Benchmark
 from ..queries import Query
-from ..ties import ScoreArray
 from .simple import FeatureScorer, OracleScorer, RandomScorer, Vectors
 
 

@@ -21,9 +21,9 @@ from ...servers.background import BackgroundLoop
 from ...servers.client import BrokenAnswer, RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
 from ...servers.key import is_local
 from ...tasks import LETTERS
+from ..arrays import ScoreArray
 from ..prompts import Prompt, build_choice_prompt, build_pair_prompt
 from ..queries import Query
-from ..ties import ScoreArray
 from .http_probe import make_body, make_image_part, probe_server
 from .http_replies import compute_letters, compute_margin, count_letter_votes, count_votes, read_logprobs, read_texts
 

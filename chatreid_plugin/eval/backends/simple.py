@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from ...records import ImageRecord
+from ..arrays import ScoreArray
 from ..filtering import number_distinct
 from ..queries import Query
-from ..ties import ScoreArray
 
 
-Vectors = Mapping[str, npt.NDArray[np.float32]]  # query id or image id to an L2-normalised vector (D,)
+Vectors = Mapping[str, ScoreArray]  # query id or image id to an L2-normalised vector (D,)
 
 
 class _PairScorer:

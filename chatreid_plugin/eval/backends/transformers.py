@@ -22,9 +22,9 @@ from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ...vision_tower import batch_vision_attention
+from ..arrays import ScoreArray
 from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt, list_pair_tasks
 from ..queries import QUERY_BLOCK, Query
-from ..ties import ScoreArray
 from .checkpoint import compute_configuration_fingerprint, compute_weights_fingerprint, load_checkpoint
 from .decoder import Decoder, KeysAndValues
 from .memory import Batcher

@@ -6,8 +6,8 @@ from random import Random
 import numpy as np
 
 from ...eval_settings import EvalSettings
+from ..arrays import IntArray
 from ..queries import make_image_query
-from ..ties import IntArray
 from .definition import RULES, Protocol, Rule
 from .source import Source
 

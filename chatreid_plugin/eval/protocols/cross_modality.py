@@ -9,8 +9,8 @@ import numpy as np
 from ...errors import ConfigError, DataError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord, Modality
+from ..arrays import IntArray
 from ..queries import make_image_query
-from ..ties import IntArray
 from .definition import RULES, Protocol
 from .source import Source
 

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ...records import ImageRecord
+from ..arrays import BoolArray, IntArray
 from ..identity_cmc import Cmc, Ties
 from ..queries import Query
-from ..ties import AveragePrecision, IntArray
+from ..ties import AveragePrecision
 
-
-BoolArray = npt.NDArray[np.bool_]
 
 # What is removed from a query's ranking before it is measured, always of the query's own identity but for same_room:
 # same_camera (Zheng et al., Market-1501, 2015); cloth_changing and same_clothes (Simple-CCReID, tools/eval_metrics.py,
