@@ -1,0 +1,76 @@
+"""Real evaluations of a tiny Qwen2-VL in two processes, on one disk or each on its own, against one process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+ParseLayout = Callable[[str], Path]
+
+# The evaluator, once in each folder: `python driver.py CONFIG.yaml FOLDER ...`. With {rank} each process has its own,
+# as machines with disks of their own do; with {after_loss} the first one's is new, the second one's the same again.
+DRIVER = """
+import os, sys
+from pathlib import Path
+from chatreid_plugin.config import load_settings
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.processes import join_processes
+from chatreid_plugin.eval_settings import EvalSettings
+
+with join_processes() as processes:
+    for folder in sys.argv[2:]:
+        folder = folder.format(rank=processes.rank, after_loss=(2, 1)[processes.rank])
+        os.makedirs(folder, exist_ok=True)
+        os.chdir(folder)
+        run_evaluation(load_settings(Path(sys.argv[1]), [], EvalSettings), processes)
+"""
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+FILES = ("results.json", "rankings.parquet", "report.html")
+
+
+@pytest.fixture(scope="module")
+def command(parse_layout: ParseLayout, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the driver and the configuration of an evaluation of a few queries."""
+    folder = tmp_path_factory.mktemp("driver")
+    driver, config = folder / "driver.py", folder / "config.yaml"
+    driver.write_text(DRIVER)
+    lines = ["protocol: market1501", f"manifest: {parse_layout('market1501')}", f"model_name_or_path: {checkpoint}"]
+    lines += ["filter: colour", "top_k: 5", "floor: 0", "max_queries: 6", "report_queries: 2", "device: cpu"]
+    config.write_text("\n".join([*lines, "output_dir: out"]))
+    return [str(driver), str(config)]
+
+
+def run(command: list[str], *folders: Path | str, options: tuple[str, ...] = ()) -> str:
+    """Run the driver; return what it logged. One thread each, as sums of several may round differently."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *options, *command, *map(str, folders)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / "out" / name).read_bytes() for name in FILES}
+
+
+def count_scored(folder: Path) -> int:
+    (path,) = (folder / "out").glob("scores-*.jsonl")
+    return path.read_bytes().count(b"\n") - 1
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_bits_of_one_with_one_disk_or_two(command: list[str], tmp_path: Path) -> None:
+    run(command, tmp_path / "one")
+    folders = [str(tmp_path / name) for name in ("together", "disk{rank}", "disk{after_loss}")]
+    logged = run(command, *folders, options=TORCHRUN)
+    whole = read_files(tmp_path / "one")
+    for name in ("together", "disk0", "disk2"):
+        assert read_files(tmp_path / name) == whole, name
+        assert count_scored(tmp_path / name) == 6, name
+    assert not (tmp_path / "disk1" / "out" / "results.json").exists()
+    # What the second one had finished was not asked for again when the first one's disk was lost.
+    assert logged.count("3 of 6 queries were scored before") == 1
