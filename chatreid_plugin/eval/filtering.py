@@ -60,14 +60,16 @@ def filter_gallery(
         query_features: (Q, D) L2-normalised.
         gallery_features: (G, D) L2-normalised.
         find_ignored: query index -> boolean mask (G,).
-        tau: cosine similarity; -1 keeps all.
+        tau: cosine similarity; -1 or less keeps all.
         top_k: at most this many; None: no cap.
         floor: at least this many, as far as the gallery has them.
     """
     kept: list[IntArray] = []
     for query, similarities in enumerate(iterate_similarities(query_features, gallery_features)):
         allowed = np.flatnonzero(~find_ignored(query))
-        count = max(int(np.count_nonzero(similarities[allowed] >= tau)), floor)
+        # In float32 opposite vectors may have a similarity just below -1.
+        similar = len(allowed) if tau <= -1 else int(np.count_nonzero(similarities[allowed] >= tau))
+        count = max(similar, floor)
         kept.append(_take_best(allowed, similarities[allowed], count if top_k is None else min(count, top_k)))
     return kept
 

@@ -47,6 +47,15 @@ def test_keeps_by_tau_top_k_and_floor(tau: float, top_k: int | None, floor: int,
     assert [kept.tolist() for kept in filter_gallery(query, gallery, ignore_nothing, tau, top_k, floor)] == [expected]
 
 
+def test_no_threshold_keeps_an_opposite_image_when_float32_rounds_below_minus_one() -> None:
+    vectors = np.random.default_rng(0).normal(size=(200, 1, 337)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    lowest = min(vectors, key=lambda vector: float(next(iterate_similarities(vector, -vector))[0]))
+    assert next(iterate_similarities(lowest, -lowest))[0] < -1.0
+    (kept,) = filter_gallery(lowest, np.concatenate([-lowest, lowest]), lambda query: np.zeros(2, bool), -1.0, None, 0)
+    assert kept.tolist() == [1, 0]
+
+
 def test_removes_ignored_images_before_counting() -> None:
     query, gallery = make_features([0.5, 0.8, -0.2, 0.9, 0.1])
     kept = filter_gallery(query, gallery, lambda query: np.arange(5) == 3, -1.0, 2, 0)
