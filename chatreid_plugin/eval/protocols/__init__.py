@@ -73,7 +73,8 @@ def load_protocol(settings: EvalSettings) -> Protocol:
 def _skip_unmatched(protocol: Protocol, settings: EvalSettings) -> Protocol:
     """Leave out, with a reason, the queries that match nothing in some trial."""
     if not protocol.queries:
-        raise DataError(f"{settings.manifest}: no query is left by setting {settings.setting}. Check its labels.")
+        name = f"{protocol.name} ({protocol.variant})"
+        raise DataError(f"{settings.manifest}: no query is left by protocol {name}. Check its labels.")
     labels = label_protocol(protocol)
     inside = np.zeros((len(protocol.trial_galleries), len(protocol.gallery)), dtype=np.bool_)
     for trial, places in enumerate(protocol.trial_galleries):
