@@ -57,7 +57,7 @@ def build_query_view(
         candidates: (K,) gallery indices that were scored.
         scores: (K,) their scores.
         matches: (G,) which gallery images are matches.
-        average_precision: of this query.
+        average_precision: of this query in this gallery.
     """
     known = dict(zip(candidates.tolist(), scores.tolist(), strict=True))
     is_match = matches[order]
@@ -108,6 +108,7 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
         curves=draw_curves(results),
         views=views,
         query_count=ranking.valid_queries,
+        trial_count=len(results.measured.trials),
         wrong_count=sum(not view["right_at_one"] for view in views),
     )
 

@@ -14,6 +14,7 @@ from .backends import Vectors, make_scorer, rank_weakness
 from .contents import hash_images
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
+from .inputs import read_row
 from .measuring import Measured, average_metrics, average_recalls, measure
 from .modes import name_scores
 from .plan import Plan, choose_split, make_plan
@@ -32,9 +33,8 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
         plan: what was scored.
         scores: (K,) for each query of the first trial; empty where a file has them.
     """
-    precisions = dict(
-        zip(results.ranking.query_indices.tolist(), results.ranking.average_precisions.tolist(), strict=True)
-    )
+    first = results.measured.trials[0]
+    precisions = dict(zip(first.query_indices.tolist(), first.average_precisions.tolist(), strict=True))
     worst = sorted(precisions, key=lambda query: (precisions[query], query))[: results.settings.report_queries]
     shown = set(worst)
     rows: list[dict[str, Any]] = []
@@ -47,10 +47,12 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
         left_out, matches = plan.labels.find_ignored(query) | outside, plan.labels.find_positives(query)
         if plan.matrix is not None and row is not None:
             candidates = np.flatnonzero(~left_out)
+            # Ordered as the metrics read it; the files show float32, in which neighbours of float64 would tie.
+            order = candidates[np.argsort(-read_row(row, query, len(row))[candidates], kind="stable")]
             values = row[candidates].astype(np.float32)
         else:
             values = scores[query]
-        order = order_gallery(candidates, values, row, left_out)
+            order = order_gallery(candidates, values, row, left_out)
         rows.append(build_ranking_row(plan.protocol, query, order, candidates, values, matches))
         if query in shown:
             precision = precisions[query]

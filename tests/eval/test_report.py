@@ -17,6 +17,7 @@ from chatreid_plugin.shards import read_json, read_manifest, read_shard
 
 MakeWorld = Callable[..., Path]
 MakeSettings = Callable[..., EvalSettings]
+ParseLayout = Callable[[str], Path]
 ParsePage = Callable[[str], Any]
 
 
@@ -85,6 +86,39 @@ def test_page_needs_nothing_from_elsewhere(
     assert text.count("✓</span>") + text.count("✗</span>") == len(page.find("figure", "same")) + len(
         page.find("figure", "other")
     )
+
+
+def test_page_shows_the_first_trials_precisions_when_there_are_several(
+    parse_layout: ParseLayout, make_settings: MakeSettings
+) -> None:
+    changes: dict[str, Any] = {"protocol": "llcm", "backend": "random", "trials": 3, "report_queries": 4}
+    settings = make_settings(parse_layout("llcm"), **changes)
+    measured = run_evaluation(settings).measured
+    text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r"<h2>AP ([\d.]+) in the first trial", text)
+    own = sorted(measured.trials[0].average_precisions)[:4]
+    assert [float(value) for value in shown] == [round(100 * value, 2) for value in own]
+    assert own != sorted(measured.ranking.average_precisions)[:4]
+    assert "means of 3 trials, galleries and their AP the first trial's" in text
+
+
+@pytest.mark.parametrize(
+    "scores", [np.array([0.5, 0.5 + 1e-12]), np.array([2**40, 2**40 + 1]), np.array([False, True])]
+)
+def test_galleries_are_ordered_as_the_metrics_are_when_float32_would_tie(
+    make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path, scores: Any
+) -> None:
+    manifest = make_world()
+    records, _ = read_manifest(manifest)
+    paths = [record.path for record in records]
+    same = [[int(one.person_id == other.person_id) for other in records] for one in records]
+    np.savez(tmp_path / "s.npz", scores=scores[np.array(same)], queries=paths, gallery=paths)
+    settings = make_settings(manifest, backend="scores", scores=tmp_path / "s.npz")
+    assert run_evaluation(settings).ranking.mean_ap == 1.0
+    rows = read_shard(settings.output_dir / "rankings.parquet", RANKING_SCHEMA).to_pylist()
+    assert [row["matches"][:3] for row in rows] == [[True, True, False]] * 4
+    assert [row["scores"][0] for row in rows] == [np.float32(scores[1])] * 4
+    assert "Wrong at rank 1: 0<" in (settings.output_dir / "report.html").read_text(encoding="utf-8")
 
 
 def test_page_shows_missed_matches_below_the_first_ten(
