@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,11 +26,17 @@ from ..arrays import ScoreArray
 from ..prompts import Prompt, build_choice_prompt, build_pair_prompt
 from ..queries import Query
 from .http_probe import make_body, make_image_part, probe_server
-from .http_replies import compute_letters, compute_margin, count_letter_votes, count_votes, read_logprobs, read_texts
+from .http_replies import (
+    compute_letters,
+    compute_margin,
+    count_letter_votes,
+    count_votes,
+    read_again,
+    read_logprobs,
+    read_texts,
+)
 
 
-# How often a question is asked whose answers cannot be read, e.g. JSON cut short.
-READINGS = 3
 # Candidates of one request to `chatreid serve`: even as noise, crops of the default 768x768 pixels fit.
 SCORED_TOGETHER = 24
 # Encoded images kept: those of one query's candidates are often the next one's, too.
@@ -164,7 +171,7 @@ class HttpScorer:
             for position in positions:
                 try:
                     async with self._slots:  # other threads may ask, too
-                        results[position] = await _ask_again(score, position)
+                        results[position] = await read_again(partial(score, position))
                 except (BrokenAnswer, RejectedRequest, TemporaryFailure) as failure:
                     raise UpstreamError(
                         f"{self._client.host} failed at query {query.label}, candidate {names[position]}: {failure}. "
@@ -264,15 +271,6 @@ class HttpScorer:
 
 def _join(scores: Sequence[Sequence[float]]) -> ScoreArray:
     return np.array([value for values in scores for value in values], dtype=np.float32)
-
-
-async def _ask_again(score: Callable[[int], Awaitable[list[float]]], position: int) -> list[float]:
-    for _ in range(READINGS - 1):
-        try:
-            return await score(position)
-        except BrokenAnswer:
-            continue
-    return await score(position)
 
 
 def _read_scores(body: object, count: int) -> list[float]:

@@ -9,13 +9,17 @@ from PIL import Image
 from ...crops import encode_picture
 from ...errors import ConfigError, UpstreamError
 from ...servers.client import BrokenAnswer, RejectedRequest, ServerClient, TemporaryFailure
-from .http_replies import read_logprobs, read_texts
+from .http_replies import read_again, read_logprobs, read_texts
 
 
 # OpenAI's limit, and the lower one of some servers.
 TOP_LOGPROBS = (20, 5)
 QUESTION = "Which season comes after winter? Answer with one word."
 _PROBE_SIZE = (64, 128)
+
+
+class _NoLogprobs(BrokenAnswer):
+    """A chat completion without log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,22 @@ async def probe_server(client: ServerClient, model: str | None, extra: Mapping[s
         ConfigError: no model named, and the server has none or several.
         UpstreamError: it is out of reach, or refuses the key, the model or the whole request.
     """
+    try:
+        return await _probe(client, model, extra, votes)
+    except TemporaryFailure as failure:
+        raise UpstreamError(f"{client.host} does not answer: {failure}.") from None
+    except BrokenAnswer as failure:
+        raise UpstreamError(
+            f"{client.host} gives no answer that can be read: {failure}. Check base_url; if it is right, run again."
+        ) from None
+    except RejectedRequest as failure:
+        raise UpstreamError(
+            f"{client.host} does not take our request ({failure}). Check model, base_url and extra_body; the model "
+            "has to read images."
+        ) from None
+
+
+async def _probe(client: ServerClient, model: str | None, extra: Mapping[str, Any], votes: int) -> ServerTraits:
     listed = await _list_models(client)
     if model is None:
         if len(listed) != 1:
@@ -75,45 +95,59 @@ async def probe_server(client: ServerClient, model: str | None, extra: Mapping[s
     picture = make_image_part(encode_picture(Image.new("RGB", _PROBE_SIZE, "grey")))
     question = [picture, {"type": "text", "text": QUESTION}]
     for count in TOP_LOGPROBS:
+        body = make_body(model, question, extra, logprobs=True, top_logprobs=count)
         try:
-            body = make_body(model, question, extra, logprobs=True, top_logprobs=count)
-            best = read_logprobs(await client.ask("/chat/completions", body))
-        except (RejectedRequest, TemporaryFailure, BrokenAnswer):
+            await _ask_logprobs(client, body)
+        except RejectedRequest:  # nothing else says that so many are too many
             continue
-        if best:
-            return ServerTraits(model, "logprobs", count)
-        break
+        except _NoLogprobs:
+            break
+        return ServerTraits(model, "logprobs", count)
     return ServerTraits(model, "answers", several_choices=await _try_answers(client, model, question, extra, votes))
 
 
 async def _list_models(client: ServerClient) -> dict[str, dict[str, Any]]:
     """Return name -> entry of the server's models; nothing where it keeps no list."""
-    try:
+
+    async def ask() -> dict[str, dict[str, Any]]:
         answer = cast(Any, await client.ask("/models", None))
-        return {str(entry["id"]): entry for entry in answer["data"]}
-    except TemporaryFailure as failure:
-        raise UpstreamError(f"{client.host} does not answer: {failure}.") from None
-    except (UpstreamError, RejectedRequest, BrokenAnswer, KeyError, TypeError):
+        try:
+            return {str(entry["id"]): entry for entry in answer["data"]}
+        except (KeyError, TypeError):
+            raise BrokenAnswer("no list of models") from None
+
+    try:
+        return await read_again(ask)
+    except (UpstreamError, RejectedRequest, BrokenAnswer):
         return {}  # the next question gives the reason, if it is one
+
+
+async def _ask_logprobs(client: ServerClient, body: dict[str, Any]) -> None:
+    """Return if an answer has log-probabilities; one without may be a fault, and is asked for again as such."""
+
+    async def ask() -> None:
+        if not read_logprobs(await client.ask("/chat/completions", body)):
+            raise _NoLogprobs
+
+    await read_again(ask)
 
 
 async def _try_answers(
     client: ServerClient, model: str, question: list[dict[str, Any]], extra: Mapping[str, Any], votes: int
 ) -> bool:
     """Ask for text; return whether several answers come at once."""
-    wanted = {"n": 2, "temperature": 1.0} if votes > 1 else {}
-    for changes in (wanted, {}):
+
+    async def count_texts(**changes: Any) -> int:
+        body = make_body(model, question, extra, **changes)
+        return len(await read_again(lambda: ask(body)))
+
+    async def ask(body: dict[str, Any]) -> list[str]:
+        return read_texts(await client.ask("/chat/completions", body))
+
+    if votes > 1:
         try:
-            return (
-                len(read_texts(await client.ask("/chat/completions", make_body(model, question, extra, **changes))))
-                > 1
-            )
-        except TemporaryFailure as failure:
-            raise UpstreamError(f"{client.host} does not answer: {failure}.") from None
-        except (RejectedRequest, BrokenAnswer) as failure:
-            if not changes:
-                raise UpstreamError(
-                    f"{client.host} does not take our request ({failure}). Check model, base_url and extra_body; the "
-                    "model has to read images."
-                ) from None
+            return await count_texts(n=2, temperature=1.0) > 1
+        except RejectedRequest:
+            pass
+    await count_texts()
     return False

@@ -2,21 +2,25 @@
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ...answers import read_answer
 from ...servers.client import BrokenAnswer
 from ...tasks import NO, YES
 
 
+# How often a question is asked whose answers cannot be read, e.g. JSON cut short.
+READINGS = 3
 # What vLLM writes for minus infinity, which JSON has not.
 LOWEST = -9999.0
 # How SentencePiece and byte-level BPE write the space before a word, when a server gives raw tokens.
 _SPACES = " \u2581\u0120"
 # What a reply counts that is neither Yes nor No: half a vote.
 UNREADABLE_VOTE = 0.5
+
+Reading = TypeVar("Reading")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,20 @@ class Value:
 
     number: float
     filled: int = 0
+
+
+async def read_again(ask: Callable[[], Awaitable[Reading]]) -> Reading:
+    """Return what ``ask`` returns, asking anew while its answer cannot be read.
+
+    Raises:
+        BrokenAnswer: ``READINGS`` answers could not be read.
+    """
+    for _ in range(READINGS - 1):
+        try:
+            return await ask()
+        except BrokenAnswer:
+            continue
+    return await ask()
 
 
 def _read_choices(body: object) -> list[dict[str, Any]]:

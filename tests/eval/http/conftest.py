@@ -61,7 +61,10 @@ def answer_well(body: dict[str, Any]) -> Any:
 
 @dataclass
 class FakeServer:
-    """A chat completions server; ``reply`` is given the body and returns one, or (status, body, headers, cut)."""
+    """A chat completions server; ``reply`` is given the body and returns one, or (status, body, headers, cut).
+
+    ``models`` is the list of models, None for a server that keeps none, or a function that returns the body.
+    """
 
     reply: Callable[[dict[str, Any]], Any] = answer_well
     models: Any = field(default_factory=lambda: {"data": [{"id": "any"}]})
@@ -88,7 +91,8 @@ class FakeServer:
     def answer(self, path: str, headers: dict[str, str], body: Any) -> tuple[Any, ...]:
         """Note a question and return the reply to it; without a body, the models are asked for."""
         if body is None:
-            return 200 if self.models is not None else 404, self.models
+            models = self.models() if callable(self.models) else self.models
+            return 200 if models is not None else 404, models
         with self.lock:
             self.bodies.append(body)
             self.keys.append(headers["authorization"])
@@ -99,12 +103,12 @@ class FakeServer:
             self.active -= 1
         return reply if isinstance(reply, tuple) else (200, reply)
 
-    def misbehave(self, grey: int, times: int, wrong: Any) -> list[int]:
-        """Give a wrong reply to the first requests about a candidate; return a list that counts them."""
-        usual, seen = self.reply, list[int]()
+    def misbehave(self, grey: int | None, times: int, wrong: Any) -> list[int | None]:
+        """Give a wrong reply to the first requests about a candidate, None for probes; return a list of them."""
+        usual, seen = self.reply, list[int | None]()
 
         def reply(body: dict[str, Any]) -> Any:
-            if not is_probe(body) and read_greys(body)[-1] == grey:
+            if (None if is_probe(body) else read_greys(body)[-1]) == grey:
                 seen.append(grey)
                 if len(seen) <= times:
                     return wrong(body) if callable(wrong) else wrong

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.errors import ConfigError, UpstreamError
-from chatreid_plugin.eval.backends.http import READINGS, HttpScorer
+from chatreid_plugin.eval.backends.http import HttpScorer
+from chatreid_plugin.eval.backends.http_replies import READINGS
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.queries import make_image_query
 from chatreid_plugin.eval_settings import EvalSettings
@@ -73,6 +74,53 @@ def test_lasting_faults_are_one_error_that_names_server_query_and_candidate(
     with pytest.raises(UpstreamError, match=rf"{host} failed at query 40\.png, candidate 120\.png: .*{reason}"):
         scorer.score_pairs(make_image_query(records[0]), records, PAIR)
     assert len(seen) == times
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_passing_faults_of_the_probe_change_nothing(server: Any, make: Callable[..., HttpScorer], name: str) -> None:
+    traits = make().traits
+    seen = server.misbehave(None, 2, FAULTS[name])
+    assert make(timeout=0.4).traits == traits
+    assert len(seen) == 3
+
+
+def test_passing_faults_of_the_probe_leave_several_votes_at_once(server: Any, make: Callable[..., HttpScorer]) -> None:
+    server.reply = lambda body: server.make_completion(texts=("Spring",) * body.get("n", 1))
+    wrong = [FAULTS["truncated JSON"], FAULTS["no choices"]]
+    usual = server.reply
+    server.reply = lambda body: wrong.pop() if wrong and "n" in body else usual(body)
+    traits = make(votes=3).traits
+    assert not wrong
+    assert (traits.gives, traits.several_choices) == ("answers", True)
+
+
+def test_passing_fault_of_the_list_of_models_keeps_a_server_of_ours(
+    server: Any, make: Callable[..., HttpScorer]
+) -> None:
+    listed = {"data": [{"id": "any", "chatreid": {"weights": "1"}}]}
+    lists = [listed, {}, b'{"data": [']
+    server.models = lists.pop
+    assert make().traits.own == {"weights": "1"}
+    assert not lists
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("429", "does not answer: 429"),
+        ("500", "does not answer: 500: out of memory"),
+        ("hang", "does not answer: no answer within 0.3 s"),
+        ("truncated JSON", "no answer that can be read: broken JSON"),
+        ("no choices", "no answer that can be read: no chat completion"),
+    ],
+)
+def test_lasting_faults_of_the_probe_are_no_hard_answers(
+    server: Any, make: Callable[..., HttpScorer], name: str, reason: str
+) -> None:
+    seen = server.misbehave(None, 99, FAULTS[name])
+    with pytest.raises(UpstreamError, match=reason):
+        make(timeout=0.3, retries=READINGS - 1)
+    assert len(seen) == READINGS
 
 
 def test_rejected_image_stops_at_once(
