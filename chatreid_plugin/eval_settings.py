@@ -100,6 +100,8 @@ class EvalSettings(Settings):
     shifts: Annotated[int, Field(ge=1, le=len(LETTERS))] = 1
     choice_task: str | None = None
     text_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    # Rank the scores in output_dir; no model is loaded. How a run came by its results is no part of results.json.
+    saved_scores: Annotated[bool, Field(exclude=True)] = False
     # fusion with the baseline, after the scores are saved
     fusion: Literal["none", "linear", "reciprocal_rank", "k_reciprocal"] = "none"
     fusion_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -135,6 +137,7 @@ class EvalSettings(Settings):
         if self.fusion != "none" and self.filter == "none":
             faults.append(f"fusion: {self.fusion} fuses with the filter's features, so filter must not be none")
         faults += self._list_file_faults()
+        faults += self._list_saved_scores_faults()
         letter_tasks = [name for name, task in TASKS.items() if task.answer_kind == "letters"]
         if self.choice_task is not None and self.choice_task not in letter_tasks:
             faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")
@@ -190,6 +193,19 @@ class EvalSettings(Settings):
         for key in ("features", "scores"):
             if getattr(self, key) is not None and self.backend != key:
                 faults.append(f"{key} is for backend: {key}, not {self.backend}; set backend={key} or remove it")
+        return faults
+
+    def _list_saved_scores_faults(self) -> list[str]:
+        """Return what does not go with ranking saved scores without the model."""
+        faults: list[str] = []
+        if not self.saved_scores:
+            return faults
+        if self.backend not in ("transformers", "http"):
+            faults.append(f"saved_scores: backend: {self.backend} loads no model anyway; remove saved_scores")
+        if self.filter == "vlm":
+            faults.append("saved_scores: filter: vlm needs the model itself; set saved_scores=false")
+        if self.overwrite:
+            faults.append("saved_scores: overwrite removes the saved scores; set one of the two")
         return faults
 
     @property

@@ -21,7 +21,8 @@ from .plan import Plan, choose_split, make_plan
 from .processes import Processes
 from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
-from .scoring import describe_fingerprint, score_queries
+from .saved_scores import SavedScorer, find_saved
+from .scoring import describe_fingerprint, describe_questions, score_queries
 from .store import ScoreStore
 
 
@@ -91,6 +92,7 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
 
 
 def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
+    saved = _find_saved(settings, processes) if settings.saved_scores else None
     plan = make_plan(settings, processes)
     if plan.matrix is not None:
         pairs = len(plan.protocol.queries) * len(plan.protocol.gallery)
@@ -102,7 +104,7 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         if processes.is_first:
             _write_rankings_and_page(results, plan, [])
         return results
-    scorer = plan.scorer or make_scorer(settings, plan.protocol, _name_features(plan))
+    scorer = saved or plan.scorer or make_scorer(settings, plan.protocol, _name_features(plan))
     fingerprint = describe_fingerprint(settings, scorer)
     shows_images = settings.backend in ("transformers", "http")
     contents = hash_images(plan.list_images(), plan.protocol.image_root, processes) if shows_images else {}
@@ -122,6 +124,12 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     if processes.is_first:
         _write_rankings_and_page(results, plan, fused[0])
     return results
+
+
+def _find_saved(settings: EvalSettings, processes: Processes) -> SavedScorer:
+    """Return the stand-in for the model, in every process: other machines may have no files of scores."""
+    found = [find_saved(settings, describe_questions(settings))] if processes.is_first else []
+    return processes.gather(found)[0][0]
 
 
 def _name_features(plan: Plan) -> tuple[Vectors, Vectors] | None:

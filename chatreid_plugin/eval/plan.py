@@ -142,11 +142,13 @@ def describe_plan(settings: EvalSettings) -> str:
     several = f" in {len(trials)} trials of {min(sizes):,} to {max(sizes):,}" if len(trials) > 1 else ""
     if settings.reads_scores:
         most = gallery
+    saved = "Saved scores are ranked; no model is asked."
+    cost = saved if settings.saved_scores else describe_cost(settings, most, len(protocol.queries))
     return (
         f"{protocol.name} ({protocol.variant}): {len(protocol.queries):,} queries "
         f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images{several}, at most "
         f"{most * len(protocol.queries):,} pairs to score with backend {settings.backend}.\n"
-        f"{describe_cost(settings, most, len(protocol.queries))}\n"
+        f"{cost}\n"
         f"Results would go to {settings.output_dir}. Nothing was written; neither a checkpoint nor a server was tried."
     )
 

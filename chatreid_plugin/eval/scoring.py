@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__, tasks
+from ..errors import DataError
 from ..eval_settings import EvalSettings
 from .arrays import ScoreArray
 from .backends import Confidence, Scorer
@@ -27,8 +28,12 @@ def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, An
 
     What is in files (weights, features) and not where they are, so that a moved checkpoint keeps its scores.
     """
-    fingerprint: dict[str, Any] = {"backend": settings.backend, "version": __version__, **scorer.fingerprint}
-    fingerprint |= describe_mode(settings)
+    return dict(sorted({**scorer.fingerprint, **describe_questions(settings)}.items()))
+
+
+def describe_questions(settings: EvalSettings) -> dict[str, Any]:
+    """Return what of the fingerprint is known without the scorer: what it is asked, and how."""
+    fingerprint: dict[str, Any] = {"backend": settings.backend, "version": __version__, **describe_mode(settings)}
     if settings.backend == "features":
         fingerprint["filter"] = settings.filter
     if settings.backend == "transformers":
@@ -53,6 +58,9 @@ def score_queries(
     Queries that are in any process's store are not scored again; the others are shared out among the processes, and
     the first one's store holds all of them in the end. Where something was filled in, in this run or an earlier one,
     margins are no longer called that, since fusion takes margins for log-odds.
+
+    Raises:
+        DataError: scores are missing, with ``saved_scores``.
     """
     queries = plan.protocol.queries
     for finished in processes.gather(store.finished):
@@ -60,6 +68,12 @@ def score_queries(
     keys = [store.make_key(query, plan.list_candidates(index)) for index, query in enumerate(queries)]
     counts = [len(candidates) for candidates in plan.kept]
     pending = [index for index, key in enumerate(keys) if store.get(key, counts[index]) is None]
+    if pending and settings.saved_scores:
+        raise DataError(
+            f"saved_scores: {store.path} lacks the scores of {len(pending)} of {len(queries)} queries, first of "
+            f"{queries[pending[0]].label}. Its run is unfinished, or the filter's keys, queries, gallery or images "
+            "were others. Set them as they were, or score what is missing with the model (saved_scores=false)."
+        )
     if len(pending) < len(queries) and processes.is_first:
         finished = len(queries) - len(pending)
         logger.warning("%d of %d queries were scored before (%s).", finished, len(queries), store.path)

@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from chatreid_plugin.config import SourceSettings, load_settings
 from chatreid_plugin.demo.layouts.folder import write_layout
 from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.engine.sources import describe_origin
+from chatreid_plugin.eval.processes import Processes
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord, Split
 from chatreid_plugin.shards import write_manifest
@@ -216,3 +219,32 @@ def write_and_parse(root: Path, layout: str, trial: int | None = None) -> Path:
         provenance = {**describe_origin(source), "protocol": report.protocol}
         write_manifest(manifest, report.records, report.root, provenance)
     return manifest
+
+
+@pytest.fixture
+def run_together() -> Callable[[Sequence[Callable[[Processes], Any]]], list[Any]]:
+    """Return a function that calls several functions, each as one of torchrun's processes; they are threads here."""
+
+    def run(calls: Sequence[Callable[[Processes], Any]]) -> list[Any]:
+        count = len(calls)
+        barrier, values = threading.Barrier(count, timeout=60), [None] * count
+
+        class Thread(Processes):
+            def gather(self, value: Any) -> list[Any]:
+                values[self.rank] = value
+                barrier.wait()
+                found = list(values)
+                barrier.wait()
+                return found
+
+        def call(rank: int) -> Any:
+            try:
+                return calls[rank](Thread(rank, count))
+            except BaseException:
+                barrier.abort()  # as torchrun ends all when one fails
+                raise
+
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(call, range(count)))
+
+    return run
