@@ -21,8 +21,10 @@ from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.engine.sources import describe_origin
 from chatreid_plugin.eval.processes import Processes
 from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.images import resize_by_policy
 from chatreid_plugin.records import ImageRecord, Split
 from chatreid_plugin.shards import write_manifest
+from chatreid_plugin.tasks import format_chat_prompt
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "make_vectors.py"
@@ -97,6 +99,28 @@ def make_settings(tmp_path: Path) -> Callable[..., EvalSettings]:
         return EvalSettings.model_validate(values | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def answer_plainly() -> Callable[..., float]:
+    """Return a function that asks by one forward pass of transformers' own processor and model, with nothing shared.
+
+    It takes a scorer, the folder of the images, a question with a mark for each image, and the images; it returns the
+    margin of Yes over No.
+    """
+    import torch
+
+    def answer(scorer: Any, root: Path, question: str, *records: ImageRecord) -> float:
+        text = format_chat_prompt(question).replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+        images = [Image.open(root / record.path).convert("RGB") for record in records]
+        images = [image.resize(resize_by_policy(*image.size, scorer.settings.policy)) for image in images]
+        inputs = scorer.processor(text=[text], images=images, return_tensors="pt")
+        with torch.inference_mode():
+            logits = scorer.model(**inputs).logits[0, -1].float()
+        yes, no = (scorer.processor.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No"))
+        return float(logits[yes] - logits[no])
+
+    return answer
 
 
 @dataclass(frozen=True)

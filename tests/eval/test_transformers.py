@@ -17,9 +17,8 @@ from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.queries import make_image_query
 from chatreid_plugin.eval_settings import EvalSettings
-from chatreid_plugin.images import resize_by_policy
 from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction
-from chatreid_plugin.tasks import format_chat_prompt, render_prompt
+from chatreid_plugin.tasks import render_prompt
 
 
 SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (33, 190), (128, 256)]
@@ -35,52 +34,51 @@ def make_settings(checkpoint: Path, tmp_path: Path, **changes: Any) -> EvalSetti
     return EvalSettings.model_validate(values | {"output_dir": tmp_path, "device": "cpu"} | changes)
 
 
-def score_plainly(scorer: TransformersScorer, root: Path, first: ImageRecord, second: ImageRecord) -> float:
-    """One forward pass through transformers' own processor and model, nothing shared, nothing cached."""
-    pair = Instruction("pair", IMAGE_PAIR, (ImageReference("a"), ImageReference("b")), 2, Answer(match=True))
-    text = format_chat_prompt(render_prompt(pair)).replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
-    images = [Image.open(root / record.path).convert("RGB") for record in (first, second)]
-    images = [image.resize(resize_by_policy(*image.size, scorer.settings.policy)) for image in images]
-    inputs = scorer.processor(text=[text], images=images, return_tensors="pt")
-    with torch.inference_mode():
-        logits = scorer.model(**inputs).logits[0, -1].float()
-    tokenizer = scorer.processor.tokenizer
-    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No"))
-    return float(logits[yes] - logits[no])
-
-
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_scorer_equals_one_forward_pass_per_pair(
-    stage: int, checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
+    stage: int,
+    checkpoint: Path,
+    crops: tuple[Path, list[ImageRecord]],
+    answer_plainly: Callable[..., float],
+    tmp_path: Path,
 ) -> None:
     root, records = crops
     scorer = TransformersScorer(make_settings(checkpoint, tmp_path, chatreid_stage=stage, batch_size=2), root)
     query, candidates = records[0], records[1:]
     margins = scorer.score_pairs(make_image_query(query), candidates, IMAGE_PAIR)
-    expected = [score_plainly(scorer, root, query, candidate) for candidate in candidates]
+    pair = Instruction("pair", IMAGE_PAIR, (ImageReference("a"), ImageReference("b")), 2, Answer(match=True))
+    question = render_prompt(pair)
+    expected = [answer_plainly(scorer, root, question, query, candidate) for candidate in candidates]
     np.testing.assert_allclose(margins, expected, atol=1e-4)
     assert np.argsort(margins).tolist() == np.argsort(expected).tolist()
     assert margins.dtype == np.float32
     assert len(set(np.round(margins, 6))) > 1
 
 
-def test_scorer_encodes_every_image_once(
+def test_scorer_decodes_and_encodes_every_image_once(
     checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, records = crops
     scorer = TransformersScorer(make_settings(checkpoint, tmp_path), root)
-    encoded: list[int] = []
-    get_image_features = scorer.model.get_image_features
+    encoded, opened = list[int](), list[str]()
+    get_image_features, open_image = scorer.model.get_image_features, Image.open
 
     def count(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
         encoded.append(len(grids))
         return get_image_features(pixels, grids)
 
+    def note(path: Path, *arguments: Any) -> Image.Image:
+        opened.append(path.name)
+        return open_image(path, *arguments)
+
     monkeypatch.setattr(scorer.model, "get_image_features", count)
+    monkeypatch.setattr(Image, "open", note)
     scorer.prepare([], records)
     scorer.score_pairs(make_image_query(records[0]), records[1:], IMAGE_PAIR)
     scorer.score_pairs(make_image_query(records[1]), records[:1], IMAGE_PAIR)
+    scorer.choose(make_image_query(records[2]), [records[3:], records[:2]], "standard_reid")
     assert sum(encoded) == len(records)
+    assert sorted(opened) == sorted(record.path for record in records)
 
 
 def test_fingerprint_changes_when_a_weight_changes(
