@@ -16,7 +16,8 @@ from ..shards import write_text
 from .arrays import BoolArray, IntArray, ScoreArray
 from .protocols import Protocol
 from .queries import Query
-from .report import HEADLINE_RANKS, WARNINGS, Results, define_terms, describe_method
+from .report import HEADLINE_RANKS, Results, describe_method
+from .terms import WARNINGS, define_terms
 
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

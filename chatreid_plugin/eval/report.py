@@ -24,6 +24,7 @@ from .measuring import CURVE_RANKS, Measured
 from .metrics import RankingMetrics
 from .protocols import Protocol
 from .protocols.definition import RULES
+from .terms import WARNINGS, define_terms
 
 
 RANKING_DEPTH = 100
@@ -39,44 +40,6 @@ RANKING_SCHEMA = pa.schema(
         ("matches", pa.list_(pa.bool_())),
     ]
 )
-
-CMC_DEFINITIONS = {
-    "standard": "share of valid queries with a match among the first k (standard CMC)",
-    "unique_identity": "share of valid queries with a match among the first k identities, each at its best image",
-    "single_gallery_shot": "chance of a match among the first k when one image of each identity is drawn",
-}
-AP_DEFINITIONS = {
-    "mean": "mean over the valid queries of the mean precision at their matches",
-    "trapezoid": "mean over the valid queries of the trapezoidal average precision (official Market-1501 code)",
-    "top500": "mean over the valid queries of the mean precision at their matches among the first 500 images, cut "
-    "before ignored ones are removed (Instruct-ReID's code)",
-}
-TIE_DEFINITIONS = {
-    "expected": "exact expectation over random order of equally scored images",
-    "index": "equally scored images in gallery order, as the cut at 500 needs",
-}
-DEFINITIONS = {
-    "mINP": "mean over the valid queries of matches / rank of the last match",
-    "tie_rate": "share of valid queries in which a match has the same score as a non-match",
-    "interval": "2.5 and 97.5 percentiles of mAP over 1,000 seeded resamples of the queries; of several splits each "
-    "is resampled within itself, and their unweighted mean is taken",
-    "valid_queries": "queries that have a match; of several splits those of all of them",
-    "ranking": "candidates by the scorer, then everything the filter left out, in baseline order",
-    "strict": "what the filter left out is not retrieved: matches there add nothing to mAP, miss in Rank-k, INP 0",
-    "ceiling": "a perfect scorer on the same candidates, the rest in baseline order",
-    "baseline": "the filter's own ranking",
-    "filter_recall": "mean over queries of the share of their matches that the filter kept",
-    "cut_tie_rate": "share of queries of which the filter left out an image as similar as one it kept (gallery order)",
-    "filter_recall_at": "the same among the first k of the filter's ranking, equal similarities in gallery order",
-}
-
-# What a reader has to know of scores that are not the model's own margins (``backends.Confidence``).
-WARNINGS = {
-    "top_logprobs": "Scores come from the server's few best log-probabilities: where a word was not among them, "
-    "the least likely one returned stands in for it.",
-    "answers": "Scores are hard answers, not confidences: the server gives no log-probabilities. Images with the same "
-    "share of votes tie, and ties count as the mean over every order.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +101,6 @@ class Results:
     def filter_recall(self) -> float:
         """Mean share of a query's matches that the filter kept."""
         return self.measured.recall
-
-
-def define_terms(protocol: Protocol) -> dict[str, str]:
-    """Return what every figure means under this protocol."""
-    return {
-        "mAP": AP_DEFINITIONS[protocol.average_precision],
-        "Rank-k": CMC_DEFINITIONS[protocol.cmc],
-        "ties": TIE_DEFINITIONS[protocol.ties],
-        **DEFINITIONS,
-    }
 
 
 def _describe_metrics(metrics: RankingMetrics) -> dict[str, Any]:
