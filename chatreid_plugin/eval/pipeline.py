@@ -161,12 +161,13 @@ def average_splits(splits: Sequence[Results]) -> Results:
         recall_at=average_recalls([one.recall_at for one in measured]),
         trials=tuple(one.ranking for one in measured),
     )
-    variant = f"{splits[0].protocol.variant}; mean of {len(splits)} splits"
+    first, mean_of = splits[0].protocol, f"mean of {len(splits)} splits"
+    variant = first.variant.replace(first.split, mean_of) if first.split else f"{first.variant}; {mean_of}"
     skipped = tuple(query for one in splits for query in one.protocol.skipped)
     return replace(
         splits[0],
         measured=mean,
-        protocol=replace(splits[0].protocol, variant=variant, skipped=skipped),
+        protocol=replace(first, variant=variant, skipped=skipped),
         pairs=sum(one.pairs for one in splits),
         confidence=max(splits, key=lambda one: rank_weakness(one.confidence)).confidence,
         splits=tuple(splits),

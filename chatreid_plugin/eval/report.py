@@ -128,6 +128,7 @@ def list_versions() -> dict[str, str | None]:
 def describe_results(results: Results) -> dict[str, Any]:
     """Return the content of ``results.json``: metrics as fractions, definitions, settings, versions, provenance."""
     protocol, parts = results.protocol, results.splits or (results,)
+    sizes = [len(one.protocol.gallery) for one in parts]
     return {
         "metrics": _describe_metrics(results.ranking),
         "cmc_curve": [results.ranking.cmc[k] for k in CURVE_RANKS],
@@ -145,14 +146,15 @@ def describe_results(results: Results) -> dict[str, Any]:
         "protocol": {
             "name": protocol.name,
             "variant": protocol.variant,
-            "queries": len(protocol.queries),
-            "gallery": len(protocol.gallery),
+            "queries": sum(len(one.protocol.queries) for one in parts),
+            "gallery": float(np.mean(sizes)) if len(set(sizes)) > 1 else sizes[0],
             "pairs_scored": results.pairs,
             "average_precision": protocol.average_precision,
             "cmc": protocol.cmc,
             "ties": protocol.ties,
             "ignored": RULES[protocol.rule],
-            "trials": len(results.measured.trials),
+            "trials": len(parts[0].measured.trials),
+            "splits": len(parts),
             "skipped_queries": [{"query": item.query_id, "reason": item.reason} for item in protocol.skipped],
         },
         "scores": {
@@ -250,11 +252,12 @@ def describe_method(settings: EvalSettings) -> str:
 
 
 def _describe_counts(results: Results) -> str:
-    """Return the numbers of queries and pairs, of all splits together, and of images in the gallery of one."""
-    skipped, where = len(results.protocol.skipped), " in the first split" if results.splits else ""
+    """Return the numbers of queries and pairs, of all splits together, and of images in each one's gallery."""
+    sizes = sorted({len(one.protocol.gallery) for one in results.splits or (results,)})
+    gallery = " to ".join(f"{size:,}" for size in sorted({sizes[0], sizes[-1]}))
     return (
-        f"{results.ranking.valid_queries:,} valid queries ({skipped:,} skipped), "
-        f"{len(results.protocol.gallery):,} gallery images{where}, {results.pairs:,} pairs scored"
+        f"{results.ranking.valid_queries:,} valid queries ({len(results.protocol.skipped):,} skipped), "
+        f"{gallery} gallery images{' a split' if results.splits else ''}, {results.pairs:,} pairs scored"
     )
 
 

@@ -23,6 +23,9 @@ DEFINITIONS = {
     "tie_rate": "share of valid queries in which a match has the same score as a non-match",
     "interval": "2.5 and 97.5 percentiles of mAP over 1,000 seeded resamples of the queries; of several splits each "
     "is resampled within itself, and their unweighted mean is taken",
+    "queries": "queries that are ranked; of several splits those of all, as are pairs_scored and skipped_queries",
+    "gallery": "images that are ranked in any trial; of several splits the mean",
+    "trials": "mAP and Rank-1 of each trial, or of each split",
     "valid_queries": "queries that have a match; of several splits those of all of them",
     "ranking": "candidates by the scorer, then everything the filter left out, in baseline order",
     "strict": "what the filter left out is not retrieved: matches there add nothing to mAP, miss in Rank-k, INP 0",

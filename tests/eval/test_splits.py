@@ -23,28 +23,49 @@ MakeSettings = Callable[..., EvalSettings]
 ParseLayout = Callable[[str], Path]
 
 
+@pytest.mark.parametrize(
+    ("layout", "protocol", "variant"),
+    [
+        ("regdb", "regdb", "visible to infrared, {}, nothing ignored"),
+        (
+            "cuhk03:detected_classic",
+            "cuhk03_classic",
+            "classic, {}, detected boxes, same identity and same camera ignored",
+        ),
+    ],
+)
 def test_splits_are_evaluated_apart_and_averaged(
-    parse_layout: ParseLayout, make_settings: MakeSettings, tmp_path: Path
+    layout: str,
+    protocol: str,
+    variant: str,
+    parse_layout: ParseLayout,
+    make_settings: MakeSettings,
+    tmp_path: Path,
 ) -> None:
-    source = parse_layout("regdb")
+    source = parse_layout(layout)
     for trial in (1, 2):
         for suffix in (".parquet", ".parquet.json"):
-            copy = source.with_name(f"regdb_split{trial}{suffix}")
-            copy.write_bytes(source.with_name(f"regdb{suffix}").read_bytes())
-    manifest = source.with_name("regdb_split{trial}.parquet")
-    settings = make_settings(manifest, protocol="regdb", backend="random", splits=[1, 2])
+            copy = source.with_name(f"{source.stem}_split{trial}{suffix}")
+            copy.write_bytes(source.with_name(source.stem + suffix).read_bytes())
+    manifest = source.with_name(f"{source.stem}_split{{trial}}.parquet")
+    settings = make_settings(manifest, protocol=protocol, backend="random", splits=[1, 2])
     assert "2 splits; split 1:" in describe_plan(settings)
     results = run_evaluation(settings)
-    assert "mean of 2 splits" in results.protocol.variant
+    assert results.protocol.variant == variant.format("mean of 2 splits")
+    assert f"{protocol} ({results.protocol.variant})" in render_table(results)
     assert len(results.measured.trials) == 2
     assert (tmp_path / "out" / "split2" / "rankings.parquet").exists()
-    alone = run_evaluation(make_settings(source, protocol="regdb", backend="random", output_dir=tmp_path / "one"))
+    alone = run_evaluation(make_settings(source, protocol=protocol, backend="random", output_dir=tmp_path / "one"))
+    assert alone.protocol.variant == variant.format("split 1")
     content = read_json(tmp_path / "out" / "results.json")
+    assert content["protocol"]["variant"] == results.protocol.variant
+    assert [split["variant"] for split in content["splits"]] == [alone.protocol.variant] * 2
+    assert content["protocol"]["queries"] == 2 * len(alone.protocol.queries)
     assert content["protocol"]["pairs_scored"] == 2 * alone.pairs == sum(s["pairs_scored"] for s in content["splits"])
     assert content["filter"]["mean_candidates"] == alone.pairs / len(alone.protocol.queries)
     assert content["provenance"] is None
     manifests = [Path(split["provenance"]["manifest"]).name for split in content["splits"]]
-    assert manifests == ["regdb_split1.parquet", "regdb_split2.parquet"]
+    assert manifests == [f"{source.stem}_split{trial}.parquet" for trial in (1, 2)]
     assert [split["folder"] for split in content["splits"]] == ["split1", "split2"]
     assert results.ranking.mean_ap == pytest.approx(alone.ranking.mean_ap)
 
@@ -76,16 +97,19 @@ def test_queries_of_all_splits_are_counted(make_world: MakeWorld, make_settings:
     records, root = read_manifest(manifest)
     for trial, people in ((1, "123"), (2, "234")):
         chosen = [record for record in records if record.split == "gallery" or record.person_id[-1] in people]
+        chosen = chosen if trial == 1 else chosen[:-1]
         write_manifest(manifest.with_name(f"m{trial}.parquet"), chosen, root, {"made_by": "test"})
     settings = make_settings(manifest.with_name("m{trial}.parquet"), splits=[1, 2], backend="random")
     results = run_evaluation(settings)
     content = read_json(settings.output_dir / "results.json")
     assert content["metrics"]["valid_queries"] == results.ranking.valid_queries == 6
-    assert len(content["splits"]) == 2
+    assert content["protocol"]["queries"] == 6
+    assert content["protocol"]["gallery"] == 11.5
+    assert content["protocol"]["variant"].endswith("; mean of 2 splits")
+    assert content["protocol"]["splits"] == len(content["splits"]) == 2
+    assert content["protocol"]["trials"] == 1
     assert content["metrics"]["mAP"] == pytest.approx(np.mean([one["mAP"] for one in content["trials"]]))
-    assert "6 valid queries (0 skipped), 12 gallery images in the first split, 66 pairs scored" in render_table(
-        results
-    )
+    assert "6 valid queries (0 skipped), 11 to 12 gallery images a split, 63 pairs scored" in render_table(results)
     assert "Mean of 2 splits, between which" in render_table(results)
 
 

@@ -116,9 +116,10 @@ def load_regdb(source: Source, settings: EvalSettings) -> Protocol:
     """
     setting = settings.setting or "visible_to_infrared"
     queries, gallery = _turn(source, "visible" if setting.startswith("visible") else "infrared")
-    variant = f"{setting.replace('_', ' ')}, split {source.notes.get('trial', '?')}, {RULES['nothing']}"
+    split = f"split {source.notes.get('trial', '?')}"
+    variant = f"{setting.replace('_', ' ')}, {split}, {RULES['nothing']}"
     asked = [make_image_query(record) for record in queries]
-    return Protocol(settings.protocol, variant, asked, gallery, source.image_root, "nothing")
+    return Protocol(settings.protocol, variant, asked, gallery, source.image_root, "nothing", split=split)
 
 
 def load_llcm(source: Source, settings: EvalSettings) -> Protocol:

@@ -62,6 +62,7 @@ class Protocol:
         average_precision: definition, as in ``evaluate_ranking``.
         cmc: definition, as in ``evaluate_ranking``.
         skipped: queries left out because nothing can match them.
+        split: what in ``variant`` names the split, where the manifest is one of several.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Protocol:
     average_precision: AveragePrecision = "mean"
     cmc: Cmc = "standard"
     skipped: tuple[SkippedQuery, ...] = ()
+    split: str = ""
 
     @property
     def ties(self) -> Ties:

@@ -56,11 +56,12 @@ def load_cuhk03_classic(source: Source, settings: EvalSettings) -> Protocol:
     Raises:
         DataError: the manifest is of the new protocol.
     """
-    trial = source.need("trial", "Parse CUHK03 with variant: detected_classic or labeled_classic.")
+    split = f"split {source.need('trial', 'Parse CUHK03 with variant: detected_classic or labeled_classic.')}"
     boxes = source.variant.removesuffix("_classic") or "unknown"
-    variant = f"classic split {trial}, {boxes} boxes, {RULES['same_camera']}"
+    variant = f"classic, {split}, {boxes} boxes, {RULES['same_camera']}"
     queries = [make_image_query(record) for record in source.gallery]
-    return Protocol(settings.protocol, variant, queries, source.gallery, source.image_root, cmc="single_gallery_shot")
+    root = source.image_root
+    return Protocol(settings.protocol, variant, queries, source.gallery, root, cmc="single_gallery_shot", split=split)
 
 
 def load_folder(source: Source, settings: EvalSettings) -> Protocol:
