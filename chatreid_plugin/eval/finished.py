@@ -15,6 +15,9 @@ from ..shards import read_json
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 
+# What runs of one benchmark have to agree in, as in the protocol of results.json.
+DEFINING = ("variant", "average_precision", "cmc", "ties", "queries", "gallery")
+
 # mAP and Rank-1 in percent; None where nobody measured it.
 Cell = tuple[float | None, float | None]
 
@@ -94,6 +97,7 @@ def read_run(folder: Path) -> Run:
         protocol = content["protocol"]
         run = Run(folder, content["scores"]["scorer"], str(protocol["name"]).partition("_")[0], content)
         _ = run.cell, run.variant, run.key, content["filter"]["recall_at"], content["cmc_curve"]
+        _ = [protocol[key] for key in DEFINING]
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{path} is no results.json of this version (it lacks {error}). Evaluate again; saved scores are used."
@@ -158,8 +162,8 @@ def find_disagreements(runs: Sequence[Run]) -> list[str]:
     found: list[str] = []
     for benchmark in dict.fromkeys(run.benchmark for run in runs):
         same = [run for run in runs if run.benchmark == benchmark]
-        for key in ("variant", "average_precision", "cmc", "ties", "queries", "gallery"):
-            values = sorted({str(run.protocol.get(key)) for run in same})
+        for key in DEFINING:
+            values = sorted({str(run.protocol[key]) for run in same})
             if len(values) > 1:
                 found.append(f"{benchmark}: runs differ in {key}: {' | '.join(values)}")
     return found

@@ -145,7 +145,7 @@ def test_variants_other_than_the_published_ones_are_named_and_warned_of() -> Non
     runs = [
         make_run("a", "ltcc", variant="standard", setting="standard"),
         make_run("b", "sysumm01", variant="all-search, multi-shot", shots="multi"),
-        make_run("c", "cuhk03_classic", variant="classic split 1"),
+        make_run("c", "cuhk03_classic", variant="classic, split 1"),
         make_run("d", "market1501", max_queries=200),
         make_run("e", "regdb", setting="visible_to_infrared"),
         make_run("f", "prcc"),
@@ -217,6 +217,16 @@ def test_says_why_two_runs_cannot_be_compared(runs: dict[str, Path]) -> None:
     found = find_disagreements([read_run(folder) for folder in runs.values()])
     assert found == ["market1501: runs differ in queries: 3 | 4"]
     assert "Not comparable: market1501" in render_text([read_run(folder) for folder in runs.values()])
+
+
+@pytest.mark.parametrize("key", ["variant", "average_precision", "cmc", "ties", "queries", "gallery"])
+def test_refuses_results_that_do_not_say_what_was_measured(runs: dict[str, Path], key: str) -> None:
+    path = runs["mine"] / "results.json"
+    content = json.loads(path.read_text())
+    del content["protocol"][key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"lacks '{key}'"):
+        read_run(runs["mine"])
 
 
 def test_writes_a_page_that_needs_nothing_else(runs: dict[str, Path], tmp_path: Path) -> None:

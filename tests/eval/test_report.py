@@ -38,6 +38,53 @@ def test_results_json_says_how_it_came_about(make_world: MakeWorld, make_setting
     assert Path(content["provenance"]["scores"]).is_file()
 
 
+@pytest.mark.parametrize(
+    ("layout", "variant", "trials", "cmc", "definition"),
+    [
+        ("market1501", "single query, same identity and same camera ignored", 1, "standard", "standard CMC"),
+        (
+            "llcm",
+            "infrared to visible, 3 trials, same identity and same camera ignored",
+            3,
+            "unique_identity",
+            "k identities",
+        ),
+        (
+            "sysumm01",
+            "all-search, single-shot, 3 trials (published), for camera 3 the gallery of camera 2 ignored",
+            3,
+            "unique_identity",
+            "k identities",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("average_precision", "ties"), [("mean", "expected"), ("top500", "index")])
+def test_results_json_names_what_was_measured(
+    layout: str,
+    variant: str,
+    trials: int,
+    cmc: str,
+    definition: str,
+    average_precision: str,
+    ties: str,
+    parse_layout: ParseLayout,
+    make_settings: MakeSettings,
+) -> None:
+    changes: dict[str, Any] = {"filter": "colour", "top_k": 4, "trials": 3, "report_queries": 0}
+    changes |= {"protocol": layout, "average_precision": average_precision}
+    settings = make_settings(parse_layout(layout), **changes)
+    run_evaluation(settings)
+    content = read_json(settings.output_dir / "results.json")
+    protocol, definitions = content["protocol"], content["definitions"]
+    assert (protocol["name"], protocol["variant"]) == (layout, variant)
+    assert protocol["trials"] == len(content["trials"]) == trials
+    assert (protocol["cmc"], protocol["average_precision"], protocol["ties"]) == (cmc, average_precision, ties)
+    assert definition in definitions["Rank-k"]
+    assert ("first 500" in definitions["mAP"]) == (average_precision == "top500")
+    assert ("gallery order" in definitions["ties"]) == (ties == "index")
+    assert content["filter"]["source"] == "colour"
+
+
 def test_skipped_queries_are_in_the_results(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     items = [("query", "1", "1"), ("query", "2", "1"), ("gallery", "1", "2"), ("gallery", "2", "1")]
     settings = make_settings(make_world(items))
