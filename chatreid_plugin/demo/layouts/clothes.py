@@ -7,8 +7,14 @@ from ...records import Split
 from .studio import Layout, Studio
 
 
-# LTCC: (split, person) -> outfits. The second person of train and test never changes clothes.
-_LTCC_PEOPLE: dict[tuple[Split, int], int] = {("train", 1): 2, ("train", 7): 1, ("gallery", 22): 3, ("gallery", 94): 1}
+# LTCC: (split, person) -> outfits. The last person of train and test never changes clothes.
+_LTCC_PEOPLE: dict[tuple[Split, int], int] = {
+    ("train", 1): 2,
+    ("train", 7): 1,
+    ("gallery", 22): 3,
+    ("gallery", 31): 2,
+    ("gallery", 94): 1,
+}
 _LTCC_CAMERAS = (1, 9, 12)
 _LTCC_FOLDERS: dict[Split, str] = {"train": "train", "query": "query", "gallery": "test"}
 
@@ -17,7 +23,7 @@ _PRCC_CAMERAS = {"A": 1, "B": 2, "C": 3}
 
 
 def write_ltcc(root: Path, seed: int = 0) -> Layout:
-    """Write ``LTCC_ReID/{train,query,test,info}``: 2 + 2 identities in one to three outfits, 3 of 12 cameras."""
+    """Write ``LTCC_ReID/{train,query,test,info}``: 2 + 3 identities in one to three outfits, 3 of 12 cameras."""
     layout, studio = Layout(root / "LTCC_ReID"), Studio("ltcc", seed)
     frame = 1000
     for (home, person), outfits in _LTCC_PEOPLE.items():
@@ -29,14 +35,14 @@ def write_ltcc(root: Path, seed: int = 0) -> Layout:
             label = f"{person:03d}"
             clothes = f"{label}_{outfit + 1}"
             studio.add(layout, image, path, split=split, person=label, camera=str(camera), clothes=clothes)
-    changing = {"train": [1], "test": [22]}
+    changing = {"train": [1], "test": [22, 31]}
     unchanging = {"train": [7], "test": [94]}
     (layout.root / "info").mkdir()
     for word, lists in (("change", changing), ("unchange", unchanging)):
         for part, people in lists.items():
             text = "".join(f"{person}\n" for person in people)
             (layout.root / "info" / f"cloth-{word}_id_{part}.txt").write_text(text, encoding="utf-8")
-    layout.protocol = {"cloth_change_train_people": ["001"], "cloth_change_test_people": ["022"]}
+    layout.protocol = {"cloth_change_train_people": ["001"], "cloth_change_test_people": ["022", "031"]}
     return layout
 
 

@@ -60,7 +60,7 @@ def write_icfgpedes(root: Path, seed: int = 0) -> Layout:
 
 def write_rstpreid(root: Path, seed: int = 0) -> Layout:
     """Write ``data_captions.json`` and ``imgs``: five images of each identity, by five cameras, two captions each."""
-    people = {0: "train", 1: "train", 2: "val", 3: "test"}
+    people = {0: "train", 1: "train", 2: "val", 3: "test", 4: "test"}
     shots = [
         _Shot(split, person, camera, 0, f"{person:04d}_c{camera}_{30 + camera:04d}.jpg", str(camera))
         for (person, split), camera in product(people.items(), (1, 5, 7, 11, 14))
