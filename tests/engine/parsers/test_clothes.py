@@ -56,6 +56,7 @@ def test_ltcc_outfits_belong_to_their_person(list_data: ListData, ltcc: Path) ->
         "001": {"001_1", "001_2"},
         "007": {"007_1"},
         "022": {"022_1", "022_2", "022_3"},
+        "031": {"031_1", "031_2"},
         "094": {"094_1"},
     }
 
@@ -66,7 +67,7 @@ def test_ltcc_parent_folder_is_not_read(list_data: ListData, ltcc: Path, tmp_pat
     root.parent.mkdir()
     shutil.move(ltcc, root)
     assert list_data("ltcc", root).crops == expected
-    assert len({crop.clothes for crop in expected}) == 7
+    assert len({crop.clothes for crop in expected}) == 9
 
 
 def test_ltcc_leftovers_are_skipped_and_upper_case_is_read(list_data: ListData, ltcc: Path) -> None:
@@ -77,7 +78,7 @@ def test_ltcc_leftovers_are_skipped_and_upper_case_is_read(list_data: ListData, 
         (ltcc / "query" / name).write_bytes(b"")
     listing = list_data("ltcc")
     assert f"query/{path.stem}.PNG" in {crop.path for crop in listing.crops}
-    assert sum(crop.split == "query" for crop in listing.crops) == 12
+    assert sum(crop.split == "query" for crop in listing.crops) == 18
     assert listing.skipped == {"not an image file": 2, "name is not of the form 094_1_c9_015833.png": 1}
 
 
