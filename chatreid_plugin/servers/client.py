@@ -1,7 +1,6 @@
 """One request to an OpenAI-compatible server, sent until it is answered; faults sorted by whom they concern."""
 
 import asyncio
-import json
 import sys
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,6 +22,8 @@ LONGEST_WAIT = 60.0
 # A Retry-After beyond this is a quota of the day rather than of the minute.
 LONGEST_PAUSE = 600.0
 _LONGEST_REASON = 300
+# A shorter key is a word for servers that need none, e.g. ``none``, and words are in answers.
+_SHORTEST_SECRET = 12
 
 
 class TemporaryFailure(Exception):
@@ -106,7 +107,7 @@ class ServerClient:
             tokens: what it will cost by estimate, for limits in tokens.
 
         Returns:
-            The decoded answer, without the key should the server repeat it.
+            The decoded answer, without a key of 12 characters or more should the server repeat it.
 
         Raises:
             BrokenAnswer: the answer is no JSON; not retried, as the request may have cost money.
@@ -147,18 +148,28 @@ class ServerClient:
             raise TemporaryFailure(f"the connection failed ({error.__cause__ or error})") from None
         except ValueError as error:
             raise BrokenAnswer(f"broken JSON: {error}") from None
-        return json.loads(self._hide_key(json.dumps(answer)))
+        return self._hide_in_answer(answer) if len(self._key) >= _SHORTEST_SECRET else answer
 
     def _hide_key(self, text: str) -> str:
         """Replace the key, should the server repeat it; done before anything else sees what it says."""
         return text.replace(self._key, "[key]") if self._key else text
+
+    def _hide_in_answer(self, value: object) -> object:
+        """Return decoded JSON with the key replaced in its texts; names and numbers stay."""
+        if isinstance(value, str):
+            return self._hide_key(value)
+        if isinstance(value, list):
+            return [self._hide_in_answer(part) for part in cast(list[object], value)]
+        if isinstance(value, dict):
+            return {name: self._hide_in_answer(part) for name, part in cast(dict[str, object], value).items()}
+        return value
 
     def _judge(self, error: APIStatusError) -> Exception:
         """Return what an HTTP error means: for now, for this request, or for all."""
         status, body, address = error.status_code, error.body, self.address
         message = cast(dict[str, Any], body).get("message") if isinstance(body, dict) else None
         # A gateway's error is a whole page of HTML.
-        reason = " ".join(self._hide_key(f"{status}: {message or error.message}").split())[:_LONGEST_REASON]
+        reason = " ".join(f"{status}: {self._hide_key(str(message or error.message))}".split())[:_LONGEST_REASON]
         if status in (401, 403):
             return UpstreamError(
                 f"{self.host} refuses the key ({reason}). Set the environment variable "

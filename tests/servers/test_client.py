@@ -1,0 +1,63 @@
+"""What a client makes of a server's answers, and how long it goes on asking; see also the captions and the backend."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from chatreid_plugin.servers.client import RejectedRequest, ServerAddress, ServerClient
+
+
+Ask = Callable[..., object]
+OK: tuple[Any, ...] = (200, {"text": "well"})
+
+
+@pytest.fixture
+def asked() -> list[float]:
+    """Return the moments at which the server was asked."""
+    return []
+
+
+@pytest.fixture
+def ask(serve_answers: Callable[..., str], asked: list[float], monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Return a function that sends one request to a server that replies with these in order, the last one for ever."""
+    monkeypatch.setattr("chatreid_plugin.servers.client.FIRST_WAIT", 0.01)
+
+    def ask(*replies: Any, key: str = "", retries: int = 2) -> object:
+        def answer(path: str, headers: dict[str, str], body: Any) -> tuple[Any, ...]:
+            asked.append(time.monotonic())
+            reply = replies[min(len(asked), len(replies)) - 1]
+            return reply() if callable(reply) else reply
+
+        monkeypatch.setenv("CHATREID_TEST_KEY", key)
+        address = ServerAddress(serve_answers(answer), "any", "CHATREID_TEST_KEY", 0.3, retries, "a test", "key")
+
+        async def send() -> object:
+            client = ServerClient(address)
+            try:
+                return await client.ask("/chat/completions", {})
+            finally:
+                await client.close()
+
+        return asyncio.run(send())
+
+    return ask
+
+
+@pytest.mark.parametrize("key", ["token", "1", "none", "A", "logprobs"])
+def test_word_for_a_key_changes_no_answer(ask: Ask, key: str) -> None:
+    answer = {"token": "A", "logprobs": [{"token": "1", "logprob": -1.125}, None, True], "hat": "none"}
+    assert ask((200, answer), key=key) == answer
+
+
+def test_key_is_hidden_in_texts_of_an_answer_alone(ask: Ask) -> None:
+    key = "123456789012"
+    answer = {key: [f"I heard {key}", 123456789012, {"id": key}]}
+    assert ask((200, answer), key=key) == {key: ["I heard [key]", 123456789012, {"id": "[key]"}]}
+
+
+def test_any_key_is_hidden_in_an_error(ask: Ask) -> None:
+    with pytest.raises(RejectedRequest, match=r"^400: no such thing as \[key\]$"):
+        ask((400, {"error": {"message": "no such thing as 40"}}), key="40")
