@@ -7,7 +7,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
 from tqdm import tqdm
 
@@ -32,12 +32,16 @@ class TemporaryFailure(Exception):
     Attributes:
         pause: seconds for which it wants no request at all; None if it did not say.
         is_overload: it wants fewer requests (status 429), so all workers have to wait.
+        is_slow: it did not answer in time.
     """
 
-    def __init__(self, reason: str, pause: float | None = None, *, is_overload: bool = False) -> None:
+    def __init__(
+        self, reason: str, pause: float | None = None, *, is_overload: bool = False, is_slow: bool = False
+    ) -> None:
         super().__init__(reason)
         self.pause = pause
         self.is_overload = is_overload
+        self.is_slow = is_slow
 
 
 class RejectedRequest(Exception):
@@ -57,7 +61,8 @@ class ServerAddress:
         model: name of the model, for messages.
         api_key_variable: environment variable that holds the key.
         timeout: seconds for one attempt.
-        retries: further attempts after a failure that may pass.
+        retries: further attempts after failures that may pass, and as many others after time-outs, so that a slow
+            server is not taken for one that refuses.
         section: what the settings belong to, for messages, e.g. ``the captioning block``.
         key_setting: full name of the setting ``api_key_variable``, for messages.
     """
@@ -69,6 +74,10 @@ class ServerAddress:
     retries: int
     section: str
     key_setting: str
+
+
+def _get_failure(state: RetryCallState) -> TemporaryFailure:
+    return cast(TemporaryFailure, state.outcome.exception() if state.outcome else None)
 
 
 class ServerClient:
@@ -115,19 +124,27 @@ class ServerClient:
             TemporaryFailure: no answer after all retries.
             UpstreamError: no request will ever be answered: wrong key, wrong model, no credit.
         """
+        failures = {True: 0, False: 0}
+
+        def is_over(state: RetryCallState) -> bool:
+            is_slow = _get_failure(state).is_slow
+            failures[is_slow] += 1
+            return failures[is_slow] > self.address.retries
+
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TemporaryFailure),
-            stop=stop_after_attempt(self.address.retries + 1),
+            stop=is_over,
             wait=self._choose_wait,
             reraise=True,
         )
         return await retrying(self._send, path, body, tokens)
 
     def _choose_wait(self, state: RetryCallState) -> float:
-        failure = cast(TemporaryFailure, state.outcome.exception() if state.outcome else None)
+        failure, pause = _get_failure(state), self._backoff(state)
         if failure.pause is None and not failure.is_overload:
-            return self._backoff(state)
-        pause = self._backoff(state) if failure.pause is None else failure.pause
+            return pause
+        # Many servers say 1 second however long they are busy, which would end the retries at once.
+        pause = max(pause, failure.pause or 0)
         if self.pace.pause(pause):
             tqdm.write(f"{self.host}: {failure}; all requests wait {pause:.0f} s", file=sys.stderr)
         return 0
@@ -141,7 +158,7 @@ class ServerClient:
                 else:
                     answer = await self._client.post(path, cast_to=object, body=body)
         except TimeoutError:
-            raise TemporaryFailure(f"no answer within {self.address.timeout:g} s") from None
+            raise TemporaryFailure(f"no answer within {self.address.timeout:g} s", is_slow=True) from None
         except APIStatusError as error:
             raise self._judge(error) from None
         except APIConnectionError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chatreid_plugin.servers.client import RejectedRequest, ServerAddress, ServerClient
+from chatreid_plugin.servers.client import RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
 
 
 Ask = Callable[..., object]
@@ -61,3 +61,49 @@ def test_key_is_hidden_in_texts_of_an_answer_alone(ask: Ask) -> None:
 def test_any_key_is_hidden_in_an_error(ask: Ask) -> None:
     with pytest.raises(RejectedRequest, match=r"^400: no such thing as \[key\]$"):
         ask((400, {"error": {"message": "no such thing as 40"}}), key="40")
+
+
+def hang() -> tuple[Any, ...]:
+    time.sleep(0.6)
+    return OK
+
+
+BUSY = (429, {}, {"Retry-After": "0"})
+BROKEN = (500, {"error": {"message": "out of memory"}})
+
+
+def test_time_outs_and_refusals_are_retried_apart(ask: Ask, asked: list[float]) -> None:
+    assert ask(hang, BUSY, hang, BROKEN, OK) == OK[1]
+    assert len(asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("replies", "reason", "times"),
+    [
+        ([hang], "no answer within 0.3 s", 3),
+        ([BUSY], "^429", 3),
+        ([hang, BUSY, hang, hang], "no answer within 0.3 s", 4),
+        ([hang, BUSY, BROKEN, BROKEN], "out of memory", 4),
+    ],
+)
+def test_either_ends_after_its_retries(
+    ask: Ask, asked: list[float], replies: list[Any], reason: str, times: int
+) -> None:
+    with pytest.raises(TemporaryFailure, match=reason):
+        ask(*replies)
+    assert len(asked) == times
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_short_retry_after_does_not_shorten_the_waits(
+    ask: Ask, asked: list[float], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatreid_plugin.servers.client.FIRST_WAIT", 0.1)
+    ask(*[(status, {}, {"Retry-After": "0"})] * 3, OK, retries=3)
+    waits = [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)]
+    assert all(wait > doubled for wait, doubled in zip(waits, (0.1, 0.2, 0.4), strict=True)), waits
+
+
+def test_longer_retry_after_is_kept(ask: Ask, asked: list[float]) -> None:
+    ask((429, {}, {"Retry-After": "0.5"}), OK)
+    assert asked[1] - asked[0] > 0.5
