@@ -1,7 +1,8 @@
 """Several finished evaluations side by side, and beside the rows that the paper prints: behind ``chatreid report``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from .finished import Cell, Run, list_unlike_published, read_published
@@ -12,27 +13,43 @@ NO_CELL: Cell = (None, None)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method in a table; ``published`` rows are quoted from the paper, the others are measured."""
+    """One method in a table; ``published`` rows are quoted from the paper, the others are measured.
+
+    ``average`` is that of the mAP of all benchmarks, where the paper's table has such a column and none is missing.
+    """
 
     name: str
     published: bool
     cells: tuple[Cell, ...]
+    average: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the paper with the measured rows below: ``rows[i].cells[j]`` belongs to ``benchmarks[j]``."""
+    """A table of the paper with the measured rows below: ``rows[i].cells[j]`` belongs to ``benchmarks[j]``.
+
+    ``averaged`` says whether the rows' averages are a column of it.
+    """
 
     title: str
     benchmarks: tuple[str, ...]
     rows: tuple[Row, ...]
+    averaged: bool = False
 
 
 def _list_published_rows(table: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
+    averages = table.get("averages", {})
     for name, cells in table["rows"].items():
-        rows.append(Row(name, True, tuple(NO_CELL if cell is None else (cell[0], cell[1]) for cell in cells)))
+        known = tuple(NO_CELL if cell is None else (cell[0], cell[1]) for cell in cells)
+        rows.append(Row(name, True, known, averages.get(name)))
     return rows
+
+
+def _average(row: Row) -> Row:
+    """Return a measured row with the average of its mAP, if it has all of them."""
+    values = [mean_ap for mean_ap, _ in row.cells if mean_ap is not None]
+    return replace(row, average=fmean(values)) if len(values) == len(row.cells) else row
 
 
 def _share_out(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[dict[str, Run]]:
@@ -103,8 +120,11 @@ def build_tables(runs: Sequence[Run]) -> list[Table]:
         benchmarks = tuple(table["benchmarks"])
         named |= set(benchmarks)
         measured = _list_measured_rows(runs, benchmarks)
+        averaged = "averages" in table
+        if averaged:
+            measured = [_average(row) for row in measured]
         if measured:
-            tables.append(Table(table["title"], benchmarks, (*_list_published_rows(table), *measured)))
+            tables.append(Table(table["title"], benchmarks, (*_list_published_rows(table), *measured), averaged))
     others = tuple(dict.fromkeys(run.benchmark for run in runs if run.benchmark not in named))
     if others:
         tables.append(Table("Not in the paper", others, tuple(_list_measured_rows(runs, others))))

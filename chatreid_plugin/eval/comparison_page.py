@@ -25,7 +25,10 @@ TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 
 
 def describe_comparison(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return everything the page shows as JSON values; cells are [mAP, Rank-1] in percent, published rows marked."""
+    """Return everything the page shows as JSON values; cells are [mAP, Rank-1] in percent, published rows marked.
+
+    Averages are of mAP.
+    """
     return {
         "source_of_published_rows": read_published()["source"],
         "tables": [asdict(table) for table in build_tables(runs)],
@@ -51,15 +54,21 @@ def draw_curves(runs: Sequence[Run]) -> bytes:
     return encode_png(draw_cmc_curves(panels))
 
 
+def _show_percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
 def render_text(runs: Sequence[Run]) -> str:
     """Return the tables in words, percent; published rows carry an asterisk."""
     lines: list[str] = []
     tables = build_tables(runs)
     width = 2 + max(len("mAP / Rank-1"), *(len(row.name) + row.published for table in tables for row in table.rows))
     for table in tables:
-        lines += [table.title, f"{'mAP / Rank-1':<{width}}" + "".join(f"{name:>15}" for name in table.benchmarks)]
+        columns = [*table.benchmarks, *(["Avg. mAP"] if table.averaged else [])]
+        lines += [table.title, f"{'mAP / Rank-1':<{width}}" + "".join(f"{name:>15}" for name in columns)]
         for row in table.rows:
-            cells = [" / ".join("-" if value is None else f"{value:.1f}" for value in cell) for cell in row.cells]
+            cells = [" / ".join(map(_show_percent, cell)) for cell in row.cells]
+            cells += [_show_percent(row.average)] if table.averaged else []
             lines.append(f"{row.name + ('*' if row.published else ''):<{width}}" + "".join(f"{c:>15}" for c in cells))
         lines.append("")
     lines.append(f"* published: {read_published()['source']}")

@@ -211,6 +211,23 @@ def test_published_tables_are_whole() -> None:
         for name, cells in table["rows"].items():
             assert len(cells) == len(table["benchmarks"]), (table["title"], name)
             assert all(cell is None or len(cell) == 2 for cell in cells)
+        for name, average in table.get("averages", {}).items():
+            assert average == pytest.approx(np.mean([cell[0] for cell in table["rows"][name]]), abs=0.05)
+
+
+def test_table_of_the_ablation_has_averages_of_whole_rows() -> None:
+    benchmarks = build_radar([]).benchmarks
+    runs = [make_run(name, name, scorer="whole") for name in benchmarks]
+    runs[0].content["metrics"]["mAP"] = 0.75
+    runs += [make_run(f"part/{name}", name, scorer="part") for name in benchmarks[1:]]
+    tables = build_tables(runs)
+    assert [table.title[:8] for table in tables if table.averaged] == ["Table 4."]
+    (table,) = [table for table in tables if table.averaged]
+    averages = {row.name.partition(" (")[0]: row.average for row in table.rows}
+    assert averages == {"Stage 3": 41.0, "Stage 2 + Stage 3": 73.5, "ChatReID": 83.0, "whole": 52.5, "part": None}
+    lines = [line.split() for line in render_text(runs).splitlines()]
+    (place,) = [place for place, line in enumerate(lines) if "Avg." in line]
+    assert [line[-1] for line in lines[place + 1 : place + 6]] == ["41.0", "73.5", "83.0", "52.5", "-"]
 
 
 def test_says_why_two_runs_cannot_be_compared(runs: dict[str, Path]) -> None:
@@ -242,6 +259,8 @@ def test_writes_a_page_that_needs_nothing_else(runs: dict[str, Path], tmp_path: 
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page
     assert "ChatReID (published)" in page
+    assert page.count("<th>Avg.</th>") == 1
+    assert [page.count(f"<td>{average}</td></tr>") for average in (41.0, 73.5, 83.0)] == [1, 1, 1]
     content = json.loads((output / "comparison.json").read_text())
     assert [run["benchmark"] for run in content["runs"]] == ["market1501", "market1501", "folder"]
     before = (output / "cmc.png").read_bytes()
