@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
 from ..eval_settings import EvalSettings
 from .arrays import ScoreArray
 from .backends import Vectors, make_scorer, rank_weakness
@@ -23,7 +23,7 @@ from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
 from .saved_scores import SavedScorer, find_saved
 from .scoring import describe_fingerprint, describe_questions, score_queries
-from .store import ScoreStore
+from .store import ScoreStore, hold_folder, make_folder, remove_scores
 
 
 def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[ScoreArray]) -> None:
@@ -70,24 +70,22 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
     ``splits`` each split is an evaluation in a folder of its own, and the results are their mean.
 
     Raises:
-        ConfigError: settings that do not fit together.
+        ConfigError: settings that do not fit together, or an ``output_dir`` that cannot be written or that another
+            evaluation is writing.
         DataError: a missing manifest, image or feature, or no query with a match.
         UpstreamError: the model cannot be loaded or gives scores that are not numbers.
     """
     started, processes = time.monotonic(), processes or Processes()
-    try:
-        settings.output_dir.mkdir(parents=True, exist_ok=True)  # before hours of scoring
-    except OSError as error:
-        why = "is a file" if settings.output_dir.is_file() else f"cannot be made: {error}"
-        raise ConfigError(f"output_dir: {settings.output_dir} {why}. Set another output_dir.") from None
-    if settings.splits:
-        splits = [run_evaluation(choose_split(settings, trial), processes) for trial in settings.splits]
-        settings = settings.model_copy(update={"filter": splits[0].settings.filter})
-        results = replace(average_splits(splits), settings=settings)
-    else:
-        results = _evaluate(settings, processes)
-    if processes.is_first:
-        write_results(settings.output_dir, describe_results(results), time.monotonic() - started, processes.count)
+    make_folder(settings.output_dir)
+    with hold_folder(settings.output_dir) if processes.is_first else nullcontext():
+        if settings.splits:
+            splits = [run_evaluation(choose_split(settings, trial), processes) for trial in settings.splits]
+            settings = settings.model_copy(update={"filter": splits[0].settings.filter})
+            results = replace(average_splits(splits), settings=settings)
+        else:
+            results = _evaluate(settings, processes)
+        if processes.is_first:
+            write_results(settings.output_dir, describe_results(results), time.monotonic() - started, processes.count)
     return results
 
 
@@ -108,13 +106,10 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     fingerprint = describe_fingerprint(settings, scorer)
     shows_images = settings.backend in ("transformers", "http")
     contents = hash_images(plan.list_images(), plan.protocol.image_root, processes) if shows_images else {}
-    if not processes.is_first:
-        processes.wait()  # until the first has removed what it shall overwrite
-    overwrite = settings.overwrite and processes.is_first
-    places: dict[str, Any] = {"overwrite": overwrite, "rank": processes.rank}
-    with ScoreStore(settings.output_dir, fingerprint, contents=contents, **places) as store:
-        if processes.is_first:
-            processes.wait()
+    if settings.overwrite:
+        remove_scores(settings.output_dir, fingerprint)  # by every process: machines may have disks of their own
+        processes.wait()
+    with ScoreStore(settings.output_dir, fingerprint, contents=contents, rank=processes.rank) as store:
         scores, confidence = score_queries(settings, plan, scorer, store, processes)
     fused = fuse_scores(settings, plan, plan.share_scores(scores), confidence)
     pairs = sum(len(indices) for indices in plan.kept)

@@ -63,8 +63,9 @@ def score_queries(
         DataError: scores are missing, with ``saved_scores``.
     """
     queries = plan.protocol.queries
-    for finished in processes.gather(store.finished):
-        store.finished |= finished  # other machines have disks of their own
+    # Other machines have disks of their own, where older scores may be left: the first one's count.
+    for finished in reversed(processes.gather(store.finished)):
+        store.finished |= finished
     keys = [store.make_key(query, plan.list_candidates(index)) for index, query in enumerate(queries)]
     counts = [len(candidates) for candidates in plan.kept]
     pending = [index for index, key in enumerate(keys) if store.get(key, counts[index]) is None]

@@ -2,21 +2,24 @@
 
 Between the scorer and the ranking. The first line says what the scores depend on (model, prompt, pixels, settings);
 the file is named after its digest, so another model or prompt starts another file and never mixes with this one.
-Of several processes each writes a file of its own, and any run reads what all of them left. A file is locked while it
-is open, so that two runs cannot write into it. Scores of other candidates stay: they may be the current ones again.
+Of several processes each writes a file of its own, and any run reads what all of them left. The folder is locked as
+long as an evaluation runs, and a file while it is open: a process may outlive the first one of its run. Scores of
+other candidates stay: they may be the current ones again.
 """
 
 import base64
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -65,24 +68,83 @@ class Scored:
 Finished = dict[Key, Scored]
 
 
-def _open_locked(path: Path) -> BinaryIO:
-    """Open a file for appending, for this process alone until it is closed.
+LOCK_NAME = ".lock"
+
+
+def _open_locked(path: Path) -> io.FileIO:
+    """Open a file of an ``output_dir`` for appending, for this process alone until it is closed.
 
     Raises:
-        ConfigError: another process has it.
+        ConfigError: another process has it, or it cannot be written.
     """
-    file = path.open("a+b")
+    try:
+        file = path.open("a+b", buffering=0)  # nothing is left to write when it is closed
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir: {path.parent} cannot be written into: {error}. Check its permissions and its disk, or set "
+            "another output_dir."
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ConfigError(
-            f"output_dir: another evaluation is writing its scores into {path.parent} ({path.name}). "
+            f"output_dir: another evaluation is writing into {path.parent} (it holds {path.name}). "
             "Wait for it or stop it, or set another output_dir."
         ) from None
     except OSError as error:  # some network disks have no locks
         logger.warning("%s cannot be locked (%s): see to it that no other run uses this output_dir.", path, error)
     return file
+
+
+def make_folder(folder: Path) -> None:
+    """Make an ``output_dir`` unless it is there.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "is a file" if folder.is_file() else f"cannot be made: {error}"
+        raise ConfigError(f"output_dir: {folder} {why}. Set another output_dir.") from None
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Generator[None, None, None]:
+    """Keep other evaluations out of an ``output_dir`` as long as the block runs; so it is known to be writable, too.
+
+    What is locked is an empty file, which stays: while one process removed it, another could lock it and a third make
+    it anew.
+
+    Raises:
+        ConfigError: another evaluation has the folder, or it cannot be written into.
+    """
+    with _open_locked(folder / LOCK_NAME):
+        yield
+
+
+@contextmanager
+def _explain_failures(path: Path) -> Generator[None, None, None]:
+    """Raise DataError, with what to do, for whatever the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"The scores in {path} cannot be kept: {error}. Make room on the disk of output_dir or check the "
+            "permissions, then run the same command again: it goes on with the queries that are not finished."
+        ) from None
+
+
+def remove_scores(folder: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Remove all scores of a fingerprint from a folder, whichever process wrote them; several may do so at once.
+
+    Raises:
+        DataError: a file cannot be removed.
+    """
+    for path in folder.glob(f"scores-{digest_fingerprint(fingerprint)}.*jsonl"):
+        with _explain_failures(path):
+            path.unlink(missing_ok=True)
 
 
 class ScoreStore:
@@ -93,8 +155,8 @@ class ScoreStore:
     candidates.
 
     Raises:
-        ConfigError: another run has the file open.
-        DataError: a file was damaged otherwise than by a cut in its last line.
+        ConfigError: another run has the file open, or it cannot be opened.
+        DataError: a file was damaged otherwise than by a cut in its last line, or cannot be read or written.
     """
 
     def __init__(
@@ -103,15 +165,12 @@ class ScoreStore:
         fingerprint: Mapping[str, Any],
         *,
         contents: Mapping[str, str] | None = None,
-        overwrite: bool = False,
         rank: int = 0,
     ):
         """Open the file of this fingerprint and process, and load what any process has finished.
 
-        ``contents`` is of ``contents.hash_images``, where scores depend on pixels. ``overwrite`` removes all of it
-        first; among several processes only the first may ask for that, before the others open theirs.
+        ``contents`` is of ``contents.hash_images``, where scores depend on pixels.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         digest = digest_fingerprint(fingerprint)
         self.path = folder / (f"scores-{digest}.rank{rank}.jsonl" if rank else f"scores-{digest}.jsonl")
         self.finished: Finished = {}
@@ -122,9 +181,9 @@ class ScoreStore:
         others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path not in same)
         self._file = _open_locked(self.path)
         try:
-            if overwrite:
-                self._remove_all(same)
-            elif others and not same and not rank:
+            with _explain_failures(self.path):
+                self._load([path for path in same if path.exists()])
+            if others and not self.finished and not rank:
                 logger.warning(
                     "%s holds scores of another model, prompt or setting (%s); they are kept, and this evaluation "
                     "starts a new file, %s.",
@@ -132,17 +191,9 @@ class ScoreStore:
                     ", ".join(others),
                     self.path.name,
                 )
-            self._load([path for path in same if path.exists()])
         except BaseException:
             self._file.close()
             raise
-
-    def _remove_all(self, same: Sequence[Path]) -> None:
-        """Empty the own file, whose lock has to stay, and remove the other processes'."""
-        self._file.truncate(0)
-        for path in same:
-            if path != self.path:
-                path.unlink()
 
     def _load(self, same: Sequence[Path]) -> None:
         """Read the files of this fingerprint; make the own one end in a whole line."""
@@ -183,9 +234,11 @@ class ScoreStore:
         return usable
 
     def _write(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        left = memoryview(line)
+        with _explain_failures(self.path):
+            while left:
+                left = left[os.write(self._file.fileno(), left) :]
+            os.fsync(self._file.fileno())
 
     def make_key(self, query: Query, candidates: Sequence[ImageRecord]) -> Key:
         """Return what the scores of a query's candidates are found by."""
@@ -213,7 +266,8 @@ class ScoreStore:
             if key not in self._own:
                 self.add(key, scored)
         for path in self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"):
-            path.unlink()
+            with _explain_failures(path):
+                path.unlink(missing_ok=True)
 
     def __enter__(self) -> "ScoreStore":
         """Return the store."""

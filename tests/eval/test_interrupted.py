@@ -1,17 +1,26 @@
 """A killed evaluation goes on where it stopped, in one process or several, and ends with the same results."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
+from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.eval import pipeline
+from chatreid_plugin.eval.backends.simple import RandomScorer
+from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.processes import Processes
+from chatreid_plugin.eval.scoring import describe_fingerprint
+from chatreid_plugin.eval.store import Scored, ScoreStore
 from chatreid_plugin.eval_settings import EvalSettings
 
 
@@ -127,3 +136,89 @@ def test_shares_are_contiguous_and_whole(items: int, count: int) -> None:
     assert sum(shares, []) == list(range(items))
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_second_run_is_refused_until_the_first_has_written_everything(
+    make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    manifest = make_world()
+    np.savez(tmp_path / "s.npz", scores=np.zeros((4, 12)), queries=["q"] * 4, gallery=["g"] * 12)
+    settings = make_settings(manifest)
+    others = [make_settings(manifest, backend="random"), make_settings(manifest, backend="scores", scores="s.npz")]
+    write_page, write_results = pipeline.write_page, pipeline.write_results
+    refused: list[str] = []
+
+    def start_others() -> None:
+        for other in others:
+            with pytest.raises(ConfigError, match="another evaluation is writing into") as caught:
+                run_evaluation(other)
+            refused.append(str(caught.value))
+
+    def write_page_late(*arguments: Any) -> None:
+        start_others()
+        write_page(*arguments)
+
+    def write_results_late(*arguments: Any) -> None:
+        start_others()
+        write_results(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_page", write_page_late)
+        patch.setattr(pipeline, "write_results", write_results_late)
+        assert run_evaluation(settings).ranking.mean_ap == 1.0
+    assert len(refused) == 4
+    assert run_evaluation(others[0]).ranking.mean_ap < 1.0
+
+
+def test_splits_hold_their_common_folder(
+    make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, write_page = make_world(), pipeline.write_page
+    for suffix in (".parquet", ".parquet.json"):
+        shutil.copy(manifest.with_suffix(suffix), manifest.with_name(f"m1{suffix}"))
+    refused: list[str] = []
+
+    def write_page_late(*arguments: Any) -> None:
+        with pytest.raises(ConfigError, match="another evaluation") as caught:
+            run_evaluation(make_settings(manifest))
+        refused.append(str(caught.value))
+        write_page(*arguments)
+
+    monkeypatch.setattr(pipeline, "write_page", write_page_late)
+    run_evaluation(make_settings(manifest.with_name("m{trial}.parquet"), splits=[1]))
+    assert len(refused) == 1
+
+
+def test_overwrite_forgets_what_every_process_has_on_its_own_disk(
+    make_world: MakeWorld, make_settings: MakeSettings, run_together: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    manifest = make_world()
+    settings = [make_settings(manifest, backend="random", output_dir=tmp_path / f"disk{rank}") for rank in range(2)]
+    fingerprint = describe_fingerprint(settings[0], RandomScorer())
+    plan = pipeline.make_plan(settings[0])
+
+    def leave_scores(rank: int) -> None:
+        with ScoreStore(tmp_path / "disk1", fingerprint, rank=rank) as store:
+            for index, query in enumerate(plan.protocol.queries):
+                candidates = plan.list_candidates(index)
+                wrong = np.array([record.person_id == query.person_id for record in candidates], dtype=np.float32)
+                store.add(store.make_key(query, candidates), Scored(wrong))
+
+    expected = run_evaluation(make_settings(manifest, backend="random", output_dir=tmp_path / "one")).ranking.mean_ap
+    assert expected < 1.0
+    (tmp_path / "disk1").mkdir()
+    for rank in (1, 7):
+        leave_scores(rank)
+
+    def run(overwrite: bool) -> list[float]:
+        changes = {"overwrite": overwrite}
+        calls = [partial(run_evaluation, one.model_copy(update=changes)) for one in settings]
+        return [results.ranking.mean_ap for results in run_together(calls)]
+
+    assert run(overwrite=False) == [1.0, 1.0]  # they are taken up, as those of a killed run shall be
+    assert run(overwrite=True) == [expected] * 2
+    assert run(overwrite=False) == [expected] * 2
+
+    # The other machine took no part when it was overwritten.
+    leave_scores(1)
+    assert run(overwrite=False) == [expected] * 2

@@ -49,6 +49,7 @@ def test_prints_a_table_and_writes_the_files(config: Path, tmp_path: Path, capsy
     output = capsys.readouterr().out
     assert "mAP          100.00" in output
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("scores-")) == [
+        ".lock",
         "rankings.parquet",
         "report.html",
         "results.json",

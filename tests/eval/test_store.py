@@ -1,18 +1,20 @@
 """Tests of chatreid_plugin.eval.store: exact scores, resume after a cut, another fingerprint, damage."""
 
+import errno
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.queries import Query, make_image_query
-from chatreid_plugin.eval.store import Scored, ScoreStore
+from chatreid_plugin.eval.store import Scored, ScoreStore, hold_folder, remove_scores
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest
 
@@ -98,11 +100,18 @@ def test_scores_again_when_the_candidates_changed(tmp_path: Path, records: list[
         assert get(store, make_image_query(records[0]), records[7:3:-1]) is None
 
 
-def test_overwrite_forgets_everything(tmp_path: Path, records: list[ImageRecord]) -> None:
+def test_removes_the_scores_of_every_process_but_of_no_other_fingerprint(
+    tmp_path: Path, records: list[ImageRecord]
+) -> None:
     fill(tmp_path, records)
-    with ScoreStore(tmp_path, FINGERPRINT, overwrite=True) as store:
-        assert get(store, make_image_query(records[0]), records[4:8]) is None
+    with ScoreStore(tmp_path, FINGERPRINT, rank=5) as left:
+        add(left, make_image_query(records[3]), records[4:8], SCORES)
+    with ScoreStore(tmp_path, {}) as other:
+        add(other, make_image_query(records[0]), records[4:8], SCORES)
+    remove_scores(tmp_path, FINGERPRINT)
+    assert list(tmp_path.glob("scores-*")) == [other.path]
     assert read(tmp_path, records) == [None] * 3
+    assert read(tmp_path, records, {})[0] is not None
 
 
 @pytest.mark.parametrize("line", [b"not json\n", b"{}\n", b"[1]\n", b'{"query":"a","candidates":"b","scores":"!"}\n'])
@@ -131,27 +140,31 @@ def test_skips_a_blank_line(tmp_path: Path, records: list[ImageRecord]) -> None:
 def test_names_the_folder_when_another_run_has_the_file(tmp_path: Path, records: list[ImageRecord]) -> None:
     path = fill(tmp_path, records)
     whole = path.read_bytes()
-    for overwrite in (False, True):
-        with (
-            ScoreStore(tmp_path, FINGERPRINT),
-            pytest.raises(ConfigError, match=f"another evaluation is writing its scores into {tmp_path}"),
-        ):
-            ScoreStore(tmp_path, FINGERPRINT, overwrite=overwrite)
+    with (
+        ScoreStore(tmp_path, FINGERPRINT),
+        pytest.raises(ConfigError, match=rf"another evaluation is writing into {tmp_path} \(it holds {path.name}\)"),
+    ):
+        ScoreStore(tmp_path, FINGERPRINT)
     assert path.read_bytes() == whole
     assert all(scores is not None for scores in read(tmp_path, records))
 
 
 def test_lock_holds_against_another_process_and_ends_with_it(tmp_path: Path, records: list[ImageRecord]) -> None:
     code = (
-        "import sys; from pathlib import Path; from chatreid_plugin.eval.store import ScoreStore\n"
-        f"store = ScoreStore(Path({str(tmp_path)!r}), {FINGERPRINT}); print('open', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from chatreid_plugin.eval.store import ScoreStore, hold_folder\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        f"with hold_folder(folder), ScoreStore(folder, {FINGERPRINT}): print('open', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"open\n"
         with pytest.raises(ConfigError, match="another evaluation"):
             ScoreStore(tmp_path, FINGERPRINT)
+        with pytest.raises(ConfigError, match="another evaluation"), hold_folder(tmp_path):
+            pass
         process.kill()
         process.wait()
+    with hold_folder(tmp_path):
+        pass
     assert read(tmp_path, records) == [None] * 3
 
 
@@ -207,3 +220,48 @@ def test_scores_again_when_the_content_of_an_image_changed(tmp_path: Path, recor
     for changed, known in ((records[0], False), (records[5], False), (records[9], True)):
         with ScoreStore(tmp_path, FINGERPRINT, contents=contents | {changed.image_id: "2"}) as store:
             assert (get(store, query, candidates) is not None) is known
+
+
+def test_names_the_folder_when_it_cannot_be_written_into(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()  # permissions would not stop a test that runs as root
+    with pytest.raises(ConfigError, match=f"output_dir: {tmp_path} cannot be written into.*set another"):
+        with hold_folder(tmp_path):
+            pass
+
+
+def test_says_what_to_do_and_keeps_what_is_finished_when_the_disk_is_full(
+    tmp_path: Path, records: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write = fill(tmp_path, records, 1), os.write
+
+    def write_little(file: int, content: memoryview) -> int:
+        if len(content) < 60:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, content[:50])
+
+    with ScoreStore(tmp_path, FINGERPRINT) as store:
+        monkeypatch.setattr(os, "write", write_little)
+        with pytest.raises(
+            DataError, match=f"{path} cannot be kept.*No space left.*Make room on the disk of output_dir"
+        ):
+            add(store, make_image_query(records[1]), records[4:8], SCORES)
+    monkeypatch.undo()
+    assert [scores is not None for scores in read(tmp_path, records)] == [True, False, False]
+
+
+def test_explains_a_file_that_cannot_be_read_or_removed(
+    tmp_path: Path, records: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fill(tmp_path, records)
+
+    def refuse(*arguments: object, **options: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name, call in (
+        ("read_bytes", lambda: ScoreStore(tmp_path, FINGERPRINT)),
+        ("unlink", lambda: remove_scores(tmp_path, FINGERPRINT)),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=f"{path}.*Permission denied"):
+            patch.setattr(Path, name, refuse)
+            call()
+    assert all(scores is not None for scores in read(tmp_path, records))
