@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.shards import read_manifest
 from chatreid_plugin.training.stages import find_part
 
 
@@ -70,6 +72,19 @@ def test_killed_stage_2_goes_on_with_the_same_losses_and_no_second_swap(
     assert all(torch.allclose(ends[0][name], tensor, atol=1e-5) for name, tensor in ends[1].items())
 
 
+def score_pairs(checkpoint: Path, workshop: Any) -> Any:
+    """Return what the evaluator, given a folder, says of an image and two others."""
+    from chatreid_plugin.eval.backends.transformers import TransformersScorer
+    from chatreid_plugin.eval.prompts import IMAGE_PAIR
+    from chatreid_plugin.eval.queries import make_image_query
+
+    values: dict[str, Any] = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "unused", "device": "cpu"}
+    values |= {"model_name_or_path": str(checkpoint), "dtype": "float32", "image_max_pixels": 8192}
+    first, *others = read_manifest(workshop.root / "manifests" / "world.parquet")[0][:3]
+    scorer = TransformersScorer(EvalSettings.model_validate(values), workshop.images)
+    return scorer.score_pairs(make_image_query(first), others, IMAGE_PAIR)
+
+
 def test_lora_through_stage_2_export_and_stage_3(run_llamafactory: RunCommand, workshop: Any, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import Qwen2VLForConditionalGeneration
@@ -105,6 +120,9 @@ def test_lora_through_stage_2_export_and_stage_3(run_llamafactory: RunCommand, w
     assert torch.allclose(found, wanted, atol=1e-4) and not torch.allclose(found, plain, atol=1e-3)
     changed = {find_part(n) for n, tensor in read(composed).items() if not torch.equal(tensor, read(merged)[n])}
     assert changed == {"vision", "projector", "language"}
+    by_adapter, by_merged, by_base = (score_pairs(folder, workshop) for folder in (adapter, merged, composed))
+    assert by_adapter == pytest.approx(by_merged, abs=1e-4)
+    assert by_adapter != pytest.approx(by_base, abs=1e-3)
 
     overrides = workshop.list_overrides(3, last, model_name_or_path=str(merged))
     result = run_llamafactory("train", "examples/stage3_lora.yaml", overrides=overrides)
