@@ -91,7 +91,7 @@ def test_a_question_whose_answers_do_not_differ_adds_nothing() -> None:
 
 def test_refuses_a_query_that_shows_and_says_nothing(make_settings: MakeSettings) -> None:
     with pytest.raises(ConfigError, match="neither an image nor words"):
-        score_query(make_settings(Path()), OracleScorer(), Query("q", "tiny:1"), [make_image(0)])
+        score_query(make_settings(Path()), OracleScorer([], []), Query("q", "tiny:1"), [make_image(0)])
 
 
 def test_windows_do_not_overlap_and_depend_on_seed_and_query() -> None:
@@ -245,5 +245,5 @@ def test_a_perfect_chooser_ranks_perfectly(
 
 def test_modes_have_scores_of_their_own(make_settings: MakeSettings) -> None:
     changes: list[dict[str, Any]] = [{}, {"mode": "choice"}, {"mode": "choice", "window": 7}, {"mode": "turns"}]
-    prints = [describe_fingerprint(make_settings(Path(), **change), OracleScorer()) for change in changes]
+    prints = [describe_fingerprint(make_settings(Path(), **change), OracleScorer([], [])) for change in changes]
     assert all(one != other for i, one in enumerate(prints) for other in prints[:i])

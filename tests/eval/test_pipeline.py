@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,16 +11,18 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from chatreid_plugin import tasks
 from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.eval import pipeline
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import describe_plan
+from chatreid_plugin.eval.prompts import IMAGE_PAIR, TEXT_PAIR
 from chatreid_plugin.eval.queries import Query
 from chatreid_plugin.eval.report import Results, describe_results, render_table
 from chatreid_plugin.eval.scoring import describe_fingerprint
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
-from chatreid_plugin.shards import read_manifest
+from chatreid_plugin.shards import read_manifest, write_manifest
 
 
 MakeWorld = Callable[..., Path]
@@ -49,6 +52,11 @@ class CountingScorer:
         self.scored.append(query.query_id)
         values = [float(record.person_id == query.person_id) for record in candidates] + [0.0] * self.extra
         return np.array(values if self.wrong is None else [self.wrong, *values[1:]], dtype=np.float32)
+
+    def choose(
+        self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str
+    ) -> list[npt.NDArray[np.float32]]:
+        return [self.score_pairs(query, window, task) for window in windows]
 
 
 def use_scorer(monkeypatch: pytest.MonkeyPatch, scorer: CountingScorer) -> CountingScorer:
@@ -205,6 +213,72 @@ def test_keeps_the_scores_when_the_checkpoint_was_moved(
     scorer = use_scorer(monkeypatch, CountingScorer())
     run_evaluation(settings.model_copy(update={"model_name_or_path": "n"}))
     assert scorer.scored == []
+
+
+def change_wording(patch: pytest.MonkeyPatch, task: str) -> None:
+    (first, *others) = tasks.TASKS[task].prompts
+    patch.setitem(tasks.TASKS, task, replace(tasks.TASKS[task], prompts=(f"{first} Look closely.", *others)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "change"),
+    [
+        ("pointwise", lambda patch: change_wording(patch, IMAGE_PAIR)),
+        ("pointwise", lambda patch: change_wording(patch, TEXT_PAIR)),
+        ("pointwise", lambda patch: patch.setattr(tasks, "YES", "yes")),
+        ("pointwise", lambda patch: patch.setattr(tasks, "NO", "no")),
+        ("choice", lambda patch: change_wording(patch, "standard_reid")),
+        ("turns", lambda patch: change_wording(patch, "standard_reid")),
+    ],
+    ids=["images", "words", "yes", "no", "choice", "turns"],
+)
+def test_starts_a_new_file_and_says_so_when_a_prompt_changed(
+    make_world: MakeWorld,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    mode: str,
+    change: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    settings = make_settings(make_world(), backend="transformers", model_name_or_path="m", mode=mode)
+
+    def count_scored() -> int:
+        scorer = use_scorer(monkeypatch, CountingScorer())
+        run_evaluation(settings)
+        return len(scorer.scored)
+
+    assert count_scored() >= 4
+    (before,) = settings.output_dir.glob("scores-*.jsonl")
+    saved = before.read_bytes()
+    assert count_scored() == 0
+    assert "another model, prompt or setting" not in caplog.text
+    with monkeypatch.context() as patch:
+        change(patch)
+        assert count_scored() >= 4
+    assert f"another model, prompt or setting ({before.name})" in caplog.text
+    assert before.read_bytes() == saved
+    assert len(list(settings.output_dir.glob("scores-*.jsonl"))) == 2
+    assert count_scored() == 0
+
+
+def test_oracle_scores_anew_when_a_label_changed(
+    make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    manifest = make_world()
+    records, root = read_manifest(manifest)
+    assert run_evaluation(make_settings(manifest)).ranking.mean_ap == 1.0
+    first, second = (record.person_id for record in records[:2])
+    swapped = {first: second, second: first}
+    for split in ("query", "gallery"):
+        changed = [
+            replace(record, person_id=swapped.get(record.person_id, record.person_id))
+            if record.split == split
+            else record
+            for record in records
+        ]
+        write_manifest(manifest, changed, root, {"made_by": "test"})
+        assert run_evaluation(make_settings(manifest)).ranking.mean_ap == 1.0
+    assert len(list((tmp_path / "out").glob("scores-*.jsonl"))) == 3
 
 
 @pytest.mark.parametrize("source", ["npz", "colour"])

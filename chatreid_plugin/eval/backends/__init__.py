@@ -88,7 +88,7 @@ def make_scorer(
     if settings.backend == "random":
         return RandomScorer(settings.seed)
     if settings.backend == "oracle":
-        return OracleScorer()
+        return OracleScorer(benchmark.queries, benchmark.gallery)
     if settings.backend == "features":
         if features is None:
             raise ConfigError("backend: features needs the filter's features, so filter must not be none.")

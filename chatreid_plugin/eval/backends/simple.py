@@ -1,5 +1,6 @@
 """Scorers that need no model: the baseline's own features, and chance and perfection as bounds of every metric."""
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -55,8 +56,11 @@ class OracleScorer(_PairScorer):
     confidence: Literal["none"] = "none"
     filled = 0
 
-    def __init__(self) -> None:
-        self.fingerprint: dict[str, Any] = {}
+    def __init__(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
+        """Note the labels of all queries and of the whole gallery: scores depend on nothing else."""
+        labels = [(query.query_id, query.person_id) for query in queries]
+        labels += [(record.image_id, record.person_id) for record in gallery]
+        self.fingerprint: dict[str, Any] = {"labels": xxhash.xxh3_128_hexdigest(json.dumps(labels).encode())}
 
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
         """Return 1 or 0 for each candidate, (K,)."""
