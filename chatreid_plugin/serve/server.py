@@ -173,6 +173,26 @@ def make_app(model: ServedModel, key: str = "", most_bytes: int = MOST_BYTES) ->
     return app
 
 
+def _read_own_key(variable: str) -> str:
+    """Return the key that requests have to show; whoever names a variable wants no server without one.
+
+    Raises:
+        ConfigError: the variable is not set or empty, or holds what no key can hold.
+    """
+    key = read_key(variable, "http://localhost", "--api-key-variable")
+    if not key:
+        raise ConfigError(
+            f"The environment variable {variable!r} (--api-key-variable) is not set or empty. Put the key in it that "
+            "requests have to show, or leave the option out to serve without one."
+        )
+    return key
+
+
+def format_address(host: str, port: int) -> str:
+    """Return the address of a host, an IPv6 address in brackets."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def run_server(
     checkpoint: str,
     overrides: Sequence[str],
@@ -190,8 +210,7 @@ def run_server(
     """
     values = {"protocol": "folder", "manifest": "none", "output_dir": "none", "model_name_or_path": checkpoint}
     settings = check_settings(values | {"chatreid_stage": stage or None}, overrides, EvalSettings, "chatreid serve")
-    # A server without a key of its own is asked for none, wherever it listens.
-    key = read_key(api_key_variable, f"http://{host}", "--api-key-variable") if api_key_variable else ""
+    key = "" if api_key_variable is None else _read_own_key(api_key_variable)
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -201,7 +220,7 @@ def run_server(
         raise ConfigError(f"Cannot listen on {host}, port {port}: {error}. Choose another --port.") from None
     with listener:
         model = ServedModel(settings, name or Path(checkpoint).name)
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        address = format_address(host, listener.getsockname()[1])
         print(f"Serving {model.name} at {address}/v1 (Ctrl-C ends it)", flush=True)
         if not is_local(address) and not key:
             print("Anybody who reaches this machine can ask it: there is no --api-key-variable.", file=sys.stderr)

@@ -224,15 +224,6 @@ def test_question_beyond_the_models_context_is_refused(server: Any) -> None:
     assert status == 400 and "more than the model's" in answer["error"]["message"]
 
 
-def test_key_is_asked_for_when_one_is_set(server: Any, start: Callable[..., Any]) -> None:
-    locked = start(server.model, "sk-right")
-    assert locked.ask("/v1/models")[0] == 401
-    assert locked.ask("/v1/score", {})[0] == 401
-    assert locked.ask("/v1/models", Authorization="Bearer sk-wrong")[0] == 401
-    assert locked.ask("/v1/models", Authorization="Bearer sk-right")[0] == 200
-    assert locked.ask("/health")[0] == 200
-
-
 def test_full_queue_says_when_to_come_again(server: Any, urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MOST_WAITING", 0)
     status, answer = server.ask("/v1/score", {"query": {"image": urls[0]}, "candidates": [urls[1]]})
