@@ -21,6 +21,7 @@ from .completions import Completion, complete, render_messages
 from .pictures import read_picture
 
 
+# Of one request.
 MOST_IMAGES = 128
 # Encoded images that are kept for later requests: 1.4 GB for 256x128 crops, a 2B model and bf16.
 MOST_ENCODED = 10_000
@@ -34,10 +35,9 @@ class ServedModel:
     Attributes:
         name: what requests call it.
         settings: the image policy, device, dtype.
-        most_images: of one request.
     """
 
-    def __init__(self, settings: EvalSettings, name: str, most_images: int = MOST_IMAGES) -> None:
+    def __init__(self, settings: EvalSettings, name: str) -> None:
         """Load the checkpoint.
 
         Raises:
@@ -45,7 +45,6 @@ class ServedModel:
         """
         self.settings = settings
         self.name = name
-        self.most_images = most_images
         self._folder = TemporaryDirectory(prefix="chatreid-serve-")
         # Pictures come to it resized: the policy is applied here, or by the sender.
         plain = {"chatreid_stage": None, "image_max_pixels": _NO_LIMIT, "image_min_pixels": 1}
@@ -80,10 +79,6 @@ class ServedModel:
         if name is not None and name != self.name:
             raise RequestFault(f"The model {name!r} does not exist; this server has {self.name!r}.", 404)
 
-    def _check_count(self, urls: Sequence[str]) -> None:
-        if len(urls) > self.most_images:
-            raise RequestFault(f"{len(urls)} images are too many; {self.most_images} is most for one request.", 413)
-
     def score(self, request: ScoreRequest) -> list[float]:
         """Return a score for each candidate: margins for a yes/no task, else one for each letter.
 
@@ -98,7 +93,7 @@ class ServedModel:
             raise RequestFault(f"The task {request.task!r} gives no scores; tasks that do: {known}.")
         own = [] if request.query.image is None else [request.query.image]
         urls = [*own, *request.candidates]
-        self._check_count(urls)
+        _check_count(urls)
         with self._lock, self._write(urls, prepared=request.prepared) as records:
             image = records[0] if own else None
             query = Query("query", "", image=image, text=request.query.text, attributes=request.query.attributes)
@@ -138,7 +133,7 @@ class ServedModel:
         request.check()
         parts = [part for message in request.messages if isinstance(message.content, list) for part in message.content]
         urls = [part.image_url.url if part.image_url else "" for part in parts if part.type == "image_url"]
-        self._check_count(urls)
+        _check_count(urls)
         pictures = [read_picture(url, self.settings.policy, prepared=request.prepared) for url in urls]
         text = render_messages(request.messages, self._scorer.model.config.model_type)
         alternatives = (request.top_logprobs or 0) if request.logprobs else None
@@ -146,3 +141,8 @@ class ServedModel:
             return complete(
                 self._scorer.model, self._scorer.processor, text, pictures, request.token_limit, alternatives
             )
+
+
+def _check_count(urls: Sequence[str]) -> None:
+    if len(urls) > MOST_IMAGES:
+        raise RequestFault(f"{len(urls)} images are too many; {MOST_IMAGES} is most for one request.", 413)

@@ -26,6 +26,7 @@ from .completions import Completion, Token
 from .model import ServedModel
 
 
+# Of one request.
 MOST_BYTES = 64 << 20
 # Requests that wait for the model; each holds its pictures in memory.
 MOST_WAITING = 64
@@ -35,7 +36,7 @@ Body = TypeVar("Body", bound=BaseModel)
 logger = logging.getLogger(__name__)
 
 
-async def read_body(request: Request, kind: type[Body], most_bytes: int) -> Body:
+async def read_body(request: Request, kind: type[Body]) -> Body:
     """Return the checked body.
 
     Raises:
@@ -47,8 +48,8 @@ async def read_body(request: Request, kind: type[Body], most_bytes: int) -> Body
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > most_bytes:
-            raise RequestFault(f"The request has more than {most_bytes} bytes; send fewer or smaller images.", 413)
+        if len(content) > MOST_BYTES:
+            raise RequestFault(f"The request has more than {MOST_BYTES} bytes; send fewer or smaller images.", 413)
     try:
         return kind.model_validate_json(bytes(content))
     except ValidationError as error:
@@ -89,10 +90,9 @@ def describe_completion(completion: Completion, name: str) -> dict[str, Any]:
 class Paths:
     """The server's paths, each a method."""
 
-    def __init__(self, model: ServedModel, key: str, most_bytes: int) -> None:
+    def __init__(self, model: ServedModel, key: str) -> None:
         self.model = model
         self.key = key
-        self.most_bytes = most_bytes
         self.waiting = 0
         self.turn = asyncio.Lock()
 
@@ -107,7 +107,7 @@ class Paths:
             raise RequestFault(f"{MOST_WAITING} requests are waiting already; try again later.", 503)
         self.waiting += 1
         try:
-            body = await read_body(request, kind, self.most_bytes)
+            body = await read_body(request, kind)
             async with self.turn:
                 if await _has_gone(request):
                     raise RequestFault("The client has gone.", 499)  # not worth the model's time
@@ -152,17 +152,16 @@ def _report_bug(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(describe_fault(f"The server failed: {type(error).__name__}.", 500), 500)
 
 
-def make_app(model: ServedModel, key: str = "", most_bytes: int = MOST_BYTES) -> FastAPI:
+def make_app(model: ServedModel, key: str = "") -> FastAPI:
     """Return the application: /v1/chat/completions, /v1/score, /v1/models, /health.
 
     Args:
         model: what answers.
         key: that requests have to show; empty for none.
-        most_bytes: of one request.
     """
     # No pages of documentation: they would load scripts from elsewhere.
     app = FastAPI(title="chatreid serve", docs_url=None, redoc_url=None, openapi_url=None)
-    paths = Paths(model, key, most_bytes)
+    paths = Paths(model, key)
     app.add_api_route("/v1/models", paths.list_models, methods=["GET"])
     app.add_api_route("/health", paths.show_health, methods=["GET"])
     app.add_api_route("/v1/chat/completions", paths.complete, methods=["POST"])

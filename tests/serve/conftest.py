@@ -22,7 +22,6 @@ from chatreid_plugin.serve.server import make_app
 
 
 SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (33, 90)]
-MOST_BYTES = 4_000_000
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def start(make_settings: Callable[..., EvalSettings]) -> Iterator[Callable[..., 
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        server = uvicorn.Server(uvicorn.Config(make_app(model, key, MOST_BYTES), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(make_app(model, key), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((server, thread, model))
@@ -92,7 +91,7 @@ def start(make_settings: Callable[..., EvalSettings]) -> Iterator[Callable[..., 
 @pytest.fixture(scope="module")
 def server(start: Callable[..., Server], make_settings: Callable[..., EvalSettings]) -> Server:
     """Serve the tiny model."""
-    return start(ServedModel(make_settings(), "tiny", most_images=16))
+    return start(ServedModel(make_settings(), "tiny"))
 
 
 @pytest.fixture(scope="module")

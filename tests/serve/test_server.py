@@ -186,7 +186,9 @@ def test_damaged_and_huge_images_are_refused(server: Any, url: str, prepared: bo
     assert status == 400 and message in answer["error"]["message"]
 
 
-def test_limits_on_size_and_count_are_kept(server: Any, urls: list[str]) -> None:
+def test_limits_on_size_and_count_are_kept(server: Any, urls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatreid_plugin.serve.model.MOST_IMAGES", 16)
+    monkeypatch.setattr(server_module, "MOST_BYTES", 4_000_000)
     status, answer = server.ask("/v1/score", {"query": {"image": urls[0]}, "candidates": [urls[1]] * 16})
     assert status == 413 and "17 images are too many" in answer["error"]["message"]
     status, answer = server.ask("/v1/score", b" " * 4_000_001)
