@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
 from .arrays import ScoreArray
-from .backends import Vectors, make_scorer, rank_weakness
+from .backends import Scorer, Vectors, make_scorer, rank_weakness
 from .contents import hash_images
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
@@ -102,7 +103,7 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         if processes.is_first:
             _write_rankings_and_page(results, plan, [])
         return results
-    scorer = saved or plan.scorer or make_scorer(settings, plan.protocol, _name_features(plan))
+    scorer = saved or plan.scorer or _make_scorer(settings, plan)
     fingerprint = describe_fingerprint(settings, scorer)
     shows_images = settings.backend in ("transformers", "http")
     contents = hash_images(plan.list_images(), plan.protocol.image_root, processes) if shows_images else {}
@@ -119,6 +120,17 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     if processes.is_first:
         _write_rankings_and_page(results, plan, fused[0])
     return results
+
+
+def _make_scorer(settings: EvalSettings, plan: Plan) -> Scorer:
+    """Return the scorer; where the model is not to be had and scores are saved, say that they can do without it."""
+    try:
+        return make_scorer(settings, plan.protocol, _name_features(plan))
+    except (ConfigError, UpstreamError) as error:
+        if settings.backend not in ("transformers", "http") or not any(settings.output_dir.glob("scores-*.jsonl")):
+            raise
+        hint = f"Scores that were saved in {settings.output_dir} can be ranked without the model: saved_scores=true."
+        raise type(error)(f"{error} {hint}") from None
 
 
 def _find_saved(settings: EvalSettings, processes: Processes) -> SavedScorer:

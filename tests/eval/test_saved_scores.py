@@ -52,7 +52,10 @@ def test_gives_the_results_of_the_model_when_it_is_gone(settings: EvalSettings, 
     run_evaluation(change(fused, saved_scores=True))
     assert {name: (settings.output_dir / name).read_bytes() for name in names} == expected
     assert scores.read_bytes() == saved
-    with pytest.raises(ConfigError, match="does not exist"):
+    with pytest.raises(ConfigError, match=f"does not exist.*saved in {settings.output_dir} can be.*saved_scores=true"):
+        run_evaluation(fused)
+    scores.unlink()
+    with pytest.raises(ConfigError, match="does not exist.$"):
         run_evaluation(fused)
 
 

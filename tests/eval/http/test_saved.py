@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 
@@ -35,8 +35,11 @@ def test_scores_keep_their_kind_when_the_server_is_gone(server: Any, settings: E
     expected = json.loads((settings.output_dir / "results.json").read_text())
     kinds = {None: "margins", answer_in_words: "answers", leave_words_out: "top_logprobs"}
     assert expected["scores"]["confidence"] == kinds[reply]
-    asked, server.models = len(server.bodies), None
+    server.models = None
     server.reply = lambda body: (500, {})
+    with pytest.raises((ConfigError, UpstreamError), match="saved_scores=true"):
+        run_evaluation(settings)
+    asked = len(server.bodies)
     saved = settings.model_copy(update={"saved_scores": True})
     run_evaluation(saved)
     assert json.loads((settings.output_dir / "results.json").read_text()) == expected
