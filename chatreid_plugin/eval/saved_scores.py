@@ -101,11 +101,10 @@ def _list_differences(
         return ["its first line does not say what its scores depend on"]
     named = {key: getattr(settings, key) for key in SCORER_KEYS if key in fingerprint}
     wanted = {key: value for key, value in named.items() if value is not None} | dict(questions)
-    return [
-        f"{key} was {_shorten(fingerprint.get(key))}, is {_shorten(value)}"
-        for key, value in wanted.items()
-        if fingerprint.get(key) != value
-    ]
+    differing = [key for key, value in wanted.items() if fingerprint.get(key) != value]
+    # Another mode has other keys: what is there says enough.
+    told = [key for key in differing if key in fingerprint] or differing
+    return [f"{key} was {_shorten(fingerprint.get(key))}, is {_shorten(wanted[key])}" for key in told]
 
 
 def _tell_apart(fitting: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -72,7 +72,7 @@ def test_takes_the_file_of_these_settings_among_several(settings: EvalSettings) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mode": "choice"}, r'mode was "pointwise", is "choice"'),
+        ({"mode": "choice"}, r'mode was "pointwise", is "choice"\n'),
         ({"image_order": "both"}, r'image_order was "query_first", is "both"'),
         ({"chatreid_stage": 2}, r"chatreid_stage was 3, is 2"),
     ],
