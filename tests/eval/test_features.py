@@ -2,10 +2,9 @@
 
 import json
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -83,26 +82,11 @@ class CrowdedNetwork(torch.nn.Module):
         return torch.cat([own, own.mean(dim=0, keepdim=True).expand_as(own)], dim=1)
 
 
-def make_plans(settings: EvalSettings, count: int) -> list[Plan]:
-    """Return the plans of several processes, which are threads here."""
-    barrier, values = threading.Barrier(count, timeout=60), [None] * count
-
-    class Thread(Processes):
-        def gather(self, value: Any) -> list[Any]:
-            values[self.rank] = value
-            barrier.wait()
-            found = list(values)
-            barrier.wait()
-            return found
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(lambda rank: make_plan(settings, Thread(rank, count)), range(count)))
-
-
 def test_any_number_of_processes_gives_the_bits_of_one_when_a_result_depends_on_its_batch(
     timm: list[tuple[str, int]],
     make_world: MakeWorld,
     make_settings: MakeSettings,
+    run_together: Callable[..., list[Plan]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -112,10 +96,10 @@ def test_any_number_of_processes_gives_the_bits_of_one_when_a_result_depends_on_
     items += [("gallery", str(place % 4), str(place % 3 + 1)) for place in range(148)]
     changes: dict[str, Any] = {"filter": "timm", "filter_model": "tiny", "filter_weights": tmp_path / "w.pth"}
     settings = make_settings(make_world(items), device="cpu", **changes)
-    (one,) = make_plans(settings, 1)
+    (one,) = run_together([partial(make_plan, settings)])
     assert one.gallery_features is not None and len(np.unique(one.gallery_features, axis=0)) > 4
     for count in (2, 3, 5):
-        for plan in make_plans(settings, count):
+        for plan in run_together([partial(make_plan, settings)] * count):
             assert np.array_equal(plan.query_features, one.query_features)
             assert np.array_equal(plan.gallery_features, one.gallery_features)
 

@@ -1,10 +1,8 @@
 """What a report calls the scores of a server that leaves words out, however the run came about."""
 
 import shutil
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 
 from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.processes import Processes
+from chatreid_plugin.eval.report import Results
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json
 
@@ -102,38 +100,16 @@ def test_scores_are_margins_where_nothing_was_left_out(
     assert (scores["confidence"], scores["warning"]) == ("margins", None)
 
 
-@dataclass
-class Meeting:
-    """Where threads that stand for processes meet."""
-
-    barrier: threading.Barrier
-    values: dict[int, Any] = field(default_factory=dict[int, Any])
-
-
-@dataclass(frozen=True, slots=True)
-class Share(Processes):
-    """A thread that stands for a process."""
-
-    meeting: Meeting = field(default_factory=lambda: Meeting(threading.Barrier(1)))
-
-    def gather(self, value: Any) -> list[Any]:
-        self.meeting.values[self.rank] = value
-        self.meeting.barrier.wait(30)
-        values = [self.meeting.values[rank] for rank in range(self.count)]
-        self.meeting.barrier.wait(30)
-        return values
-
-
 def test_word_that_another_process_missed_counts(
-    make: Callable[..., EvalSettings], leave_out: Callable[[list[int]], None]
+    make: Callable[..., EvalSettings],
+    leave_out: Callable[[list[int]], None],
+    run_together: Callable[..., list[Results]],
 ) -> None:
     leave_out(LAST)
     settings = make(fusion="k_reciprocal")
     alone = start_over(settings)
     assert alone["scores"]["confidence"] == "top_logprobs"
     shutil.rmtree(settings.output_dir)
-    meeting = Meeting(threading.Barrier(2))
-    with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(run_evaluation, settings, Share(rank, 2, meeting)) for rank in range(2)]
-        assert [run.result().confidence for run in runs] == ["top_logprobs"] * 2
+    found = run_together([partial(run_evaluation, settings)] * 2)
+    assert [results.confidence for results in found] == ["top_logprobs"] * 2
     assert read_results(settings) == alone
