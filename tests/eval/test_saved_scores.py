@@ -162,3 +162,16 @@ def test_processes_without_files_of_their_own_learn_from_the_first(
     found = run_together(runs)
     assert [one.ranking.mean_ap for one in found] == [expected] * 2
     assert found[0].fingerprint == found[1].fingerprint
+
+
+def test_trials_are_fused_and_measured_as_with_the_model(
+    settings: EvalSettings, parse_layout: Callable[[str], Path]
+) -> None:
+    manifest = parse_layout("sysumm01")
+    trials = change(settings, protocol="sysumm01", manifest=manifest, trials=3, max_queries=3, fusion="linear")
+    run_evaluation(trials)
+    expected = read_json(settings.output_dir / "results.json")
+    assert len(expected["trials"]) == 3
+    take_model_away(settings)
+    run_evaluation(change(trials, saved_scores=True))
+    assert read_json(settings.output_dir / "results.json") == expected
