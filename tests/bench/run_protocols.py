@@ -3,14 +3,14 @@
 Each file runs as it is shipped, filter and splits included, four of them in the modes choice and turns as well. Prints
 a Markdown table; exit code 1 if the oracle is not perfect or a run fails. Scores stay in --work, so that a run that
 was stopped goes on there.
-Run: OMP_NUM_THREADS=1 python tests/bench/run_protocols.py CHECKPOINT [KEY=VALUE ...] [--work DIR] [--device cpu]
+Run: OMP_NUM_THREADS=1 python tests/bench/run_protocols.py CHECKPOINT [KEY=VALUE ...] [--case NAME ...] [--work DIR]
 """
 
 import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,10 +65,11 @@ class Row:
         return run_evaluation(self.case.load(root, mode=self.mode, output_dir=output, report_queries=1, **changes))
 
 
-def list_rows() -> list[Row]:
-    """Return every case in mode pointwise, and some in the others."""
-    rows = [Row(case, "pointwise") for case in CASES.values()]
-    return rows + [Row(CASES[name], mode) for name in ASKED_IN_ALL_MODES for mode in ("choice", "turns")]
+def list_rows(names: Collection[str]) -> list[Row]:
+    """Return the cases in mode pointwise, and some in the others."""
+    rows = [Row(CASES[name], "pointwise") for name in CASES if name in names]
+    asked = [name for name in ASKED_IN_ALL_MODES if name in names]
+    return rows + [Row(CASES[name], mode) for name in asked for mode in ("choice", "turns")]
 
 
 def quote(results: Results) -> str:
@@ -101,10 +102,9 @@ def note_speed(results: Results, seconds: float) -> str:
     return f"{results.pairs / read_json(note)['seconds']:.0f}"
 
 
-def run_rows(root: Path, model: Mapping[str, Any]) -> list[list[str]]:
+def run_rows(rows: Sequence[Row], root: Path, model: Mapping[str, Any]) -> list[list[str]]:
     """Return the lines of the table; each is told of as it is done."""
     lines: list[list[str]] = []
-    rows = list_rows()
     for number, row in enumerate(rows, start=1):
         line = [row.case.recipe, " ".join([row.case.layout, *map(str, row.case.changes.values())]), row.mode]
         try:
@@ -121,13 +121,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="a folder, or an adapter's")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. image_max_pixels=8192")
+    parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
     parser.add_argument("--work", type=Path, help="write here and keep it")
     parser.add_argument("--device", default="auto")
     options = parser.parse_intermixed_args()
     model: dict[str, Any] = {"model_name_or_path": options.checkpoint, "device": options.device}
     model |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in options.overrides)}
     with tempfile.TemporaryDirectory() as temporary:
-        lines = run_rows(options.work or Path(temporary), model)
+        lines = run_rows(list_rows(options.case or CASES), options.work or Path(temporary), model)
     print(f"{datetime.now(UTC):%Y-%m-%d}, {options.device}; mAP / Rank-1 in percent\n")
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
     for line in lines:
