@@ -26,7 +26,7 @@ class DemoSizes:
     train_people: int = 600
     test_people: int = 40
     warm_up_steps: int = 500
-    steps: tuple[int, int, int] = (500, 400, 150)
+    steps: tuple[int, int, int] = (700, 800, 150)
     records: tuple[int, int, int] = (16000, 20000, 4000)
     batch_size: int = 32
     queries: int = 80
