@@ -106,7 +106,8 @@ def run_rows(rows: Sequence[Row], root: Path, model: Mapping[str, Any]) -> list[
     """Return the lines of the table; each is told of as it is done."""
     lines: list[list[str]] = []
     for number, row in enumerate(rows, start=1):
-        line = [row.case.recipe, " ".join([row.case.layout, *map(str, row.case.changes.values())]), row.mode]
+        changes = [f"{key}={value}" for key, value in row.case.changes.items()]
+        line = [row.case.recipe, " ".join([row.case.layout, *changes]), row.mode]
         try:
             line += row.run(root, model)
         except ChatReIDError as error:
