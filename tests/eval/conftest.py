@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -251,13 +252,13 @@ def run_together() -> Callable[[Sequence[Callable[[Processes], Any]]], list[Any]
 
     def run(calls: Sequence[Callable[[Processes], Any]]) -> list[Any]:
         count = len(calls)
-        barrier, values = threading.Barrier(count, timeout=60), [None] * count
+        barrier, values = threading.Barrier(count, timeout=60), [b""] * count
 
         class Thread(Processes):
             def gather(self, value: Any) -> list[Any]:
-                values[self.rank] = value
+                values[self.rank] = pickle.dumps(value)  # torch.distributed gives copies, too
                 barrier.wait()
-                found = list(values)
+                found = [pickle.loads(one) for one in values]
                 barrier.wait()
                 return found
 
@@ -269,6 +270,9 @@ def run_together() -> Callable[[Sequence[Callable[[Processes], Any]]], list[Any]
                 raise
 
         with ThreadPoolExecutor(count) as pool:
-            return list(pool.map(call, range(count)))
+            threads = [pool.submit(call, rank) for rank in range(count)]
+        # One that waited in vain only noticed that another had failed: it comes last.
+        threads.sort(key=lambda thread: isinstance(thread.exception(), threading.BrokenBarrierError))
+        return [thread.result() for thread in threads]
 
     return run

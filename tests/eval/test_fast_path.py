@@ -316,7 +316,7 @@ def test_bf16_scores_have_the_same_bits_when_resumed_or_shared_out(
             return encode(pixels + 0.1 * pixels.float().mean() * len(grids), grids)
 
         scorer.model.get_image_features = encode_together
-        return [values for _, values in scoring._iterate_share(settings, plan, scorer, share, show=False)]
+        return [scored.scores for _, scored in scoring._iterate_share(settings, plan, scorer, share, show=False)]
 
     whole = score(range(12))
     assert np.array_equal(whole[:1] + whole[9:], score(range(1)) + score(range(9, 12)))
