@@ -82,11 +82,11 @@ async def probe_server(client: ServerClient, model: str | None, extra: Mapping[s
 
 
 async def _probe(client: ServerClient, model: str | None, extra: Mapping[str, Any], votes: int) -> ServerTraits:
-    listed = await _list_models(client)
+    listed = await _list_models(client, must=model is None)
     if model is None:
         if len(listed) != 1:
-            names = ", ".join(listed) or "none that it tells"
-            raise ConfigError(f"{client.host} has several models or does not tell ({names}). Set `model` to one.")
+            names = ", ".join(listed) or "none"
+            raise ConfigError(f"{client.host} does not have one model but {names}. Set `model` to one.")
         model = next(iter(listed))
     client.address = replace(client.address, model=model)
     own = listed.get(model, {}).get("chatreid")
@@ -106,8 +106,8 @@ async def _probe(client: ServerClient, model: str | None, extra: Mapping[str, An
     return ServerTraits(model, "answers", several_choices=await _try_answers(client, model, question, extra, votes))
 
 
-async def _list_models(client: ServerClient) -> dict[str, dict[str, Any]]:
-    """Return name -> entry of the server's models; nothing where it keeps no list."""
+async def _list_models(client: ServerClient, *, must: bool) -> dict[str, dict[str, Any]]:
+    """Return name -> entry of the server's models; nothing where it keeps no list, unless it ``must`` tell."""
 
     async def ask() -> dict[str, dict[str, Any]]:
         answer = cast(Any, await client.ask("/models", None))
@@ -118,7 +118,11 @@ async def _list_models(client: ServerClient) -> dict[str, dict[str, Any]]:
 
     try:
         return await read_again(ask)
-    except (UpstreamError, RejectedRequest, BrokenAnswer):
+    except (UpstreamError, RejectedRequest, BrokenAnswer) as failure:
+        if must:
+            raise ConfigError(
+                f"{client.host} does not tell its models ({failure}). Set `model` if it keeps no list."
+            ) from None
         return {}  # the next question gives the reason, if it is one
 
 

@@ -63,7 +63,8 @@ def answer_well(body: dict[str, Any]) -> Any:
 class FakeServer:
     """A chat completions server; ``reply`` is given the body and returns one, or (status, body, headers, cut).
 
-    ``models`` is the list of models, None for a server that keeps none, or a function that returns the body.
+    ``models`` is the list of models, None for a server that keeps none, or a function that returns the body, or
+    (status, body).
     """
 
     reply: Callable[[dict[str, Any]], Any] = answer_well
@@ -92,7 +93,7 @@ class FakeServer:
         """Note a question and return the reply to it; without a body, the models are asked for."""
         if body is None:
             models = self.models() if callable(self.models) else self.models
-            return 200 if models is not None else 404, models
+            return models if isinstance(models, tuple) else (200 if models is not None else 404, models)
         with self.lock:
             self.bodies.append(body)
             self.keys.append(headers["authorization"])

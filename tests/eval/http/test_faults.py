@@ -155,6 +155,12 @@ def test_missing_key_for_another_machine_is_refused(make: Callable[..., HttpScor
         make(base_url="https://scores.invalid/v1", api_key_variable="NO_SUCH_VARIABLE")
 
 
+def test_wrong_key_is_named_where_the_models_are_asked_for(server: Any, make: Callable[..., HttpScorer]) -> None:
+    server.models = lambda: (401, {"error": {"message": "no such key"}})
+    with pytest.raises(ConfigError, match="does not tell its models .*refuses the key.*CHATREID_TEST_KEY"):
+        make()
+
+
 @pytest.mark.parametrize("models", [{"data": [{"id": "one"}, {"id": "two"}]}, None, {"data": []}])
 def test_model_has_to_be_named_unless_the_server_has_one(
     server: Any, make: Callable[..., HttpScorer], models: Any
