@@ -95,13 +95,14 @@ def _run(items: Sequence[Any], compute: Callable[[Sequence[Any]], Any], name: st
     """Return what a network computes of each item, (N, D), batch by batch."""
     import torch
 
-    batches: list[ScoreArray] = []
+    batches, found = form_batches(items), list[ScoreArray]()
     with tqdm(total=len(items), desc=f"{name} features", unit="item") as progress, torch.inference_mode():
-        for start in range(0, len(items), ITEMS_PER_BATCH):
-            batch = items[start : start + ITEMS_PER_BATCH]
-            batches.append(compute(batch).float().cpu().numpy())
+        for batch in batches:
+            found.append(compute([items[place] for place in batch]).float().cpu().numpy())
             progress.update(len(batch))
-    return np.concatenate(batches)
+    features = np.empty((len(items), found[0].shape[1]), dtype=np.float32)
+    features[np.concatenate(batches)] = np.concatenate(found)
+    return features
 
 
 def _extract_pooled(
@@ -200,17 +201,11 @@ def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSetting
         inputs = processor.image_processor(images=images, return_tensors="pt").to(model.device)
         return model.get_image_features(pixel_values=inputs["pixel_values"])
 
-    def take(output: Any) -> Any:
-        return getattr(output, "pooler_output", output)  # transformers 5 wraps what 4 returned
+    def compute(batch: Sequence[Any]) -> Any:
+        found = compute_words(batch) if isinstance(batch[0], str) else compute_images(batch)
+        return getattr(found, "pooler_output", found)  # transformers 5 wraps what 4 returned
 
-    features = np.empty((len(items), 0), dtype=np.float32)
-    for words, compute in ((True, compute_words), (False, compute_images)):
-        places = [place for place, item in enumerate(items) if isinstance(item, str) is words]
-        if places:
-            found = _run([items[place] for place in places], lambda batch, f=compute: take(f(batch)), "CLIP")
-            features = features if features.shape[1] else np.empty((len(items), found.shape[1]), dtype=np.float32)
-            features[places] = found
-    return features
+    return _run(items, compute, "CLIP")
 
 
 def extract_features(
