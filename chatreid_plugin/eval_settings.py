@@ -125,7 +125,7 @@ class EvalSettings(Settings):
     # output
     output_dir: Path
     report_queries: Annotated[int, Field(ge=0)] = 50
-    overwrite: bool = False
+    overwrite: Annotated[bool, Field(exclude=True)] = False
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

@@ -22,8 +22,8 @@ from .plan import Plan, choose_split, make_plan
 from .processes import Processes
 from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
-from .saved_scores import SavedScorer, find_saved
-from .scoring import describe_fingerprint, describe_questions, score_queries
+from .saved_scores import SavedScorer, find_saved, name_model
+from .scoring import check_agreement, describe_fingerprint, describe_questions, score_queries
 from .store import ScoreStore, hold_folder, make_folder, remove_scores
 
 
@@ -105,12 +105,14 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         return results
     scorer = saved or plan.scorer or _make_scorer(settings, plan)
     fingerprint = describe_fingerprint(settings, scorer)
+    check_agreement(fingerprint, processes)
     shows_images = settings.backend in ("transformers", "http")
     contents = hash_images(plan.list_images(), plan.protocol.image_root, processes) if shows_images else {}
     if settings.overwrite:
         remove_scores(settings.output_dir, fingerprint)  # by every process: machines may have disks of their own
         processes.wait()
-    with ScoreStore(settings.output_dir, fingerprint, contents=contents, rank=processes.rank) as store:
+    own: dict[str, Any] = {"contents": contents, "names": name_model(settings), "rank": processes.rank}
+    with ScoreStore(settings.output_dir, fingerprint, **own) as store:
         scores, confidence = score_queries(settings, plan, scorer, store, processes)
     fused = fuse_scores(settings, plan, plan.share_scores(scores), confidence)
     pairs = sum(len(indices) for indices in plan.kept)

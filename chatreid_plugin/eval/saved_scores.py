@@ -5,46 +5,34 @@ is now; weights and the like are taken as they stand there, so that neither a ch
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any
 
 from ..errors import ConfigError
 from ..eval_settings import EvalSettings
-from ..records import ImageRecord
-from .arrays import ScoreArray
 from .backends import Confidence
-from .queries import Query
+from .backends.simple import ModelFreeScorer
+from .store import read_header
 
 
-# What scorers take from the settings for their part of the fingerprint, where they have it.
-SCORER_KEYS = ("image_order", "base_url", "model", "extra_body", "votes")
 SHOWN = 60
 
 
-class SavedScorer:
-    """Stands in for a scorer whose scores are all saved; it cannot be asked for more."""
-
-    filled = 0  # the store has what was
+class SavedScorer(ModelFreeScorer):
+    """Stands in for a scorer whose scores are all saved; it is never asked for more (``scoring.score_queries``)."""
 
     def __init__(self, fingerprint: Mapping[str, Any]) -> None:
         """Take the place of the scorer with this fingerprint; that of a whole file will do."""
         self.fingerprint = fingerprint
         self.confidence: Confidence = "answers" if fingerprint.get("gives") == "answers" else "margins"
 
-    def prepare(
-        self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
-    ) -> NoReturn:
-        """Refuse."""
-        raise ConfigError("saved_scores: scores are missing, and no model is loaded. Set saved_scores=false.")
 
-    def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
-        """Refuse."""
-        self.prepare([query], candidates)
-
-    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> list[ScoreArray]:
-        """Refuse."""
-        self.prepare([query], [])
+def name_model(settings: EvalSettings) -> dict[str, str | None]:
+    """Return what the model is called, for the first line of a file of scores; a server tells its model itself."""
+    if settings.backend != "transformers":
+        return {}
+    return {key: getattr(settings, key) for key in ("model_name_or_path", "adapter_name_or_path")}
 
 
 def find_saved(settings: EvalSettings, questions: Mapping[str, Any]) -> SavedScorer:
@@ -59,18 +47,18 @@ def find_saved(settings: EvalSettings, questions: Mapping[str, Any]) -> SavedSco
     """
     folder = settings.output_dir
     # Files of several processes begin alike.
-    found = {path.name.partition(".")[0]: _read_fingerprint(path) for path in sorted(folder.glob("scores-*.jsonl"))}
+    found = {path.name.partition(".")[0]: _read_first(path) for path in sorted(folder.glob("scores-*.jsonl"))}
     if not found:
         raise ConfigError(f"saved_scores: {folder} has no scores-*.jsonl. Set output_dir, or evaluate with the model.")
-    wanted: dict[str, Any] = json.loads(json.dumps(questions))
-    differences = {name: _list_differences(settings, wanted, fingerprint) for name, fingerprint in found.items()}
-    fitting = {name: found[name] for name, differing in differences.items() if not differing}
+    differences = {name: _list_differences(settings, questions, header) for name, header in found.items()}
+    fitting = {name: found[name]["fingerprint"] for name, differing in differences.items() if not differing}
     if not fitting:
         lines = [f"  {name}.jsonl: {'; '.join(differing)}" for name, differing in differences.items()]
         raise ConfigError(
             f"saved_scores: no file in {folder} has scores of these settings.\n"
             + "\n".join(lines)
-            + "\nSet these keys as they were, or evaluate with the model (saved_scores=false)."
+            + "\nSet these keys as they were and use that version of chatreid_plugin, or evaluate with the model "
+            "(saved_scores=false)."
         )
     if len(fitting) > 1:
         raise ConfigError(
@@ -81,30 +69,28 @@ def find_saved(settings: EvalSettings, questions: Mapping[str, Any]) -> SavedSco
     return SavedScorer(next(iter(fitting.values())))
 
 
-def _read_fingerprint(path: Path) -> dict[str, Any]:
-    """Return what a file's scores depend on; nothing where the first line does not say it."""
+def _read_first(path: Path) -> dict[str, Any]:
+    """Return what a file's scores depend on and what the model was called; nothing where the first line is none."""
     try:
         with path.open("rb") as lines:
-            fingerprint = json.loads(lines.readline())["fingerprint"]
+            return read_header(lines.readline())
     except OSError as error:
         raise ConfigError(f"saved_scores: {path} cannot be read: {error}.") from None
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return cast(dict[str, Any], fingerprint) if isinstance(fingerprint, dict) else {}
 
 
-def _list_differences(
-    settings: EvalSettings, questions: Mapping[str, Any], fingerprint: Mapping[str, Any]
-) -> list[str]:
+def _list_differences(settings: EvalSettings, questions: Mapping[str, Any], header: Mapping[str, Any]) -> list[str]:
     """Return in words in what saved scores are others than the settings ask for."""
-    if not fingerprint:
+    if not header:
         return ["its first line does not say what its scores depend on"]
-    named = {key: getattr(settings, key) for key in SCORER_KEYS if key in fingerprint}
-    wanted = {key: value for key, value in named.items() if value is not None} | dict(questions)
-    differing = [key for key, value in wanted.items() if fingerprint.get(key) != value]
+    known: dict[str, Any] = {**header["fingerprint"], **header["names"]}
+    own = {key: getattr(settings, key) for key in known if key in EvalSettings.model_fields}
+    if settings.model is None:
+        own.pop("model", None)  # a server's only model need not be named
+    wanted: dict[str, Any] = json.loads(json.dumps({**own, **questions}))
+    differing = [key for key, value in wanted.items() if known.get(key) != value]
     # Another mode has other keys: what is there says enough.
-    told = [key for key in differing if key in fingerprint] or differing
-    return [f"{key} was {_shorten(fingerprint.get(key))}, is {_shorten(wanted[key])}" for key in told]
+    told = [key for key in differing if key in known] or differing
+    return [f"{key} was {_shorten(known.get(key))}, is {_shorten(wanted[key])}" for key in told]
 
 
 def _tell_apart(fitting: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -118,5 +104,6 @@ def _tell_apart(fitting: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _shorten(value: Any) -> str:
+    """Return a value in one line; a name or a path in full, since it has to be typed."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+    return text if isinstance(value, str) or len(text) <= SHOWN else text[: SHOWN - 3] + "..."

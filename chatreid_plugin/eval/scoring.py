@@ -1,14 +1,15 @@
 """Score what is planned and not yet in the store: the long part of an evaluation, which may be killed at any time."""
 
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from .. import __version__, tasks
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from .arrays import ScoreArray
 from .backends import Confidence, Scorer
@@ -17,7 +18,7 @@ from .plan import Plan
 from .processes import Processes
 from .prompts import IMAGE_PAIR, TEXT_PAIR
 from .queries import QUERY_BLOCK
-from .store import Scored, ScoreStore
+from .store import Scored, ScoreStore, digest_fingerprint
 
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,24 @@ def describe_fingerprint(settings: EvalSettings, scorer: Scorer) -> dict[str, An
 
     What is in files (weights, features) and not where they are, so that a moved checkpoint keeps its scores.
     """
-    return dict(sorted({**scorer.fingerprint, **describe_questions(settings)}.items()))
+    # As it is read back from a file: JSON has no numbers for names, as a server's `logit_bias` has them.
+    return json.loads(json.dumps({**scorer.fingerprint, **describe_questions(settings)}, sort_keys=True))
+
+
+def check_agreement(fingerprint: Mapping[str, Any], processes: Processes) -> None:
+    """Refuse processes that would not give the same scores, as machines with another copy of a checkpoint.
+
+    Raises:
+        ConfigError: in every process, and says in what they differ.
+    """
+    found = processes.gather(fingerprint)
+    keys = {key for one in found for key in one}
+    differing = sorted(key for key in keys if any(one.get(key) != found[0].get(key) for one in found))
+    if differing:
+        raise ConfigError(
+            f"The processes do not score alike: they differ in {', '.join(differing)}. Give every machine the same "
+            "model, settings and version of chatreid_plugin."
+        )
 
 
 def describe_questions(settings: EvalSettings) -> dict[str, Any]:
@@ -60,13 +78,18 @@ def score_queries(
     margins are no longer called that, since fusion takes margins for log-odds.
 
     Raises:
-        DataError: scores are missing, with ``saved_scores``.
+        DataError: scores are missing, with ``saved_scores``, or the processes have not the same to score.
     """
     queries = plan.protocol.queries
     # Other machines have disks of their own, where older scores may be left: the first one's count.
     for finished in reversed(processes.gather(store.finished)):
         store.finished |= finished
     keys = [store.make_key(query, plan.list_candidates(index)) for index, query in enumerate(queries)]
+    if len(set(processes.gather(digest_fingerprint({"keys": keys})))) > 1:
+        raise DataError(
+            "The processes do not have the same queries and candidates. Give every machine the same manifest, images "
+            "and features."
+        )
     counts = [len(candidates) for candidates in plan.kept]
     pending = [index for index, key in enumerate(keys) if store.get(key, counts[index]) is None]
     if pending and settings.saved_scores:

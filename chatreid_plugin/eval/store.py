@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -106,7 +106,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = "is a file" if folder.is_file() else f"cannot be made: {error}"
+        # Path.is_file raises what it meets in a folder that may not be entered.
+        why = "is a file" if os.path.isfile(folder) else f"cannot be made: {error}"
         raise ConfigError(f"output_dir: {folder} {why}. Set another output_dir.") from None
 
 
@@ -124,6 +125,16 @@ def hold_folder(folder: Path) -> Generator[None, None, None]:
         yield
 
 
+def read_header(line: bytes) -> dict[str, Any]:
+    """Return what the first line of a file of scores says: ``fingerprint`` and ``names``; nothing if it is none."""
+    try:
+        header: Any = json.loads(line)
+    except ValueError:
+        return {}
+    found = cast(dict[str, Any], header) if isinstance(header, dict) else {}
+    return found if all(isinstance(found.get(key), dict) for key in ("fingerprint", "names")) else {}
+
+
 @contextmanager
 def _explain_failures(path: Path) -> Generator[None, None, None]:
     """Raise DataError, with what to do, for whatever the disk refuses."""
@@ -131,7 +142,7 @@ def _explain_failures(path: Path) -> Generator[None, None, None]:
         yield
     except OSError as error:
         raise DataError(
-            f"The scores in {path} cannot be kept: {error}. Make room on the disk of output_dir or check the "
+            f"The scores in {path} cannot be read or kept: {error}. Make room on the disk of output_dir or check the "
             "permissions, then run the same command again: it goes on with the queries that are not finished."
         ) from None
 
@@ -165,24 +176,31 @@ class ScoreStore:
         fingerprint: Mapping[str, Any],
         *,
         contents: Mapping[str, str] | None = None,
+        names: Mapping[str, str | None] | None = None,
         rank: int = 0,
     ):
         """Open the file of this fingerprint and process, and load what any process has finished.
 
-        ``contents`` is of ``contents.hash_images``, where scores depend on pixels.
+        Args:
+            folder: where the files are.
+            fingerprint: what the scores depend on (``scoring.describe_fingerprint``).
+            contents: of ``contents.hash_images``, where scores depend on pixels.
+            names: what a new file says besides, without depending on it: what the model was called.
+            rank: of this process.
         """
         digest = digest_fingerprint(fingerprint)
         self.path = folder / (f"scores-{digest}.rank{rank}.jsonl" if rank else f"scores-{digest}.jsonl")
         self.finished: Finished = {}
         self._contents = contents or {}
         self._own: set[Key] = set()
-        self.header = json.dumps({"fingerprint": dict(fingerprint)}, sort_keys=True).encode() + b"\n"
+        self._fingerprint = dict(fingerprint)
+        header = {"fingerprint": self._fingerprint, "names": dict(names or {})}
+        self._header = json.dumps(header, sort_keys=True).encode() + b"\n"
         same = sorted(folder.glob(f"scores-{digest}.*jsonl"))
         others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path not in same)
         self._file = _open_locked(self.path)
         try:
-            with _explain_failures(self.path):
-                self._load([path for path in same if path.exists()])
+            self._load([path for path in same if path.exists()])
             if others and not self.finished and not rank:
                 logger.warning(
                     "%s holds scores of another model, prompt or setting (%s); they are kept, and this evaluation "
@@ -199,11 +217,13 @@ class ScoreStore:
         """Read the files of this fingerprint; make the own one end in a whole line."""
         for path in same:
             if path != self.path:
-                self._read(path)
-        usable = self._read(self.path)
-        self._file.truncate(usable)
+                with _explain_failures(path):
+                    self._read(path)
+        with _explain_failures(self.path):
+            usable = self._read(self.path)
+            self._file.truncate(usable)
         if not usable:
-            self._write(self.header)
+            self._write(self._header)
 
     def _read(self, path: Path) -> int:
         """Load a file's finished queries; return how many of its bytes are whole lines."""
@@ -214,7 +234,7 @@ class ScoreStore:
         lines = content[:usable].splitlines(keepends=True)
         if not lines:
             return 0
-        if lines[0] != self.header:
+        if read_header(lines[0]).get("fingerprint") != self._fingerprint:
             raise DataError(f"{path}, line 1: not the header of these scores. Remove it or set overwrite=true.")
         for number, line in enumerate(lines[1:], 2):
             if not line.strip():

@@ -4,9 +4,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from chatreid_plugin.errors import ChatReIDError
+from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval_settings import EvalSettings
 
 
 ParseLayout = Callable[[str], Path]
@@ -60,6 +66,28 @@ def read_files(folder: Path) -> dict[str, bytes]:
 def count_scored(folder: Path) -> int:
     (path,) = (folder / "out").glob("scores-*.jsonl")
     return path.read_bytes().count(b"\n") - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "do not score alike: they differ in seed"),
+        ({"max_queries": 2}, "do not have the same queries and candidates"),
+    ],
+)
+def test_machines_that_do_not_agree_are_refused(
+    make_world: Callable[..., Path],
+    make_settings: Callable[..., EvalSettings],
+    run_together: Callable[..., list[Any]],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    first = make_settings(make_world(), backend="random", output_dir=tmp_path / "disk0")
+    second = first.model_copy(update={"output_dir": tmp_path / "disk1", **changes})
+    with pytest.raises(ChatReIDError, match=message):
+        run_together([partial(run_evaluation, one) for one in (first, second)])
+    assert not (tmp_path / "disk0" / "results.json").exists()
 
 
 @pytest.mark.slow

@@ -75,6 +75,8 @@ def test_takes_the_file_of_these_settings_among_several(settings: EvalSettings) 
         ({"mode": "choice"}, r'mode was "pointwise", is "choice"\n'),
         ({"image_order": "both"}, r'image_order was "query_first", is "both"'),
         ({"chatreid_stage": 2}, r"chatreid_stage was 3, is 2"),
+        ({"model_name_or_path": "m"}, r'model_name_or_path was ".*", is "m"\n'),
+        ({"adapter_name_or_path": "a"}, r'adapter_name_or_path was null, is "a"\n'),
     ],
 )
 def test_says_what_differs_when_no_file_fits(settings: EvalSettings, changes: dict[str, Any], message: str) -> None:

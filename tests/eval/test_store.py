@@ -242,7 +242,7 @@ def test_says_what_to_do_and_keeps_what_is_finished_when_the_disk_is_full(
     with ScoreStore(tmp_path, FINGERPRINT) as store:
         monkeypatch.setattr(os, "write", write_little)
         with pytest.raises(
-            DataError, match=f"{path} cannot be kept.*No space left.*Make room on the disk of output_dir"
+            DataError, match=f"{path} cannot be read or kept.*No space left.*Make room on the disk of output_dir"
         ):
             add(store, make_image_query(records[1]), records[4:8], SCORES)
     monkeypatch.undo()

@@ -17,8 +17,10 @@ from ..queries import Query
 Vectors = Mapping[str, ScoreArray]  # query id or image id to an L2-normalised vector (D,)
 
 
-class _PairScorer:
+class ModelFreeScorer:
     """Needs no model: has nothing to prepare, and scores the candidates of a window as it scores pairs."""
+
+    filled = 0
 
     def prepare(
         self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
@@ -34,11 +36,10 @@ class _PairScorer:
         return [self.score_pairs(query, window, task) for window in windows]
 
 
-class RandomScorer(_PairScorer):
+class RandomScorer(ModelFreeScorer):
     """Uniform scores that depend on the query, the seed and the number of candidates alone: the lower bound."""
 
     confidence: Literal["none"] = "none"
-    filled = 0
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -50,11 +51,10 @@ class RandomScorer(_PairScorer):
         return generator.random(len(candidates), dtype=np.float32)
 
 
-class OracleScorer(_PairScorer):
+class OracleScorer(ModelFreeScorer):
     """1 for the query's own identity and 0 else: the upper bound."""
 
     confidence: Literal["none"] = "none"
-    filled = 0
 
     def __init__(self, queries: Sequence[Query], gallery: Sequence[ImageRecord]) -> None:
         """Note the labels of all queries and of the whole gallery: scores depend on nothing else."""
@@ -67,11 +67,10 @@ class OracleScorer(_PairScorer):
         return np.array([record.person_id == query.person_id for record in candidates], dtype=np.float32)
 
 
-class FeatureScorer(_PairScorer):
+class FeatureScorer(ModelFreeScorer):
     """Cosine similarity of the filter's features: the baseline alone."""
 
     confidence: Literal["similarities"] = "similarities"
-    filled = 0
 
     def __init__(self, queries: Vectors, gallery: Vectors) -> None:
         self.queries, self.gallery = queries, gallery

@@ -51,3 +51,11 @@ def test_scores_keep_their_kind_when_the_server_is_gone(server: Any, settings: E
     ):
         with pytest.raises(ConfigError, match=message):
             run_evaluation(saved.model_copy(update=changes))
+
+
+def test_numbers_as_names_are_found_again(server: Any, settings: EvalSettings) -> None:
+    biased = settings.model_copy(update={"extra_body": {"logit_bias": {9454: 5, 151645: 1}}})
+    expected = run_evaluation(biased).ranking.mean_ap
+    asked = len(server.bodies)
+    assert run_evaluation(biased.model_copy(update={"saved_scores": True})).ranking.mean_ap == expected
+    assert len(server.bodies) == asked
