@@ -28,8 +28,8 @@ class Plan:
     ``query_features`` (Q, D) and ``gallery_features`` (G, D) are None without a filter. ``trial_candidates`` has, for
     each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its trials, once each and
     ascending, so that a pair that occurs in several trials is scored once. A protocol without trials keeps baseline
-    order. ``matrix`` has the scores of every pair where they come from a
-    file; then there are no candidates. ``scorer`` is set where the filter needed the scoring model (``filter: vlm``).
+    order. ``matrix`` has the scores of every pair where they come from a file; then there are no candidates.
+    ``scorer`` is set where the filter needed the scoring model (``filter: vlm``).
     """
 
     protocol: Protocol
