@@ -18,13 +18,14 @@ from .html import build_query_view, write_page
 from .inputs import read_row
 from .measuring import Measured, average_metrics, average_recalls, measure
 from .modes import name_scores
+from .output_folder import hold_folder, make_folder
 from .plan import Plan, choose_split, make_plan
 from .processes import Processes
 from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
 from .saved_scores import SavedScorer, find_saved, name_model
 from .scoring import check_agreement, describe_fingerprint, describe_questions, score_queries
-from .store import ScoreStore, hold_folder, make_folder, remove_scores
+from .store import ScoreStore, remove_scores
 
 
 def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[ScoreArray]) -> None:

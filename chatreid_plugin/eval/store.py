@@ -8,14 +8,11 @@ other candidates stay: they may be the current ones again.
 """
 
 import base64
-import fcntl
 import hashlib
-import io
 import json
 import logging
 import os
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +20,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..records import ImageRecord
 from .arrays import ScoreArray
+from .output_folder import explain_failures, open_locked
 from .queries import Query
 
 
@@ -68,63 +66,6 @@ class Scored:
 Finished = dict[Key, Scored]
 
 
-LOCK_NAME = ".lock"
-
-
-def _open_locked(path: Path) -> io.FileIO:
-    """Open a file of an ``output_dir`` for appending, for this process alone until it is closed.
-
-    Raises:
-        ConfigError: another process has it, or it cannot be written.
-    """
-    try:
-        file = path.open("a+b", buffering=0)  # nothing is left to write when it is closed
-    except OSError as error:
-        raise ConfigError(
-            f"output_dir: {path.parent} cannot be written into: {error}. Check its permissions and its disk, or set "
-            "another output_dir."
-        ) from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(
-            f"output_dir: another evaluation is writing into {path.parent} (it holds {path.name}). "
-            "Wait for it or stop it, or set another output_dir."
-        ) from None
-    except OSError as error:  # some network disks have no locks
-        logger.warning("%s cannot be locked (%s): see to it that no other run uses this output_dir.", path, error)
-    return file
-
-
-def make_folder(folder: Path) -> None:
-    """Make an ``output_dir`` unless it is there.
-
-    Raises:
-        ConfigError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        # Path.is_file raises what it meets in a folder that may not be entered.
-        why = "is a file" if os.path.isfile(folder) else f"cannot be made: {error}"
-        raise ConfigError(f"output_dir: {folder} {why}. Set another output_dir.") from None
-
-
-@contextmanager
-def hold_folder(folder: Path) -> Generator[None, None, None]:
-    """Keep other evaluations out of an ``output_dir`` as long as the block runs; so it is known to be writable, too.
-
-    What is locked is an empty file, which stays: while one process removed it, another could lock it and a third make
-    it anew.
-
-    Raises:
-        ConfigError: another evaluation has the folder, or it cannot be written into.
-    """
-    with _open_locked(folder / LOCK_NAME):
-        yield
-
-
 def read_header(line: bytes) -> dict[str, Any]:
     """Return what the first line of a file of scores says: ``fingerprint`` and ``names``; nothing if it is none."""
     try:
@@ -135,18 +76,6 @@ def read_header(line: bytes) -> dict[str, Any]:
     return found if all(isinstance(found.get(key), dict) for key in ("fingerprint", "names")) else {}
 
 
-@contextmanager
-def _explain_failures(path: Path) -> Generator[None, None, None]:
-    """Raise DataError, with what to do, for whatever the disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"The scores in {path} cannot be read or kept: {error}. Make room on the disk of output_dir or check the "
-            "permissions, then run the same command again: it goes on with the queries that are not finished."
-        ) from None
-
-
 def remove_scores(folder: Path, fingerprint: Mapping[str, Any]) -> None:
     """Remove all scores of a fingerprint from a folder, whichever process wrote them; several may do so at once.
 
@@ -154,7 +83,7 @@ def remove_scores(folder: Path, fingerprint: Mapping[str, Any]) -> None:
         DataError: a file cannot be removed.
     """
     for path in folder.glob(f"scores-{digest_fingerprint(fingerprint)}.*jsonl"):
-        with _explain_failures(path):
+        with explain_failures(path):
             path.unlink(missing_ok=True)
 
 
@@ -198,7 +127,7 @@ class ScoreStore:
         self._header = json.dumps(header, sort_keys=True).encode() + b"\n"
         same = sorted(folder.glob(f"scores-{digest}.*jsonl"))
         others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path not in same)
-        self._file = _open_locked(self.path)
+        self._file = open_locked(self.path)
         try:
             self._load([path for path in same if path.exists()])
             if others and not self.finished and not rank:
@@ -217,9 +146,9 @@ class ScoreStore:
         """Read the files of this fingerprint; make the own one end in a whole line."""
         for path in same:
             if path != self.path:
-                with _explain_failures(path):
+                with explain_failures(path):
                     self._read(path)
-        with _explain_failures(self.path):
+        with explain_failures(self.path):
             usable = self._read(self.path)
             self._file.truncate(usable)
         if not usable:
@@ -255,7 +184,7 @@ class ScoreStore:
 
     def _write(self, line: bytes) -> None:
         left = memoryview(line)
-        with _explain_failures(self.path):
+        with explain_failures(self.path):
             while left:
                 left = left[os.write(self._file.fileno(), left) :]
             os.fsync(self._file.fileno())
@@ -286,7 +215,7 @@ class ScoreStore:
             if key not in self._own:
                 self.add(key, scored)
         for path in self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"):
-            with _explain_failures(path):
+            with explain_failures(path):
                 path.unlink(missing_ok=True)
 
     def __enter__(self) -> "ScoreStore":

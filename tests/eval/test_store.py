@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.eval.output_folder import hold_folder
 from chatreid_plugin.eval.queries import Query, make_image_query
-from chatreid_plugin.eval.store import Scored, ScoreStore, hold_folder, remove_scores
+from chatreid_plugin.eval.store import Scored, ScoreStore, remove_scores
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest
 
@@ -151,7 +152,8 @@ def test_names_the_folder_when_another_run_has_the_file(tmp_path: Path, records:
 
 def test_lock_holds_against_another_process_and_ends_with_it(tmp_path: Path, records: list[ImageRecord]) -> None:
     code = (
-        "import sys; from pathlib import Path; from chatreid_plugin.eval.store import ScoreStore, hold_folder\n"
+        "import sys; from pathlib import Path; from chatreid_plugin.eval.output_folder import hold_folder\n"
+        "from chatreid_plugin.eval.store import ScoreStore\n"
         f"folder = Path({str(tmp_path)!r})\n"
         f"with hold_folder(folder), ScoreStore(folder, {FINGERPRINT}): print('open', flush=True); sys.stdin.read()"
     )
