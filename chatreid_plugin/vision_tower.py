@@ -1,4 +1,4 @@
-"""One attention call per image size in the vision tower, where transformers makes one per image.
+"""Two things that the vision tower of transformers 5.5 does slowly: attention by image, and patches by convolution.
 
 Without flash-attention, transformers 5 splits the patches of a batch by image and attends to each image on its own
 (``VisionAttention.forward`` of Qwen2-VL, Qwen2.5-VL and Qwen3-VL): 512 crops in 32 layers are 16,384 calls. Images
@@ -7,6 +7,10 @@ never attend to each other, so those of the same number of patches can share a c
 transformers passes all images at once, with their boundaries, to an implementation whose name contains "flash". So
 this one is registered under such a name through the public ``AttentionInterface`` and set on the vision configuration
 of the loaded model alone; no code of transformers is replaced, and real flash-attention is left as it is.
+
+The first layer is a ``Conv3d`` whose kernel is as large as its input, one patch: a matrix product. As a convolution it
+took a third of the evaluator's time for new images on a CPU, and on GPUs some versions of torch and cuDNN have no fast
+one in bf16 (pytorch issue 174051; transformers pull request 45041, which later versions offer as an option).
 """
 
 import sys
@@ -112,4 +116,25 @@ def batch_vision_attention(model: torch.nn.Module) -> int:
     for layer in layers:  # the layers of a tower share one configuration
         stock = layer.config._attn_implementation
         layer.config._attn_implementation = BATCHED_NAMES.get(stock, stock)
+    return len(layers)
+
+
+class PatchProjection(torch.nn.Conv3d):
+    """A convolution whose input is as large as its kernel, as a matrix product; weights and their names stay."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # torch's name
+        """Return [patches, width, 1, 1, 1] for [patches, channels, frames, rows, columns]."""
+        if tuple(input.shape[2:]) != self.kernel_size:
+            return super().forward(input)
+        projected = torch.nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)
+        return projected[:, :, None, None, None]
+
+
+def project_patches(model: torch.nn.Module) -> int:
+    """Make the patch embeddings of a loaded model matrix products; return how many are, 0 for other families."""
+    layers = [module for name, module in model.named_modules() if name.endswith("patch_embed.proj")]
+    layers = [layer for layer in layers if type(layer) is torch.nn.Conv3d and layer.groups == 1]
+    for layer in layers:
+        # The class and not the method of one object: a copy of the model must not use the weights of this one.
+        layer.__class__ = PatchProjection
     return len(layers)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from llamafactory.extras import logging
 
 from ..errors import ConfigError, UpstreamError
-from ..vision_tower import batch_vision_attention
+from ..vision_tower import batch_vision_attention, project_patches
 from .compat import get_function
 
 
@@ -99,6 +99,7 @@ def _advise_partial(part: Part, frozen: bool) -> str:
 
 def _speed_up_vision_tower(model: Any) -> None:
     logger: Any = logging.get_logger(__name__)  # LLaMA-Factory adds info_rank0 and its like to the class
+    project_patches(model)
     try:
         layers = batch_vision_attention(model)
     except UpstreamError as error:  # only speed is lost, so the run goes on

@@ -20,6 +20,7 @@ from PIL import Image
 
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import write_tiny_model
+from chatreid_plugin.eval.backends.checkpoint import load_checkpoint
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.prompts import IMAGE_PAIR, build_pair_prompt
 from chatreid_plugin.eval.queries import Query, make_image_query
@@ -88,18 +89,18 @@ def write_crops(folder: Path, count: int) -> list[ImageRecord]:
     return records
 
 
-def generate_each(scorer: TransformersScorer, root: Path, query: Query, candidates: list[ImageRecord]) -> list[float]:
-    """Ask a pair at a time with ``generate``; return margins."""
+def generate_each(model: Any, processor: Any, root: Path, query: Query, candidates: list[ImageRecord]) -> list[float]:
+    """Ask a pair at a time with ``generate`` of the model as transformers loads it; return margins."""
     marks = "<|vision_start|><|image_pad|><|vision_end|>"
     text = format_chat_prompt(marks.join(build_pair_prompt(query, IMAGE_PAIR).segments))
-    yes, no = (scorer.processor.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No"))
+    yes, no = (processor.tokenizer.convert_tokens_to_ids(word) for word in ("Yes", "No"))
     margins: list[float] = []
     for candidate in candidates:
         images = [Image.open(root / f"{record.path}") for record in (query.image, candidate) if record is not None]
-        inputs = scorer.processor(text=[text], images=images, return_tensors="pt").to(scorer.model.device)
-        inputs["mm_token_type_ids"] = (inputs["input_ids"] == scorer.model.config.image_token_id).int()
+        inputs = processor(text=[text], images=images, return_tensors="pt").to(model.device)
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).int()
         options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-        logits = scorer.model.generate(**inputs, **options).logits[0][0].float()
+        logits = model.generate(**inputs, **options).logits[0][0].float()
         margins.append(float(logits[yes] - logits[no]))
     return margins
 
@@ -147,9 +148,10 @@ def main() -> None:
         candidates = crops[arguments.queries :]
         values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": name, "model_name_or_path": name}
         values |= {"device": arguments.device, "dtype": arguments.dtype, "chatreid_stage": None}
-        scorer = TransformersScorer(EvalSettings.model_validate(values), folder)
+        settings = EvalSettings.model_validate(values)
+        scorer, stock = TransformersScorer(settings, folder), load_checkpoint(settings)
         paths: dict[str, Callable[[Query, list[ImageRecord]], Any]] = {
-            "generate, a pair": lambda query, gallery: generate_each(scorer, folder, query, gallery),
+            "generate, a pair": lambda query, gallery: generate_each(*stock, folder, query, gallery),
             "whole questions": lambda query, gallery: score_whole(scorer, query, gallery),
             "fast path": lambda query, gallery: scorer.score_pairs(query, gallery, IMAGE_PAIR),
         }

@@ -1,5 +1,6 @@
-"""The batched vision attention gives what stock transformers gives, with fewer calls."""
+"""The batched vision attention and the patches' projection give what stock transformers gives, with fewer calls."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,13 @@ from transformers import (
 
 from chatreid_plugin import vision_tower
 from chatreid_plugin.errors import UpstreamError
-from chatreid_plugin.vision_tower import BATCHED_NAMES, attend_by_size, batch_vision_attention
+from chatreid_plugin.vision_tower import (
+    BATCHED_NAMES,
+    PatchProjection,
+    attend_by_size,
+    batch_vision_attention,
+    project_patches,
+)
 
 
 TEXT = {
@@ -225,3 +232,39 @@ def test_llamafactory_run_goes_on_when_transformers_drifts(
     parsed = parse(1)
     model: Any = load_model(tokenizer_module["tokenizer"], parsed.model, parsed.finetuning, is_trainable=True)
     assert model.model.visual.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_projected_patches_are_those_of_the_convolution(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(family)
+    names, (output, gradients) = list(model.state_dict()), encode(model, MIXED)
+    assert project_patches(model) == 1
+    monkeypatch.delattr(torch.nn.Conv3d, "forward")  # nothing convolves any more
+    projected_output, projected_gradients = encode(model, MIXED)
+    torch.testing.assert_close(projected_output, output, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == projected_gradients.keys()
+    assert any("patch_embed" in name for name in gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(projected_gradients[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+    assert list(model.state_dict()) == names
+    assert project_patches(model) == 0  # it is done already
+
+
+def test_copy_of_a_model_projects_with_its_own_weights() -> None:
+    model = make_model()
+    project_patches(model)
+    other = copy.deepcopy(model)
+    other.model.visual.patch_embed.proj.weight.data.zero_()
+    patches = torch.ones(2, 3 * 2 * 4 * 4)
+    assert not other.model.visual.patch_embed(patches).any()
+    assert model.model.visual.patch_embed(patches).all()
+
+
+def test_larger_inputs_and_other_layers_are_convolved() -> None:
+    layer, inputs = torch.nn.Conv3d(3, 4, (2, 4, 4), stride=(2, 4, 4)), torch.randn(2, 3, 4, 8, 8)
+    embedding = torch.nn.ModuleDict({"proj": layer})
+    model = torch.nn.ModuleDict({"patch_embed": embedding, "other": torch.nn.Conv3d(1, 1, 1)})
+    expected = layer(inputs)
+    assert project_patches(model) == 1
+    assert type(layer) is PatchProjection and type(model["other"]) is torch.nn.Conv3d
+    assert torch.equal(layer(inputs), expected)

@@ -21,7 +21,7 @@ from ...errors import UpstreamError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
-from ...vision_tower import batch_vision_attention
+from ...vision_tower import batch_vision_attention, project_patches
 from ..arrays import ScoreArray
 from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt, list_pair_tasks
 from ..queries import QUERY_BLOCK, Query
@@ -212,6 +212,7 @@ class TransformersScorer:
 
 
 def _speed_up_vision_tower(model: Any) -> None:
+    project_patches(model)
     try:
         batch_vision_attention(model)
     except UpstreamError as error:
