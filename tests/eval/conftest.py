@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,19 @@ def answer_plainly() -> Callable[..., float]:
         return float(logits[yes] - logits[no])
 
     return answer
+
+
+@pytest.fixture(scope="session")
+def copy_splits() -> Callable[[Path, Sequence[int]], Path]:
+    """Return a function that copies a manifest for each split; it returns the path with {trial} for the number."""
+
+    def copy(manifest: Path, splits: Sequence[int]) -> Path:
+        for split in splits:
+            for suffix in (".parquet", ".parquet.json"):
+                shutil.copy(manifest.with_suffix(suffix), manifest.with_name(f"{manifest.stem}_split{split}{suffix}"))
+        return manifest.with_name(f"{manifest.stem}_split{{trial}}.parquet")
+
+    return copy
 
 
 @dataclass(frozen=True)

@@ -234,14 +234,10 @@ def test_sysu_without_published_trials_falls_back_and_says_so(
 
 
 def test_splits_carry_the_skipped_queries_of_all(
-    make_world: Callable[..., Path], make_settings: Callable[..., EvalSettings]
+    make_world: Callable[..., Path], make_settings: Callable[..., EvalSettings], copy_splits: Callable[..., Path]
 ) -> None:
     items = [("query", "1", "1"), ("gallery", "1", "2"), ("query", "2", "1")]
-    source = make_world(items)
-    for trial in (1, 2):
-        for suffix in (".parquet", ".parquet.json"):
-            source.with_name(f"split{trial}{suffix}").write_bytes(source.with_name(f"tiny{suffix}").read_bytes())
-    settings = make_settings(source.with_name("split{trial}.parquet"), splits=(1, 2))
+    settings = make_settings(copy_splits(make_world(items), (1, 2)), splits=(1, 2))
     run_evaluation(settings)
     content = read_json(settings.output_dir / "results.json")
     assert len(content["protocol"]["skipped_queries"]) == 2

@@ -1,7 +1,6 @@
 """A killed evaluation goes on where it stopped, in one process or several, and ends with the same results."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -171,11 +170,12 @@ def test_a_second_run_is_refused_until_the_first_has_written_everything(
 
 
 def test_splits_hold_their_common_folder(
-    make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+    make_world: MakeWorld,
+    make_settings: MakeSettings,
+    copy_splits: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     manifest, write_page = make_world(), pipeline.write_page
-    for suffix in (".parquet", ".parquet.json"):
-        shutil.copy(manifest.with_suffix(suffix), manifest.with_name(f"m1{suffix}"))
     refused: list[str] = []
 
     def write_page_late(*arguments: Any) -> None:
@@ -185,7 +185,7 @@ def test_splits_hold_their_common_folder(
         write_page(*arguments)
 
     monkeypatch.setattr(pipeline, "write_page", write_page_late)
-    run_evaluation(make_settings(manifest.with_name("m{trial}.parquet"), splits=[1]))
+    run_evaluation(make_settings(copy_splits(manifest, [1]), splits=[1]))
     assert len(refused) == 1
 
 

@@ -141,11 +141,8 @@ def test_dry_run_says_that_no_model_is_asked(settings: EvalSettings) -> None:
     assert "no model is asked" in describe_plan(change(settings, saved_scores=True))
 
 
-def test_each_split_has_saved_scores_of_its_own(settings: EvalSettings) -> None:
-    for trial in (1, 2):
-        for suffix in (".parquet", ".parquet.json"):
-            shutil.copy(settings.manifest.with_suffix(suffix), settings.manifest.with_name(f"m{trial}{suffix}"))
-    splits = change(settings, manifest=settings.manifest.with_name("m{trial}.parquet"), splits=(1, 2))
+def test_each_split_has_saved_scores_of_its_own(settings: EvalSettings, copy_splits: Callable[..., Path]) -> None:
+    splits = change(settings, manifest=copy_splits(settings.manifest, (1, 2)), splits=(1, 2))
     expected = run_evaluation(splits).ranking.mean_ap
     before = read_json(settings.output_dir / "results.json")
     assert len(list_scores(settings)) == 2

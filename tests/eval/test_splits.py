@@ -39,16 +39,12 @@ def test_splits_are_evaluated_apart_and_averaged(
     protocol: str,
     variant: str,
     parse_layout: ParseLayout,
+    copy_splits: Callable[..., Path],
     make_settings: MakeSettings,
     tmp_path: Path,
 ) -> None:
     source = parse_layout(layout)
-    for trial in (1, 2):
-        for suffix in (".parquet", ".parquet.json"):
-            copy = source.with_name(f"{source.stem}_split{trial}{suffix}")
-            copy.write_bytes(source.with_name(source.stem + suffix).read_bytes())
-    manifest = source.with_name(f"{source.stem}_split{{trial}}.parquet")
-    settings = make_settings(manifest, protocol=protocol, backend="random", splits=[1, 2])
+    settings = make_settings(copy_splits(source, (1, 2)), protocol=protocol, backend="random", splits=[1, 2])
     assert "2 splits; split 1:" in describe_plan(settings)
     results = run_evaluation(settings)
     assert results.protocol.variant == variant.format("mean of 2 splits")
