@@ -200,13 +200,18 @@ class EvalSettings(Settings):
         faults: list[str] = []
         if not self.saved_scores:
             return faults
-        if self.backend not in ("transformers", "http"):
+        if not self.asks_model:
             faults.append(f"saved_scores: backend: {self.backend} loads no model anyway; remove saved_scores")
         if self.filter == "vlm":
             faults.append("saved_scores: filter: vlm needs the model itself; set saved_scores=false")
         if self.overwrite:
             faults.append("saved_scores: overwrite removes the saved scores; set one of the two")
         return faults
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether a model is shown the images and asked about them, here or behind a server."""
+        return self.backend in ("transformers", "http")
 
     @property
     def reads_scores(self) -> bool:

@@ -93,7 +93,7 @@ def estimate_mismatch(
     """
     values = scores.astype(np.float64)
     # Two margins are summed after standardising and choices are relative, so neither is a log-odds of Yes.
-    asks_pairs = settings.backend in ("transformers", "http") and settings.mode == "pointwise"
+    asks_pairs = settings.asks_model and settings.mode == "pointwise"
     if asks_pairs and confidence == "margins" and questions == 1:
         return expit(-values)
     spread = float(np.ptp(values))

@@ -107,8 +107,7 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     scorer = saved or plan.scorer or _make_scorer(settings, plan)
     fingerprint = describe_fingerprint(settings, scorer)
     check_agreement(fingerprint, processes)
-    shows_images = settings.backend in ("transformers", "http")
-    contents = hash_images(plan.list_images(), plan.protocol.image_root, processes) if shows_images else {}
+    contents = hash_images(plan.list_images(), plan.protocol.image_root, processes) if settings.asks_model else {}
     if settings.overwrite:
         remove_scores(settings.output_dir, fingerprint)  # by every process: machines may have disks of their own
         processes.wait()
@@ -130,7 +129,7 @@ def _make_scorer(settings: EvalSettings, plan: Plan) -> Scorer:
     try:
         return make_scorer(settings, plan.protocol, _name_features(plan))
     except (ConfigError, UpstreamError) as error:
-        if settings.backend not in ("transformers", "http") or not any(settings.output_dir.glob("scores-*.jsonl")):
+        if not settings.asks_model or not any(settings.output_dir.glob("scores-*.jsonl")):
             raise
         hint = f"Scores that were saved in {settings.output_dir} can be ranked without the model: saved_scores=true."
         raise type(error)(f"{error} {hint}") from None

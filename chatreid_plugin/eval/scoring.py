@@ -56,7 +56,7 @@ def describe_questions(settings: EvalSettings) -> dict[str, Any]:
         fingerprint["filter"] = settings.filter
     if settings.backend == "transformers":
         fingerprint["dtype"] = settings.dtype
-    if settings.backend in ("transformers", "http"):
+    if settings.asks_model:
         fingerprint |= {
             "prompts": [tasks.format_chat_prompt(tasks.TASKS[name].prompts[0]) for name in (IMAGE_PAIR, TEXT_PAIR)],
             "answers": [tasks.YES, tasks.NO],
