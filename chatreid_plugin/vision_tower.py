@@ -138,3 +138,13 @@ def project_patches(model: torch.nn.Module) -> int:
         # The class and not the method of one object: a copy of the model must not use the weights of this one.
         layer.__class__ = PatchProjection
     return len(layers)
+
+
+def speed_up_vision_tower(model: torch.nn.Module) -> int:
+    """Do both to a loaded model, for training and scoring alike; return how many layers attend by image size.
+
+    Raises:
+        UpstreamError: see ``batch_vision_attention``; patches are projected all the same.
+    """
+    project_patches(model)
+    return batch_vision_attention(model)

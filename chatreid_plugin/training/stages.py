@@ -12,7 +12,7 @@ from typing import Any, Literal
 from llamafactory.extras import logging
 
 from ..errors import ConfigError, UpstreamError
-from ..vision_tower import batch_vision_attention, project_patches
+from ..vision_tower import speed_up_vision_tower
 from .compat import get_function
 
 
@@ -99,9 +99,8 @@ def _advise_partial(part: Part, frozen: bool) -> str:
 
 def _speed_up_vision_tower(model: Any) -> None:
     logger: Any = logging.get_logger(__name__)  # LLaMA-Factory adds info_rank0 and its like to the class
-    project_patches(model)
     try:
-        layers = batch_vision_attention(model)
+        layers = speed_up_vision_tower(model)
     except UpstreamError as error:  # only speed is lost, so the run goes on
         logger.warning_rank0(f"chatreid: the vision tower attends to one image at a time, as stock: {error}")
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from chatreid_plugin.vision_tower import batch_vision_attention, project_patches
+from chatreid_plugin.vision_tower import speed_up_vision_tower
 
 
 # Rows and columns of patches of 14 pixels in crops of 256x128, 224x112 and 196x84, rounded to 28 as Qwen2-VL does.
@@ -95,8 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     models = {kind: make_model(arguments.layers, arguments.attention) for kind in ("stock", "ours")}
     count_calls(arguments.attention)
-    batch_vision_attention(models["ours"])
-    project_patches(models["ours"])
+    speed_up_vision_tower(models["ours"])
     dtype = getattr(torch, arguments.dtype)
     towers = {kind: model.model.visual.to(arguments.device, dtype) for kind, model in models.items()}
     grids = {

@@ -211,16 +211,17 @@ def test_llamafactory_loads_stages_batched_and_other_runs_stock(
 ) -> None:
     from llamafactory.model import load_model
 
-    def find_implementations(**changes: Any) -> set[str]:
+    def find_implementations(**changes: Any) -> tuple[set[str], bool]:
         parsed = parse(1, finetuning_type=method, lora_target="all", additional_target="merger", **changes)
         model = load_model(tokenizer_module["tokenizer"], parsed.model, parsed.finetuning, is_trainable=True)
         layers: list[Any] = [module for module in model.modules() if type(module).__name__ == "VisionAttention"]
         assert len(layers) == 2
-        return {layer.config._attn_implementation for layer in layers}
+        is_projected = any(isinstance(module, PatchProjection) for module in model.modules())
+        return {layer.config._attn_implementation for layer in layers}, is_projected
 
-    assert find_implementations() == {BATCHED_NAMES["sdpa"]}
-    assert find_implementations(flash_attn="disabled") == {BATCHED_NAMES["eager"]}
-    assert find_implementations(chatreid_stage=None) == {"sdpa"}
+    assert find_implementations() == ({BATCHED_NAMES["sdpa"]}, True)
+    assert find_implementations(flash_attn="disabled") == ({BATCHED_NAMES["eager"]}, True)
+    assert find_implementations(chatreid_stage=None) == ({"sdpa"}, False)
 
 
 def test_llamafactory_run_goes_on_when_transformers_drifts(

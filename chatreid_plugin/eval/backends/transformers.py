@@ -21,7 +21,7 @@ from ...errors import UpstreamError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
-from ...vision_tower import batch_vision_attention, project_patches
+from ...vision_tower import speed_up_vision_tower
 from ..arrays import ScoreArray
 from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt, list_pair_tasks
 from ..queries import QUERY_BLOCK, Query
@@ -212,8 +212,7 @@ class TransformersScorer:
 
 
 def _speed_up_vision_tower(model: Any) -> None:
-    project_patches(model)
     try:
-        batch_vision_attention(model)
+        speed_up_vision_tower(model)
     except UpstreamError as error:
         logger.warning("The vision tower attends to one image at a time, as transformers does it: %s", error)
