@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import IntArray, ScoreArray
+from .arrays import FloatArray, IntArray, ScoreArray
 from .external import Matrix, check_row
 from .filtering import is_cut_through_ties
 from .matches import Ignore
@@ -114,14 +114,17 @@ def average_recalls(recalls: Sequence[dict[int, float]]) -> dict[int, float]:
 def average_metrics(metrics: Sequence[RankingMetrics], *, same_queries: bool) -> RankingMetrics:
     """Return the unweighted mean of the metrics of several trials, or of several splits.
 
-    Trials ask the same queries: each query's average precision is averaged, and the interval resamples queries. Splits
-    have queries of their own: those of all count as valid, their average precisions stand one split after another, and
-    the interval resamples the queries of each split.
+    Trials ask the same queries: each query's figures are averaged, and the interval resamples queries. Splits have
+    queries of their own: those of all count as valid, their figures stand one split after another, and the interval
+    resamples the queries of each split.
     """
     if len(metrics) == 1:
         return metrics[0]
-    precisions = [one.average_precisions for one in metrics]
-    groups = [np.mean(precisions, axis=0)] if same_queries else precisions
+
+    def group(figures: list[FloatArray]) -> list[FloatArray]:
+        return [np.mean(figures, axis=0)] if same_queries else figures
+
+    groups = group([one.average_precisions for one in metrics])
     joined = np.concatenate(groups)
     numbered = metrics[:1] if same_queries else metrics
     return RankingMetrics(
@@ -132,6 +135,7 @@ def average_metrics(metrics: Sequence[RankingMetrics], *, same_queries: bool) ->
         invalid_queries=tuple(query for one in numbered for query in one.invalid_queries),
         tie_rate=float(np.mean([one.tie_rate for one in metrics])),
         average_precisions=joined,
+        inverse_negative_penalties=np.concatenate(group([one.inverse_negative_penalties for one in metrics])),
         query_indices=np.concatenate([one.query_indices for one in numbered]),
         interval=bootstrap_interval(*groups),
     )

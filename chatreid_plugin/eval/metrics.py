@@ -36,6 +36,7 @@ class RankingMetrics:
         invalid_queries: indices of the others; they are in no mean.
         tie_rate: share of valid queries in which a positive has the same score as a negative.
         average_precisions: (valid_queries,) average precision of each valid query.
+        inverse_negative_penalties: (valid_queries,) the same of what ``mean_inp`` is the mean of.
         query_indices: (valid_queries,) which query each of them belongs to.
         interval: see ``bootstrap_interval``.
     """
@@ -47,6 +48,7 @@ class RankingMetrics:
     invalid_queries: tuple[int, ...]
     tie_rate: float
     average_precisions: FloatArray
+    inverse_negative_penalties: FloatArray
     query_indices: IntArray
     interval: tuple[float, float]
 
@@ -132,15 +134,17 @@ def _summarise(
     found: Sequence[tuple[QueryMetrics, bool]], valid: Sequence[int], invalid: Sequence[int], topk: Sequence[int]
 ) -> RankingMetrics:
     average_precisions = np.array([metrics.average_precision for metrics, _ in found])
+    penalties = np.array([metrics.inverse_negative_penalty for metrics, _ in found])
     cmc = np.mean([metrics.cmc for metrics, _ in found], axis=0)
     return RankingMetrics(
         mean_ap=float(average_precisions.mean()),
         cmc={k: float(value) for k, value in zip(topk, cmc, strict=True)},
-        mean_inp=float(np.mean([metrics.inverse_negative_penalty for metrics, _ in found])),
+        mean_inp=float(penalties.mean()),
         valid_queries=len(found),
         invalid_queries=tuple(invalid),
         tie_rate=float(np.mean([has_ties for _, has_ties in found])),
         average_precisions=average_precisions,
+        inverse_negative_penalties=penalties,
         query_indices=np.array(valid, dtype=np.int64),
         interval=bootstrap_interval(average_precisions),
     )

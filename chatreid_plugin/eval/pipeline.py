@@ -40,6 +40,7 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
     precisions = dict(zip(first.query_indices.tolist(), first.average_precisions.tolist(), strict=True))
     worst = sorted(precisions, key=lambda query: (precisions[query], query))[: results.settings.report_queries]
     shown = set(worst)
+    figures = results.figures
     rows: list[dict[str, Any]] = []
     views: dict[int, dict[str, Any]] = {}
     similarities = plan.iterate_similarities()
@@ -56,7 +57,7 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
         else:
             values = scores[query]
             order = order_gallery(candidates, values, row, left_out)
-        rows.append(build_ranking_row(plan.protocol, query, order, candidates, values, matches))
+        rows.append(build_ranking_row(plan.protocol, query, order, candidates, values, matches, figures.get(query)))
         if query in shown:
             precision = precisions[query]
             views[query] = build_query_view(plan.protocol, query, order, candidates, values, matches, precision)

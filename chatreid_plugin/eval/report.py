@@ -38,6 +38,9 @@ RANKING_SCHEMA = pa.schema(
         ("gallery_ids", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float32())),
         ("matches", pa.list_(pa.bool_())),
+        ("average_precision", pa.float64()),
+        ("inverse_negative_penalty", pa.float64()),
+        ("first_match", pa.int64()),
     ]
 )
 
@@ -96,6 +99,15 @@ class Results:
     def baseline(self) -> RankingMetrics | None:
         """The filter's own ranking; None without a filter."""
         return self.measured.baseline
+
+    @property
+    def figures(self) -> dict[int, tuple[float, float]]:
+        """Average precision and inverse negative penalty of each query, of which mAP and mINP are the means."""
+        pairs = zip(self.ranking.average_precisions, self.ranking.inverse_negative_penalties, strict=True)
+        return {
+            int(query): (float(precision), float(penalty))
+            for query, (precision, penalty) in zip(self.ranking.query_indices, pairs, strict=True)
+        }
 
     @property
     def filter_recall(self) -> float:
@@ -217,8 +229,9 @@ def build_ranking_row(
     candidates: IntArray,
     scores: ScoreArray,
     matches: BoolArray,
+    figures: tuple[float, float] | None,
 ) -> dict[str, Any]:
-    """Return one row of ``rankings.parquet``: the first 100 gallery images of a query.
+    """Return one row of ``rankings.parquet``: the first 100 gallery images of a query, and its own figures.
 
     Args:
         protocol: names the images.
@@ -227,7 +240,10 @@ def build_ranking_row(
         candidates: (K,) gallery indices that were scored.
         scores: (K,) their scores; images after the filter have none and get null.
         matches: (G,) which gallery images are matches.
+        figures: average precision and inverse negative penalty, whose means are quoted; None of a query in no mean.
     """
+    precision, penalty = (None, None) if figures is None else figures
+    found = np.flatnonzero(matches[order])
     known = dict(zip(candidates.tolist(), scores.tolist(), strict=True))
     shown: list[int] = order[:RANKING_DEPTH].tolist()
     return {
@@ -235,6 +251,9 @@ def build_ranking_row(
         "gallery_ids": [protocol.gallery[index].image_id for index in shown],
         "scores": [known.get(index) for index in shown],
         "matches": matches[shown].tolist(),
+        "average_precision": precision,
+        "inverse_negative_penalty": penalty,
+        "first_match": int(found[0]) + 1 if len(found) else None,
     }
 
 

@@ -106,6 +106,23 @@ def test_rankings_list_candidates_first_and_then_the_tail(make_world: MakeWorld,
         assert all(item.startswith("tiny/gallery/") for item in row["gallery_ids"])
 
 
+def test_rankings_have_the_figures_whose_means_are_quoted(
+    make_world: MakeWorld, make_settings: MakeSettings, parse_layout: ParseLayout
+) -> None:
+    trials: dict[str, Any] = {"protocol": "llcm", "trials": 3}
+    for manifest, changes in ((make_world(), {}), (parse_layout("llcm"), trials)):
+        settings = make_settings(manifest, backend="random", report_queries=0, **changes)
+        results = run_evaluation(settings)
+        rows = read_shard(settings.output_dir / "rankings.parquet", RANKING_SCHEMA).to_pylist()
+        metrics = read_json(settings.output_dir / "results.json")["metrics"]
+        assert np.mean([row["average_precision"] for row in rows]) == pytest.approx(metrics["mAP"], abs=1e-12)
+        assert np.mean([row["inverse_negative_penalty"] for row in rows]) == pytest.approx(metrics["mINP"], abs=1e-12)
+        assert len({row["average_precision"] for row in rows}) > 1
+        assert [row["first_match"] for row in rows] == [row["matches"].index(True) + 1 for row in rows]
+        first = results.measured.trials[0].cmc[1]
+        assert np.mean([row["first_match"] == 1 for row in rows]) == pytest.approx(first)
+
+
 def test_table_is_in_percent_with_its_definitions(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     table = render_table(run_evaluation(make_settings(make_world(), filter="colour")))
     assert re.search(r"^mAP +100\.00 +100\.00 +100\.00 +\d+\.\d\d$", table, re.MULTILINE)
