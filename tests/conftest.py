@@ -49,7 +49,7 @@ class Workshop:
     model: Path
     other_model: Path
 
-    def list_overrides(self, stage: int, output: Path, **changes: object) -> dict[str, object]:
+    def list_overrides(self, stage: int, output: Path, /, **changes: object) -> dict[str, object]:
         """Return the overrides that run a stage's recipe on a CPU with the tiny data and model."""
         inputs: dict[str, object] = {"model_name_or_path": str(self.model), "dataset_dir": str(self.dataset_dir)}
         if stage == 2:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import ChatReIDError
-from .pitfalls import check_mixing, check_packing, check_streaming
+from .pitfalls import check_evaluation, check_mixing, check_packing, check_records, check_streaming
 from .recipe import Finding, Recipe, parse_recipe
 from .recipe_arguments import (
     check_deepspeed,
@@ -26,6 +26,8 @@ CHECKS: tuple[Callable[[Recipe], list[Finding]], ...] = (
     check_stage,
     check_swap,
     check_template,
+    check_records,
+    check_evaluation,
     check_packing,
     check_mixing,
     check_streaming,

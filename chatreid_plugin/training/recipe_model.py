@@ -103,15 +103,25 @@ def check_checkpoints(recipe: Recipe) -> list[Finding]:
     return findings
 
 
-def check_family(recipe: Recipe) -> list[Finding]:
-    """Compare the model's family with the one that the template is of."""
+def find_family(recipe: Recipe) -> str | None:
+    """Return the model's family, None where its configuration is not here; ``check_checkpoints`` reports that."""
     try:
         folder = find_model_folder(recipe.model.model_name_or_path, recipe.model)
-        kind = None if folder is None else read_json(folder / "config.json").get("model_type")
+        return None if folder is None else read_json(folder / "config.json").get("model_type")
     except ChatReIDError:
-        return []  # reported above
+        return None
+
+
+def find_right_template(recipe: Recipe) -> str | None:
+    """Return our template of the model's family, None if there is none or the family is not known."""
+    kind = find_family(recipe)
+    return next((name for name, families in TEMPLATE_FAMILIES.items() if kind in families), None)
+
+
+def check_family(recipe: Recipe) -> list[Finding]:
+    """Compare the model's family with the one that the template is of."""
+    kind, right = find_family(recipe), find_right_template(recipe)
     template = str(recipe.data.template)
-    right = next((name for name, families in TEMPLATE_FAMILIES.items() if kind in families), None)
     if kind is None or template not in TEMPLATE_FAMILIES or kind in TEMPLATE_FAMILIES[template]:
         return []
     advice = f"Set template: {right}" if right else f"These templates are for {', '.join(TEMPLATE_FAMILIES)}"

@@ -38,7 +38,7 @@ def parse(workshop: Any, tmp_path: Path) -> Callable[..., Parsed]:
     """Return a function that parses a shipped recipe with overrides, as ``llamafactory-cli train`` does."""
     from llamafactory.hparams import get_train_args
 
-    def parse_recipe(stage: int, **changes: Any) -> Parsed:
+    def parse_recipe(stage: int, /, **changes: Any) -> Parsed:
         values = yaml.safe_load((RECIPES / f"stage{stage}.yaml").read_text())
         values |= workshop.list_overrides(stage, tmp_path / "out", cache_dir=str(tmp_path / "cache"))
         values |= changes
@@ -81,7 +81,7 @@ def read_recipe(workshop: Any, tmp_path: Path) -> Callable[..., Any]:
     """Return a function that parses a shipped recipe with overrides, as ``chatreid doctor --yaml`` does."""
     from chatreid_plugin.training.recipe import parse_recipe
 
-    def read(stage: int, **changes: object) -> Any:
+    def read(stage: int, /, **changes: object) -> Any:
         # Both limits as inference files that are silent about them take them.
         overrides = workshop.list_overrides(stage, tmp_path / "out", image_max_pixels=589824, **changes)
         path = RECIPES / f"stage{stage}.yaml"

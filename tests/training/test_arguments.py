@@ -134,5 +134,5 @@ def test_run_that_uses_the_plugin_stops_when_a_hook_has_failed(
 
 def test_stock_run_goes_on_when_a_hook_has_failed(parse: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(hooks.STATUS, "llamafactory.model.loader", hooks.HookStatus("a", "b", "failed", "c"))
-    parsed = parse(1, chatreid_stage=None, chatreid_lazy=False, template="qwen2_vl")
+    parsed = parse(1, chatreid_stage=None, chatreid_lazy=False, template="qwen2_vl", dataset="any")
     assert parsed.data.template == "qwen2_vl"

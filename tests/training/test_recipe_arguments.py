@@ -16,6 +16,13 @@ from chatreid_plugin.training.tokenized_path import STAMP
 ReadRecipe = Callable[..., Recipe]
 ARGUMENT_CHECKS = [check for check in CHECKS if check.__module__ in (recipe_arguments.__name__, pitfalls.__name__)]
 STREAMING = {"streaming": True, "chatreid_lazy": False, "chatreid_over_cutoff": "raise"}
+PACKING: dict[str, Any] = {"chatreid_lazy": False, "ddp_timeout": 9999, "cutoff_len": 1008}
+EACH: dict[str, Any] = {
+    "eval_dataset": "chatreid_stage1_image_captioning",
+    "eval_on_each_dataset": True,
+    "eval_strategy": "steps",
+    "eval_steps": 1000,
+}
 DISPATCH = {"accelerator_config": "{dispatch_batches: false}"}
 
 
@@ -43,11 +50,18 @@ def find_faults(recipe: Recipe) -> list[Finding]:
             "error",
             "Set cutoff_len: 1008",
         ),
+        (1, PACKING | {"packing": True}, "packing", "warning", "attend to each other. Set neat_packing: true"),
+        (1, PACKING | {"stage": "pt"}, "records", "error", "stage: pt cannot train on ChatReID records (chatreid_stage1_"),
+        (1, {"stage": "kto"}, "records", "error", "Set stage: sft"),
+        (1, EACH | {"load_best_model_at_end": True}, "evaluation", "error", "eval_chatreid_stage1_image_captioning_"),
+        (1, EACH | {"metric_for_best_model": "eval_loss"}, "evaluation", "error", "gives no eval_loss for the best"),
+        (1, EACH | {"lr_scheduler_type": "reduce_lr_on_plateau"}, "evaluation", "error", "gives no loss for the best"),
+        (1, {"val_size": 0.1}, "evaluation", "warning", "records, not people"),
         (1, {"mix_strategy": "interleave_once"}, "mixing", "error", "raises ValueError"),
         (1, STREAMING | {"dataloader_num_workers": 1}, "streaming", "error", "dispatch_batches: false"),
         (1, STREAMING | DISPATCH, "streaming", "error", "StopIteration"),
         (1, STREAMING | DISPATCH | {"dataloader_num_workers": 1}, "streaming", "warning", "Prefer chatreid_lazy"),
-        (1, {"packing": True}, "lazy mode", "error", "chatreid_lazy and packing exclude"),
+        (1, {"neat_packing": True, "cutoff_len": 1008}, "lazy mode", "error", "chatreid_lazy and packing exclude"),
         (1, {"tokenized_path": "no/such"}, "lazy mode", "error", "chatreid_lazy and tokenized_path exclude"),
         (1, {"train_sampling_strategy": "group_by_length"}, "lazy mode", "warning", "reads and decodes every record"),
         (1, {"include_effective_tokens_per_second": True}, "lazy mode", "warning", "reads and decodes every record"),
@@ -89,6 +103,9 @@ def test_check_finds_its_fault_alone(
             {"chatreid_lazy": False, "ddp_timeout": 9999, "preprocessing_num_workers": 1, "tokenized_path": "no/such"},
         ),
         (1, {"mix_strategy": "interleave_over"}),
+        (1, EACH),
+        (1, EACH | {"load_best_model_at_end": True, "metric_for_best_model": "chatreid_stage1_image_captioning_loss"}),
+        (1, EACH | {"eval_on_each_dataset": False, "load_best_model_at_end": True}),
         (1, {"deepspeed": "examples/deepspeed/ds_z2_config.json"}),
         (1, {"deepspeed": "{train_micro_batch_size_per_gpu: 2, gradient_accumulation_steps: 1}"}),
     ],
@@ -97,9 +114,19 @@ def test_sound_recipe_has_no_fault(read_recipe: ReadRecipe, stage: int, changes:
     assert find_faults(read_recipe(stage, **changes)) == []
 
 
+def test_predicting_each_data_set_is_refused(read_recipe: ReadRecipe) -> None:
+    recipe = read_recipe(1, **EACH)
+    recipe.training.do_predict = True  # parsing it needs packages of LLaMA-Factory's extra [metrics]
+    (fault,) = find_faults(recipe)
+    assert (fault.check, fault.state, fault.advice) == ("evaluation", "error", "Set eval_on_each_dataset: false")
+    recipe.data.eval_on_each_dataset = False
+    assert find_faults(recipe) == []
+
+
 def test_stock_template_is_a_warning(read_recipe: ReadRecipe) -> None:
-    faults = find_faults(read_recipe(1, chatreid_stage=None, template="qwen2_vl"))
-    assert {fault.check for fault in faults} == {"stage", "template"}
+    stock = {"chatreid_stage": None, "template": "qwen2_vl", "dataset": "any"}
+    faults = find_faults(read_recipe(1, **stock))
+    assert {(fault.check, fault.state) for fault in faults} == {("stage", "warning"), ("template", "warning")}
 
 
 def test_tokenized_path_is_compared(read_recipe: ReadRecipe, load_rows: Callable[..., Any], tmp_path: Path) -> None:

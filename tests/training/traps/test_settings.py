@@ -1,5 +1,6 @@
 """Traps of settings: combinations that LLaMA-Factory accepts and that crash, stall or change nothing."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ def test_trap_03_streaming_with_dispatched_batches_is_refused(parse: Parse) -> N
     for value in ({"dispatch_batches": True}, {"split_batches": False}, None):
         with pytest.raises(ConfigError, match=r"Set accelerator_config: \{dispatch_batches: false\}"):
             parse(1, **STREAMING | {"accelerator_config": value})
-    parse(1, **STREAMING | STOCK | {"accelerator_config": None})  # not ours to refuse
+    parse(1, **STREAMING | STOCK | {"accelerator_config": None, "dataset": "any"})  # not ours to refuse
 
 
 def test_trap_04_streaming_without_a_worker_is_refused(parse: Parse) -> None:
@@ -93,6 +94,26 @@ def test_trap_13_packed_records_have_the_logits_of_single_ones(
             torch.testing.assert_close(logits[start : start + length], alone, rtol=1e-4, atol=1e-4)
 
 
+def test_trap_25_packing_sets_without_images_is_refused(
+    data: Any, parse: Parse, collate: Callable[..., Any], tokenizer_module: dict[str, Any]
+) -> None:
+    """LLaMA-Factory adds an image to a pack without one, and its tokens to the mask alone."""
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+
+    keys = data.enter([data.make("r1")]) | {"neat_packing": True, "cutoff_len": 128, "chatreid_lazy": False}
+    info = data.folders / "dataset_info.json"
+    (data.folders / "words.json").write_text('[{"instruction": "Say so.", "input": "", "output": "So."}]')
+    info.write_text(json.dumps(read_json(info) | {"words": {"file_name": "words.json"}}))
+    with pytest.raises(ConfigError, match="neat_packing with words, which has no images.*leave words out"):
+        parse(3, **keys | {"dataset": "made,words"})
+    parsed = parse(3, **keys)
+    parsed.data.dataset = ["words"]
+    template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], parsed.data)
+    module = get_dataset(template, parsed.model, parsed.data, parsed.training, stage="sft", **tokenizer_module)
+    batch = collate(module["train_dataset"][0], block_diag_attn=True, neat_packing=True)
+    assert batch["attention_mask"].shape[-1] != batch["input_ids"].shape[-1]  # as stock; the model stops
+
+
 def test_trap_14_interleave_once_is_refused_before_anything_is_read(parse: Parse) -> None:
     with pytest.raises(ConfigError, match="interleave_once raises ValueError. Use concat or interleave_under"):
         parse(1, mix_strategy="interleave_once", dataset_dir="no/such/folder")
@@ -102,6 +123,41 @@ def test_trap_14_interleave_once_is_refused_before_anything_is_read(parse: Parse
 def test_every_fault_of_the_settings_is_named_at_once(parse: Parse) -> None:
     with pytest.raises(ConfigError, match="interleave_once.*dispatch_batches.*dataloader_num_workers"):
         parse(1, streaming=True, chatreid_lazy=False, mix_strategy="interleave_once")
+
+
+@pytest.mark.parametrize("stage", ["pt", "kto"])
+def test_trap_23_records_in_another_stage_are_refused(parse: Parse, stage: str) -> None:
+    """Pre-training would learn a literal `<image>`; KTO ends in a TypeError of its collator."""
+    with pytest.raises(ConfigError, match=f"stage: {stage} cannot train on ChatReID records.*Set stage: sft"):
+        parse(1, stage=stage)
+    parse(1, stage=stage, dataset="any")  # not ours to refuse
+
+
+def test_trap_24_records_with_a_stock_template_are_refused(parse: Parse) -> None:
+    """Its plugin reads images of other forms: KeyError 'bytes' as the records are tokenized."""
+    with pytest.raises(ConfigError, match="template: qwen2_vl cannot read ChatReID.*Set template: chatreid"):
+        parse(1, **STOCK)
+    with pytest.raises(ConfigError, match="template: qwen2_vl cannot read ChatReID.*Set template: chatreid"):
+        parse(1, **STOCK | {"dataset": "any", "eval_dataset": "chatreid_stage1_image_captioning"})
+
+
+def test_trap_26_packs_without_boundaries_and_people_on_both_sides_are_a_warning(parse: Parse, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        parse(1)
+        parse(1, val_size=0.1, dataset="any")
+        assert "chatreid:" not in caplog.text
+        parse(1, val_size=0.1, packing=True, chatreid_lazy=False)
+    assert "val_size holds out records, not people" in caplog.text
+    assert "the records of a pack attend to each other" in caplog.text
+
+
+def test_trap_27_metrics_of_each_data_set_are_refused_where_one_is_wanted(parse: Parse) -> None:
+    """Doctor's tests have the keys that are refused one by one."""
+    name = "chatreid_stage1_image_captioning"
+    each = {"eval_dataset": name, "eval_on_each_dataset": True, "eval_strategy": "steps", "load_best_model_at_end": True}
+    with pytest.raises(ConfigError, match=f"Set metric_for_best_model: eval_{name}_loss"):
+        parse(1, **each)
+    parse(1, metric_for_best_model=f"eval_{name}_loss", **each)
 
 
 def test_trap_19_tokenization_touches_no_image_and_too_many_processes_are_a_warning(
