@@ -16,6 +16,7 @@ from ..records import ImageRecord
 from .archives import Array, FileNames, Names, map_array, open_archive, read_names, refuse_missing
 from .arrays import IntArray, ScoreArray
 from .filtering import iterate_similarities
+from .inputs import advise_shape
 from .protocols import Protocol
 from .queries import Query
 
@@ -75,12 +76,8 @@ def read_features(path: Path, queries: Sequence[Names], gallery: Sequence[Names]
     found: list[tuple[str, FileNames, Sequence[Names], list[int | None]]] = []
     for side, prefix, wanted in zip(("queries", "gallery images"), prefixes, (queries, gallery), strict=True):
         features, called = arrays[f"{prefix}features"], arrays[f"{prefix}paths"]
-        if features.ndim != 2 or called.shape != (len(features),) or features.dtype.kind not in "fiub":
-            raise DataError(
-                f"{path}: {prefix}paths {called.shape} and {prefix}features {features.shape} must be (N,) and (N, D), "
-                f"and the features real numbers, not {features.dtype}."
-            )
         file_names = read_names(called, path)
+        _check_shape(path, f"{prefix}features", features, (len(file_names.names), None), f"{prefix}paths")
         found.append((side, file_names, wanted, file_names.find_rows(wanted, features.__getitem__)))
     rows = refuse_missing("features", found)
     taken = [arrays[f"{prefix}features"][places] for prefix, places in zip(prefixes, rows, strict=True)]
@@ -89,6 +86,18 @@ def read_features(path: Path, queries: Sequence[Names], gallery: Sequence[Names]
     for wanted, features in zip((queries, gallery), taken, strict=True):
         _check_features(features, wanted, path)
     return taken[0], taken[1]
+
+
+def _check_shape(path: Path, name: str, array: Array, wanted: tuple[int, int | None], named_by: str) -> None:
+    """Refuse an array that does not have a row for each name, or holds no real numbers: each with its remedy."""
+    if array.ndim != 2 or array.shape[0] != wanted[0] or wanted[1] not in (None, array.shape[1]):
+        sides = ", ".join("D" if side is None else str(side) for side in wanted)
+        advice = advise_shape(array.shape, wanted, name) or f" Save a row for each name in {named_by}."
+        raise DataError(f"{path}: {name} have shape {array.shape}; expected ({sides}), as {named_by}.{advice}")
+    if array.dtype.kind not in "fiub":
+        raise DataError(
+            f"{path}: {name} are of type {array.dtype}; save real numbers, such as {name}.astype('float32')."
+        )
 
 
 def _check_features(features: Array, names: Sequence[Names], path: Path) -> None:
@@ -108,9 +117,11 @@ def _check_features(features: Array, names: Sequence[Names], path: Path) -> None
 
 def normalise(features: Array) -> ScoreArray:
     """Return L2-normalised rows (N, D), so that the dot product is the cosine."""
-    # The length in float64, in which no feature's square overflows.
-    lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
-    return (features / np.maximum(lengths, 1e-300)).astype(np.float32)
+    values = features.astype(np.float64)
+    # Brought to about 1 first, by a power of two and so exactly: no square is too large or too small for float64 then.
+    values = np.ldexp(values, -np.frexp(np.abs(values).max(axis=1, keepdims=True, initial=0.0))[1])
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return (values / np.maximum(lengths, 1e-300)).astype(np.float32)
 
 
 def _list_names(protocol: Protocol) -> tuple[list[Names], list[Names]]:
@@ -159,12 +170,7 @@ def _read_score_matrix(path: Path, protocol: Protocol) -> Matrix:
         raise DataError(f"{names_path} lacks the array(s) {', '.join(missing)}; it needs scores, queries and gallery.")
     scores = arrays["scores"]
     queries, gallery = (read_names(arrays[name], names_path) for name in ("queries", "gallery"))
-    shape = len(queries.names), len(gallery.names)
-    if scores.shape != shape or scores.dtype.kind not in "fiub":
-        raise DataError(
-            f"{path}: scores {scores.shape} must be (queries, gallery) = {shape}, and real numbers, "
-            f"not {scores.dtype}."
-        )
+    _check_shape(path, "scores", scores, (len(queries.names), len(gallery.names)), "queries and gallery")
     wanted_queries, wanted_gallery = _list_names(protocol)
     rows = queries.find_rows(wanted_queries, scores.__getitem__)
     columns = gallery.find_rows(wanted_gallery, lambda column: scores[:, column])
@@ -174,11 +180,17 @@ def _read_score_matrix(path: Path, protocol: Protocol) -> Matrix:
 
 
 def check_row(row: Array, query: int, protocol: Protocol, path: Path) -> None:
-    """Refuse a query's scores (G,) that are not finite.
+    """Refuse a query's scores (G,) that are not finite, or too large for the float32 of the files that are written.
 
     Raises:
         DataError: naming the file, the query and the first image.
     """
+    largest = np.finfo(np.float32).max
+    if row.dtype.itemsize > 4 and len(row) and largest < np.abs(row).max() < np.inf:
+        raise DataError(
+            f"{path}: scores of query {protocol.queries[query].label} reach {np.abs(row).max():g}, more than float32 "
+            f"holds ({largest:.2g}). Save them divided by a number; the ranking stays the same."
+        )
     wrong = np.flatnonzero(~np.isfinite(row))
     if len(wrong):
         raise DataError(

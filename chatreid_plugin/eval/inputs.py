@@ -33,8 +33,33 @@ def read_array(values: Any, what: str) -> npt.NDArray[Any]:
         raise DataError(f"{what}: no array of numbers ({error}).") from None
 
 
-def iterate_rows(scores: Any, query_count: int) -> Iterator[Any]:
-    """Yield the rows; refuse a surplus before it is measured."""
+def advise_shape(found: tuple[int, ...], wanted: tuple[int | None, ...], name: str) -> str:
+    """Say how an array of a wrong shape gets the wanted one, where it can be told; None is any length."""
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
+
+    if fits(found[::-1]):
+        return f" It is transposed: give {name}.T."
+    if fits(tuple(side for side in found if side != 1)):
+        return f" It has sides of length 1 too many: give {name}.squeeze()."
+    if len(found) == 4 and fits(found[:2]):
+        return f" It is a map of features: give its mean over the image, {name}.mean(axis=(2, 3))."
+    return ""
+
+
+def _check_matrix(scores: Any, wanted: tuple[int, int]) -> None:
+    """Refuse an array that cannot hold a row for each query."""
+    shape = getattr(scores, "shape", None)
+    if isinstance(shape, tuple) and shape and shape != wanted:
+        found = tuple(int(side) for side in shape)
+        advice = advise_shape(found, wanted, "scores")
+        raise DataError(f"scores have shape {found}; expected (queries, gallery) = {wanted}.{advice}")
+
+
+def iterate_rows(scores: Any, query_count: int, gallery_size: int) -> Iterator[Any]:
+    """Yield the rows; refuse a matrix of another shape, and a surplus of rows before it is measured."""
+    _check_matrix(scores, (query_count, gallery_size))
     try:
         rows: Iterable[Any] = iter(scores)
     except TypeError:
@@ -53,7 +78,8 @@ def read_row(row: Any, query: int, gallery_size: int) -> npt.NDArray[np.floating
     """
     values = read_array(row, f"Scores of query {query}")
     if values.shape != (gallery_size,):
-        raise DataError(f"Scores of query {query} have shape {values.shape}; expected ({gallery_size},).")
+        advice = advise_shape(values.shape, (gallery_size,), "row")
+        raise DataError(f"Scores of query {query} have shape {values.shape}; expected ({gallery_size},).{advice}")
     if values.dtype.kind not in "fiub":
         raise DataError(f"Scores of query {query} are of type {values.dtype}; they must be real numbers.")
     if not np.isfinite(values).all():

@@ -12,7 +12,7 @@ from .inputs import check_comparable, read_array, read_labels
 
 
 IgnoreMask = Callable[[int], BoolArray]
-Ignore = Literal["same_camera"] | IgnoreMask | None
+Ignore = Literal["same_camera", "nothing"] | IgnoreMask | None
 
 EXAMPLES_SHOWN = 10
 
@@ -32,10 +32,16 @@ class Matches:
     """
 
     def __init__(self, query_person: Any, gallery_person: Any, query_camera: Any, gallery_camera: Any, ignore: Ignore):
-        if ignore is not None and not callable(ignore) and str(ignore) != "same_camera":
+        if ignore is not None and not callable(ignore) and str(ignore) not in ("same_camera", "nothing"):
             raise ConfigError(
-                f'ignore is {ignore!r}; choose None, "same_camera", or a function from a query\'s index to a boolean '
-                "mask of the gallery."
+                f'ignore is {ignore!r}; choose "same_camera", "nothing", or a function from a query\'s index to a '
+                "boolean mask of the gallery."
+            )
+        if ignore is None and not (query_camera is None and gallery_camera is None):
+            raise ConfigError(
+                'Cameras are given, but ignore does not say what to do with them. Set ignore="same_camera" to remove '
+                "the images of the query's own identity and camera, as Market-1501 and most benchmarks do, or "
+                'ignore="nothing" to rank the whole gallery.'
             )
         self.query_person = read_labels(query_person, "query_person")
         gallery = read_labels(gallery_person, "gallery_person")

@@ -66,7 +66,7 @@ class _Trial:
         rule = plan.protocol.rule
         ignore: Ignore = labels.find_ignored
         if rule in ("nothing", "same_camera"):
-            ignore = "same_camera" if rule == "same_camera" else None
+            ignore = rule
         return RankingMeter(
             labels.query_person,
             labels.gallery_person,

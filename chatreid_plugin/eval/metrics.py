@@ -191,6 +191,11 @@ class RankingMeter:
         """Number of queries that it expects."""
         return len(self._matches.query_person)
 
+    @property
+    def gallery_size(self) -> int:
+        """Number of gallery items in a row."""
+        return self._matches.gallery_size
+
     def add(self, query: int, row: Any, retrieved: int | None = None) -> None:
         """Measure the scores (G,) of one query; ``retrieved`` as in ``evaluate_ranking``, for this query."""
         values = read_row(row, query, self._matches.gallery_size)
@@ -250,9 +255,10 @@ def evaluate_ranking(
         gallery_person: (G,) identities; an identity that no query has (a distractor) is always a negative.
         query_camera: (Q,) cameras, for ``ignore="same_camera"``.
         gallery_camera: (G,) cameras.
-        ignore: what is removed before ranking: nothing; ``"same_camera"``: items of the query's identity and camera
-            (Zheng et al., "Scalable Person Re-identification: A Benchmark", 2015); or a function from a query's
-            index to a boolean mask (G,) of ignored items.
+        ignore: what is removed before ranking; has to be said where cameras are given. ``"nothing"``;
+            ``"same_camera"``: items of the query's identity and camera (Zheng et al., "Scalable Person
+            Re-identification: A Benchmark", 2015); or a function from a query's index to a boolean mask (G,) of
+            ignored items. None: nothing, without cameras.
         average_precision: ``"mean"`` of precisions (the field's default); ``"trapezoid"`` (official Market-1501
             code), never higher: 0.1 to 4 points lower on the benchmarks' sizes, the more the fewer matches a query
             has, and half of a single match that is not first; or ``"top500"`` (Instruct-ReID's code): only the first
@@ -268,7 +274,8 @@ def evaluate_ranking(
             different scores.
 
     Raises:
-        ConfigError: an unknown option, cameras missing for ``"same_camera"``, or options that do not go together.
+        ConfigError: an unknown option, cameras missing for ``"same_camera"`` or given without ``ignore``, or options
+            that do not go together.
         DataError: scores that are NaN, infinite, masked or no real numbers, labels that cannot be compared, shapes
             that do not fit, or no query with a positive.
     """
@@ -284,6 +291,6 @@ def evaluate_ranking(
         topk=topk,
     )
     limits = None if retrieved is None else read_retrieved(retrieved, meter.query_count)
-    for query, row in enumerate(iterate_rows(scores, meter.query_count)):
+    for query, row in enumerate(iterate_rows(scores, meter.query_count, meter.gallery_size)):
         meter.add(query, row, None if limits is None else limits[query])
     return meter.summarise()

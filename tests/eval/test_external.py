@@ -93,7 +93,7 @@ def test_names_what_a_file_lacks(make_world: MakeWorld, make_settings: MakeSetti
     with pytest.raises(DataError, match="lacks the array"):
         run_evaluation(settings)
     np.savez(file, scores=np.zeros((1, 2)), queries=["a", "b"], gallery=["c", "d"])
-    with pytest.raises(DataError, match="must be"):
+    with pytest.raises(DataError, match=r"scores have shape \(1, 2\); expected \(2, 2\), as queries and gallery\."):
         run_evaluation(settings)
     np.savez(file, scores=np.zeros((2, 2)), queries=["a", "b"], gallery=["c", "d"])
     with pytest.raises(
@@ -111,7 +111,10 @@ def test_names_what_a_file_lacks(make_world: MakeWorld, make_settings: MakeSetti
         (np.zeros(3), "no .npz file but a single array"),
         ({"queries": np.array(["a", None], dtype=object)}, "`queries` holds Python objects. Save names as np.array"),
         ({"queries": np.array([["a"]])}, r"names must be \(N,\), one for each row, not \(1, 1\)"),
-        ({"scores": np.zeros((1, 1), dtype=np.complex64)}, "real numbers, not complex64"),
+        (
+            {"scores": np.zeros((1, 1), dtype=np.complex64)},
+            r"scores are of type complex64; save real numbers, such as scores\.astype\('float32'\)\.$",
+        ),
     ],
 )
 def test_says_what_is_wrong_with_a_file_without_advising_pickles(
@@ -236,10 +239,50 @@ def test_refuses_features_without_a_direction(
         run_evaluation(make_settings(manifest, backend="features", features=tmp_path / "f.npz"))
 
 
-@pytest.mark.parametrize("scale", [1e30, 1e-30])
+@pytest.mark.parametrize("scale", [1e30, 1e-30, 1e200, 1e-200])
 def test_the_length_of_features_changes_nothing(scale: float) -> None:
-    values = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    assert normalise(values * np.float32(scale)) == pytest.approx(normalise(values), abs=1e-6)
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    values = values if not 1e-30 <= scale <= 1e30 else values.astype(np.float32)
+    assert normalise(values * values.dtype.type(scale)) == pytest.approx(normalise(values), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda f: f.T, r"have shape \(3, 16\); expected \(16, D\), .* It is transposed: give features\.T\.$"),
+        (lambda f: f[..., None, None], r"\(16, 3, 1, 1\);.*sides of length 1 too many: give features\.squeeze\(\)\.$"),
+        (lambda f: np.ones((16, 3, 8, 4)), r"\(16, 3, 8, 4\);.*give its mean .* features\.mean\(axis=\(2, 3\)\)\.$"),
+        (lambda f: f[:9], r"\(9, 3\); expected \(16, D\), as paths\. Save a row for each name in paths\.$"),
+        (lambda f: f.astype(complex), r"complex128; save real numbers, such as features\.astype\('float32'\)\.$"),
+    ],
+)
+def test_names_shape_and_remedy_of_features(
+    change: Callable[[Any], Any], fault: str, make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    manifest = make_world(images=False)
+    paths = [record.path for record in read_manifest(manifest)[0]]
+    file = write_features(tmp_path / "f.npz", paths, change(np.ones((16, 3), dtype=np.float32)))
+    with pytest.raises(DataError, match=fault):
+        run_evaluation(make_settings(manifest, backend="features", features=file))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda s: s.T, r"scores have shape \(12, 4\); expected \(4, 12\), .* It is transposed: give scores\.T\.$"),
+        (lambda s: s[..., None], r"scores have shape \(4, 12, 1\);.* give scores\.squeeze\(\)\.$"),
+        (lambda s: s * 1e200, r"reach 4\.7e\+201, more than float32 holds \(3\.4e\+38\)\. Save them divided"),
+    ],
+)
+def test_names_shape_and_remedy_of_scores(
+    change: Callable[[Any], Any], fault: str, make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    manifest = make_world(images=False)
+    paths = [record.path for record in read_manifest(manifest)[0]]
+    scores = change(np.full((4, 12), 47.0))
+    np.savez(tmp_path / "s.npz", scores=scores, queries=paths[:4], gallery=paths[4:])
+    with pytest.raises(DataError, match=fault):
+        run_evaluation(make_settings(manifest, backend="scores", scores=tmp_path / "s.npz"))
 
 
 def test_refuses_a_file_without_its_backend(make_world: MakeWorld, make_settings: MakeSettings) -> None:

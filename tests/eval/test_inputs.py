@@ -16,8 +16,15 @@ def rank_1(scores: Any, query_person: Any, gallery_person: Any, **options: Any) 
 
 @pytest.mark.parametrize("ignore", ["none", "camera", "Same_Camera", "same_cam", True, ["same_camera"], np.eye(2) > 0])
 def test_names_the_choices_when_ignore_is_unknown(ignore: Any) -> None:
-    with pytest.raises(ConfigError, match=r'choose None, "same_camera", or a function'):
+    with pytest.raises(ConfigError, match=r'choose "same_camera", "nothing", or a function'):
         evaluate_ranking([[1.0, 2.0]], [1], [1, 2], [1], [2, 1], ignore=ignore)
+
+
+@pytest.mark.parametrize("cameras", [([1], [2, 1]), ([1], None), (None, [2, 1])])
+def test_refuses_cameras_that_nothing_is_done_with(cameras: Any) -> None:
+    with pytest.raises(ConfigError, match=r'Set ignore="same_camera" to .* or ignore="nothing" to'):
+        evaluate_ranking([[1.0, 2.0]], [1], [1, 1], *cameras)
+    assert rank_1([[1.0, 2.0]], [1], [2, 1], query_camera=[1], gallery_camera=[2, 1], ignore="nothing") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -136,3 +143,22 @@ def test_takes_tensors_of_any_type_with_and_without_gradient() -> None:
 def test_says_what_to_set_when_top500_has_no_order_of_ties() -> None:
     with pytest.raises(ConfigError, match='set ties="index"'):
         evaluate_ranking([[1.0, 2.0]], [1], [1, 2], average_precision="top500")
+
+
+@pytest.mark.parametrize(
+    ("scores", "fault"),
+    [
+        (np.zeros((3, 2)), r"scores have shape \(3, 2\); expected .* It is transposed: give scores\.T\.$"),
+        (np.zeros((2, 3, 1)), r"shape \(2, 3, 1\); .* sides of length 1 too many: give scores\.squeeze\(\)\.$"),
+        (np.zeros((1, 3)), r"scores have shape \(1, 3\); expected \(queries, gallery\) = \(2, 3\)\.$"),
+        ([np.zeros((1, 3))] * 2, r"Scores of query 0 have shape \(1, 3\); expected \(3,\)\. .* give row\.squeeze\(\)"),
+    ],
+)
+def test_names_shape_and_remedy_of_scores(scores: Any, fault: str) -> None:
+    with pytest.raises(DataError, match=fault):
+        evaluate_ranking(scores, [1, 2], [1, 2, 2])
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_takes_scores_of_any_size(scale: float) -> None:
+    assert rank_1(np.array([[1.0, 2.0]]) * scale, [1], [0, 1]) == 1.0
