@@ -28,8 +28,8 @@ SEVEN_TASKS = (  # figure 4
 # Standard Re-ID is what every data set has labels for; evaluation asks the one-to-one question (section 4.1).
 STAGE_3_TASKS = "chatreid_stage3_standard_reid, chatreid_stage2_image_to_image_one_to_one"
 
-# The paper gives no rate, batch size or schedule. 1e-5 with a cosine is what LLaMA-Factory's own example of full tuning
-# of Qwen2-VL has; 3 % of warm-up are ours. One epoch: of 8.5 million records none is seen twice.
+# The paper gives no rate, batch size or schedule. 1e-5 with a cosine is what LLaMA-Factory's own example of full
+# tuning of Qwen2-VL has; 3 % of warm-up are ours. One epoch: of 8.5 million records none is seen twice.
 TRAINING: Values = {
     "image_max_pixels": 768 * 768,  # above any crop: the stages' policies alone decide
     "image_min_pixels": 32 * 32,
