@@ -123,6 +123,8 @@ class EvalSettings(Settings):
     votes: Annotated[int, Field(ge=1, le=64)] = 1
     extra_body: dict[str, Any] = {}
     # output
+    # Who scored, in the table, the page and the rows of `chatreid report`; null: the checkpoint, server or file.
+    name: Annotated[str, Field(min_length=1)] | None = None
     output_dir: Path
     report_queries: Annotated[int, Field(ge=0)] = 50
     overwrite: Annotated[bool, Field(exclude=True)] = False
@@ -217,6 +219,11 @@ class EvalSettings(Settings):
     def reads_scores(self) -> bool:
         """Whether every pair's score comes from a file, so that no image is opened and nothing is filtered."""
         return self.backend == "scores" or (self.backend == "features" and self.features is not None)
+
+    @property
+    def opens_images(self) -> bool:
+        """Whether a model or the filter looks at images; else they are but pictures of the report."""
+        return self.asks_model or not (self.reads_scores or self.filter in ("none", "npz"))
 
     @property
     def policy(self) -> ImagePolicy:

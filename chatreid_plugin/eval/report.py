@@ -71,7 +71,12 @@ class Results:
 
     @property
     def scorer(self) -> str:
-        """Who scored, for people: the checkpoint, the server's model, another model's file, or the backend."""
+        """Who scored, for people: ``name`` of the settings, or where the scores come from."""
+        return self.settings.name or self.source
+
+    @property
+    def source(self) -> str:
+        """Where the scores come from: the checkpoint, the server's model, another model's file, or the backend."""
         settings = self.settings
         if settings.backend == "transformers":
             return " + ".join(name for name in (settings.model_name_or_path, settings.adapter_name_or_path) if name)
@@ -171,6 +176,7 @@ def describe_results(results: Results) -> dict[str, Any]:
         },
         "scores": {
             "scorer": results.scorer,
+            "source": results.source,
             "confidence": results.confidence,
             "warning": WARNINGS.get(results.confidence),
             "method": describe_method(results.settings),

@@ -195,6 +195,23 @@ def test_files_of_other_models_have_rows_of_their_own(
     assert list(list_measured(found)) == [f"features {tmp_path / 'one.npz'}", f"features {tmp_path / 'two.npz'}"]
 
 
+def test_a_file_for_each_benchmark_is_one_row_of_one_name(
+    make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    manifest = make_world()
+    paths = [record.path for record in read_manifest(manifest)[0]]
+    for protocol in ("market1501", "msmt17"):
+        file = tmp_path / f"{protocol}.npz"
+        np.savez(file, paths=paths, features=np.eye(len(paths)))
+        changes = {"backend": "features", "features": file, "protocol": protocol, "name": "OSNet"}
+        run_evaluation(make_settings(manifest, output_dir=tmp_path / "results" / protocol, **changes))
+    found = [read_run(folder) for folder in find_runs([tmp_path / "results"])]
+    rows = build_tables(found)[0].rows
+    assert [row.name.partition(" (")[0] for row in rows if not row.published] == ["OSNet"]
+    assert [cell[0] is None for cell in rows[-1].cells] == [False, False, True]
+    assert found[0].content["scores"]["source"] == f"features {tmp_path / 'market1501.npz'}"
+
+
 def test_takes_all_runs_below_a_folder_and_each_once(runs: dict[str, Path], tmp_path: Path) -> None:
     nested = runs["mine"] / "split1"
     nested.mkdir()

@@ -80,7 +80,7 @@ def test_features_rank_without_image_files(
         np.savez(tmp_path / f"{number}.npz", **content)
         settings = make_settings(manifest, backend="features", features=tmp_path / f"{number}.npz")
         assert run_evaluation(settings).ranking.mean_ap == 1.0
-    assert "only the pictures of the report will be missing" in caplog.text
+    assert "No image is looked at: only the pictures of the report will be missing" in caplog.text
 
 
 def test_names_what_a_file_lacks(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.fusion import estimate_mismatch, fuse_scores
 from chatreid_plugin.eval.k_reciprocal import encode, iterate_jaccard_distances
 from chatreid_plugin.eval.pipeline import run_evaluation
@@ -53,6 +54,20 @@ def rerank_densely(features: Any, queries: int, k1: int, k2: int, share: float) 
     least = np.minimum(vectors[:queries, None], vectors[None, queries:]).sum(axis=2)
     jaccard = 1.0 - least / (2.0 - least)
     return (1.0 - share) * jaccard + share * distances[:queries, queries:], jaccard
+
+
+def test_features_of_a_file_are_reranked_without_image_files(
+    make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    manifest = make_world(images=False)
+    paths = [record.path for record in read_manifest(manifest)[0]]
+    np.savez(tmp_path / "f.npz", paths=paths, features=make_clusters(4, 4))
+    changes: dict[str, Any] = {"filter": "npz", "filter_features": tmp_path / "f.npz", "top_k": None}
+    settings = make_settings(manifest, backend="features", fusion="k_reciprocal", **changes)
+    assert 0 < run_evaluation(settings).ranking.mean_ap <= 1
+    assert not (tmp_path / "images").exists()
+    with pytest.raises(DataError, match="16 image file.s. of the manifest are not under"):
+        run_evaluation(make_settings(manifest, backend="features", filter="colour"))
 
 
 NEIGHBOURHOODS = [(20, 6), (7, 3), (5, 1), (2, 2), (2, 3), (2, 9), (3, 90)]

@@ -50,7 +50,7 @@ def load_protocol(settings: EvalSettings) -> Protocol:
     """Read the manifest and return its protocol, with the queries that can match something.
 
     ``max_queries`` takes an evenly spaced subset; ``average_precision`` is as the settings say. Where
-    the scores come from a file, missing image files are a warning.
+    no image is looked at, as scores or features come from a file, missing image files are a warning.
 
     Raises:
         ConfigError: ``camera_rule: false`` with a published protocol.
@@ -66,7 +66,7 @@ def load_protocol(settings: EvalSettings) -> Protocol:
     protocol = _leave_out_unranked(_skip_unmatched(protocol, settings))
     queries = take_evenly(protocol.queries, settings.max_queries)
     pictures = [query.image for query in queries if query.image is not None]
-    check_images([*pictures, *protocol.gallery], protocol.image_root, required=not settings.reads_scores)
+    check_images([*pictures, *protocol.gallery], protocol.image_root, required=settings.opens_images)
     return replace(protocol, queries=queries, average_precision=settings.average_precision)
 
 

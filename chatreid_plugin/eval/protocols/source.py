@@ -98,4 +98,4 @@ def check_images(records: Iterable[ImageRecord], image_root: Path, *, required: 
         )
         if required:
             raise DataError(text)
-        logger.warning("%s\nThe scores come from a file: only the pictures of the report will be missing.", text)
+        logger.warning("%s\nNo image is looked at: only the pictures of the report will be missing.", text)

@@ -141,7 +141,9 @@ def test_trap_24_records_with_a_stock_template_are_refused(parse: Parse) -> None
         parse(1, **STOCK | {"dataset": "any", "eval_dataset": "chatreid_stage1_image_captioning"})
 
 
-def test_trap_26_packs_without_boundaries_and_people_on_both_sides_are_a_warning(parse: Parse, caplog: pytest.LogCaptureFixture) -> None:
+def test_trap_26_packs_without_boundaries_and_people_on_both_sides_are_a_warning(
+    parse: Parse, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         parse(1)
         parse(1, val_size=0.1, dataset="any")
@@ -154,7 +156,12 @@ def test_trap_26_packs_without_boundaries_and_people_on_both_sides_are_a_warning
 def test_trap_27_metrics_of_each_data_set_are_refused_where_one_is_wanted(parse: Parse) -> None:
     """Doctor's tests have the keys that are refused one by one."""
     name = "chatreid_stage1_image_captioning"
-    each = {"eval_dataset": name, "eval_on_each_dataset": True, "eval_strategy": "steps", "load_best_model_at_end": True}
+    each = {
+        "eval_dataset": name,
+        "eval_on_each_dataset": True,
+        "eval_strategy": "steps",
+        "load_best_model_at_end": True,
+    }
     with pytest.raises(ConfigError, match=f"Set metric_for_best_model: eval_{name}_loss"):
         parse(1, **each)
     parse(1, metric_for_best_model=f"eval_{name}_loss", **each)
