@@ -1,7 +1,6 @@
 """What a parser returns: the crops of a raw data set as its labels describe them, no image opened yet."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +8,6 @@ from typing import Any
 
 from ..errors import DataError
 from ..records import Modality, Split
-
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,57 +66,40 @@ def find_root(root: Path, folders: Sequence[str], title: str, inner: Sequence[st
     Raises:
         DataError: ``root`` is missing, or nowhere are they all; names what ``root`` lacks.
     """
-    for candidate in (root, *(root / name for name in inner)):
-        if all((candidate / folder).exists() for folder in folders):
-            return candidate
-    if not root.is_dir():
-        raise DataError(f"Data set folder {root} does not exist.")
-    missing = [folder for folder in folders if not (root / folder).exists()]
-    raise DataError(
-        f"{root} lacks {', '.join(missing)} of {title}. Set `root` to the folder that holds them "
-        "(`chatreid list NAME` shows the layout)."
+    candidates = [root, *(root / name for name in inner)]
+    missing = [[folder for folder in folders if not (place / folder).exists()] for place in candidates]
+    if [] in missing:
+        return candidates[missing.index([])]
+    check_folder(root)
+    place, lacks = min(zip(candidates, missing, strict=True), key=lambda pair: len(pair[1]))
+    near = next((path for path in _list_near(root) if all((path / folder).exists() for folder in folders)), None)
+    advice = (
+        f"Set `root` to {near}."
+        if near
+        else "Copy what is missing, or set `root` to the folder that holds all (`chatreid list NAME` shows it)."
     )
+    raise DataError(f"{place} lacks {', '.join(lacks)} of {title}. {advice}")
 
 
-def find_images(folder: Path, listing: Listing) -> Iterator[Path]:
-    """Yield image files below ``folder`` in sorted order; hidden files and leftovers of other systems are skipped."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name != "__MACOSX" and not name.startswith("."))
-        for name in sorted(names):
-            if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
-                listing.skip("not an image file")
-            else:
-                yield Path(parent) / name
-
-
-def find_named(
-    listing: Listing, folder: Path, expression: re.Pattern[str], example: str, parents: int = 0
-) -> Iterator[tuple[str, re.Match[str]]]:
-    """Yield (path below the root, match) of each image below ``folder`` whose name has the published form.
-
-    Peers search the whole path, where a parent folder such as ``2024_c1run`` is taken for a camera; here the
-    expression has to match the whole file name, with ``parents`` folders before it. The others are counted.
-
-    Args:
-        listing: counts what is skipped; its root is cut off the paths.
-        folder: where to look.
-        expression: matched against ``name`` or, with ``parents``, ``folder/name``.
-        example: a name of the published form, for messages.
-        parents: how many folders before the name belong to the form.
+def check_folder(root: Path) -> None:
+    """Refuse a data set folder that is not there.
 
     Raises:
-        DataError: no image has the form.
+        DataError: it does not exist, or is a file.
     """
-    count = 0
-    for path in find_images(folder, listing):
-        match = expression.fullmatch("/".join(path.parts[-1 - parents :]))
-        if match is None:
-            listing.skip(f"name is not of the form {example}")
-            continue
-        count += 1
-        yield path.relative_to(listing.root).as_posix(), match
-    if count == 0:
-        raise DataError(f"{folder} holds no file named like {example}.")
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root} is not a folder. Unpack it if it is an archive, and set `root` to what comes out.")
+    if not root.is_dir():
+        raise DataError(f"Data set folder {root} does not exist. Set `root` to where you unpacked the data set.")
+
+
+def _list_near(root: Path) -> list[Path]:
+    """Return the folders that people mean when they name ``root``: the two above it, and those in it."""
+    whole = root.absolute()
+    try:
+        return [*list(whole.parents)[:2], *sorted(path for path in root.iterdir() if path.is_dir())]
+    except OSError:
+        return list(whole.parents)[:2]
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -157,5 +136,19 @@ def check_files(listing: Listing, paths: Sequence[str]) -> None:
     raise DataError(
         f"{len(missing)} of {len(paths)} images that the labels name are missing below {listing.root}: "
         + ", ".join(f"{count} in {folder}" for folder, count in most)
-        + f" (first: {missing[0]}). Unpack the missing parts of the data set."
+        + f" (first: {missing[0]}). {_advise_on_missing(listing.root / missing[0])}"
     )
+
+
+def _advise_on_missing(path: Path) -> str:
+    """Return what to do about a missing image: it may be there under another ending, or its folder be empty."""
+    try:
+        present = sorted(name for name in os.listdir(path.parent) if not name.startswith("."))
+    except (OSError, ValueError):
+        present = []
+    same = next((name for name in present if Path(name).stem.lower() == path.stem.lower()), None)
+    if same:
+        return f"{same} is there instead: the labels need the published names, so give the images those again."
+    if present:
+        return f"The folder has {len(present)} other files. Copy the missing ones, or get labels that fit the images."
+    return "Unpack that part of the data set."

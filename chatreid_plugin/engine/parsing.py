@@ -14,6 +14,7 @@ from .catalog import check_counts, refuse_withdrawn
 from .inspection import ImageFacts, inspect_images
 from .listing import Crop, Listing
 from .parsers import PARSERS
+from .places import check_places
 
 
 @dataclass(slots=True)
@@ -40,7 +41,8 @@ def list_source(source: SourceSettings) -> Listing:
 
     Raises:
         ConfigError: an unknown parser or variant, or a data set that was withdrawn.
-        DataError: see the parsers; or counts differ from the published ones and ``allow_count_mismatch`` is off.
+        DataError: see the parsers and ``check_places``; or counts differ from the published ones and
+            ``allow_count_mismatch`` is off.
     """
     refuse_withdrawn(source)
     if source.parser_name not in PARSERS:
@@ -48,6 +50,7 @@ def list_source(source: SourceSettings) -> Listing:
             f"Source {source.name}: unknown parser {source.parser_name!r}. Known: {', '.join(sorted(PARSERS))}."
         )
     listing = PARSERS[source.parser_name](source)
+    check_places(listing)
     listing.warnings += check_counts(source, listing.crops)
     return listing
 

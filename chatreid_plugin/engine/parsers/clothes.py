@@ -6,7 +6,8 @@ from pathlib import Path
 from ...config import SourceSettings
 from ...errors import DataError
 from ...records import Split
-from ..listing import Crop, Listing, find_named, find_root, read_lines
+from ..listing import Crop, Listing, find_root, read_lines
+from ..walking import find_named
 
 
 LTCC_NAME = re.compile(r"(?P<person>\d{3})_(?P<clothes>\d+)_c(?P<camera>\d{1,2})_\d+\.png", re.IGNORECASE | re.ASCII)

@@ -9,7 +9,8 @@ from pathlib import Path
 from ...config import SourceSettings
 from ...errors import DataError
 from ..catalog import get_variant
-from ..listing import Crop, Listing, find_named, find_root
+from ..listing import Crop, Listing, check_folder, find_root
+from ..walking import find_named
 from .cuhk03_files import extract_images, read_new_protocol, read_test_people
 from .market import MARKET_FOLDERS
 
@@ -40,8 +41,7 @@ def list_cuhk03(source: SourceSettings) -> Listing:
     boxes, _, protocol = get_variant(source).partition("_")
     if protocol == "np":
         return _list_folders(source.root, boxes)
-    if not source.root.is_dir():
-        raise DataError(f"Data set folder {source.root} does not exist.")
+    check_folder(source.root)
     listing = Listing(source.root)
     if protocol == "classic":
         _list_classic(listing, boxes, source.trial)

@@ -9,7 +9,8 @@ from pathlib import Path
 from ...config import SourceSettings
 from ...errors import ConfigError, DataError
 from ...records import Modality, Split
-from ..listing import Crop, Listing, check_files, find_named, find_root, read_lines
+from ..listing import Crop, Listing, check_files, find_root, read_lines
+from ..walking import find_named
 from .sysu import read_identities
 
 

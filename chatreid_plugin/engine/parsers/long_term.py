@@ -6,7 +6,8 @@ from ...config import SourceSettings
 from ...errors import ConfigError, DataError
 from ...records import Split
 from ..catalog import get_variant
-from ..listing import Crop, Listing, check_files, find_named, find_root, read_lines
+from ..listing import Crop, Listing, check_files, find_root, read_lines
+from ..walking import find_named
 
 
 FOLDERS: dict[str, Split] = {"train": "train", "query": "query", "gallery": "gallery"}

@@ -4,7 +4,8 @@ import re
 
 from ...config import SourceSettings
 from ...records import Split
-from ..listing import Crop, Listing, find_named, find_root
+from ..listing import Crop, Listing, find_root
+from ..walking import find_named
 
 
 MARKET_NAME = re.compile(r"(?P<person>-1|\d{4})_c(?P<camera>[1-6])s\d_\d{6}_\d{2}\.jpg", re.IGNORECASE | re.ASCII)

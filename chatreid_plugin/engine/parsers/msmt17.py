@@ -7,7 +7,8 @@ from ...config import SourceSettings
 from ...errors import DataError
 from ...records import Split
 from ..catalog import get_variant
-from ..listing import Crop, Listing, check_files, find_named, find_root, read_lines
+from ..listing import Crop, Listing, check_files, find_root, read_lines
+from ..walking import find_named
 from .market import MARKET_FOLDERS
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from ...config import SourceSettings
 from ...errors import ConfigError, DataError
 from ...records import Split
-from ..listing import Crop, Listing, find_images
+from ..listing import Crop, Listing, check_folder
+from ..walking import find_images
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -62,8 +63,7 @@ def list_pattern(source: SourceSettings) -> Listing:
         raise ConfigError(f'Source {source.name} needs `pattern`, e.g. "{{person}}/{{camera}}_{{index}}.jpg".')
     if source.query_cameras and source.queries_per_person:
         raise ConfigError(f"Source {source.name} has query_cameras and queries_per_person; set one of them.")
-    if not source.root.is_dir():
-        raise DataError(f"Data set folder {source.root} does not exist.")
+    check_folder(source.root)
     expression = compile_pattern(source.pattern)
     listing = Listing(source.root)
     example = ""

@@ -6,7 +6,8 @@ from pathlib import Path
 from ...config import SourceSettings
 from ...errors import DataError
 from ...records import Split
-from ..listing import Crop, Listing, find_named, find_root
+from ..listing import Crop, Listing, check_folder, find_root
+from ..walking import find_named
 
 
 PERSONX_FOLDERS: dict[str, Split] = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
@@ -22,8 +23,7 @@ RANDPERSON_LEFT_OUT = "delete_"
 
 def _find_backgrounds(root: Path) -> list[Path]:
     """Return the folders that hold PersonX's three: the root itself, or one for each background (1 to 6)."""
-    if not root.is_dir():
-        raise DataError(f"Data set folder {root} does not exist.")
+    check_folder(root)
     if all((root / folder).is_dir() for folder in PERSONX_FOLDERS):
         return [root]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.isdigit())
@@ -60,8 +60,7 @@ def list_randperson(source: SourceSettings) -> Listing:
     Raises:
         DataError: no image has a published name form.
     """
-    if not source.root.is_dir():
-        raise DataError(f"Data set folder {source.root} does not exist.")
+    check_folder(source.root)
     listing = Listing(source.root)
     for path, match in find_named(listing, source.root, RANDPERSON_NAME, "000000_s00_c00_f000264.jpg"):
         if any(part.startswith(RANDPERSON_LEFT_OUT) for part in path.split("/")):

@@ -7,7 +7,8 @@ import re
 
 from ...config import SourceSettings
 from ...records import Split
-from ..listing import Crop, Listing, find_named, find_root
+from ..listing import Crop, Listing, find_root
+from ..walking import find_named
 
 
 CUHK01_NAME = re.compile(r"(?P<person>\d{4})00(?P<image>[1-4])\.png", re.IGNORECASE | re.ASCII)

@@ -12,7 +12,8 @@ from scipy.io.matlab import MatReadError
 from ...config import SourceSettings
 from ...errors import DataError
 from ...records import Split
-from ..listing import Crop, Listing, find_named, find_root, read_lines
+from ..listing import Crop, Listing, find_root, read_lines
+from ..walking import find_named
 
 
 SYSU_NAME = re.compile(r"cam(?P<camera>[1-6])/(?P<person>\d{4})/\d{4}\.jpg", re.IGNORECASE | re.ASCII)

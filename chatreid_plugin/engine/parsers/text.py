@@ -9,7 +9,7 @@ from pathlib import Path
 from ...config import SourceSettings
 from ...errors import DataError
 from ...records import Split
-from ..listing import Crop, Listing, check_files
+from ..listing import Crop, Listing, check_files, check_folder
 from .json_records import Record, get_identity, get_path, get_texts, read_records
 
 
@@ -55,8 +55,7 @@ def _list_described(
     Raises:
         DataError: no JSON has these fields, a record is wrong, an identity is in two splits, or images are missing.
     """
-    if not source.root.is_dir():
-        raise DataError(f"Data set folder {source.root} does not exist.")
+    check_folder(source.root)
     listing = Listing(source.root)
     labels = _find_labels(source.root, title, names)
     prefix = "imgs/" if (source.root / "imgs").is_dir() else ""

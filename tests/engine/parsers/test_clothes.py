@@ -85,7 +85,7 @@ def test_ltcc_leftovers_are_skipped_and_upper_case_is_read(list_data: ListData, 
 @pytest.mark.parametrize("folder", ["train", "query", "test", "info"])
 def test_ltcc_missing_folder_is_named(list_data: ListData, ltcc: Path, folder: str) -> None:
     shutil.rmtree(ltcc / folder)
-    with pytest.raises(DataError, match=rf"lacks {folder} of LTCC\. Set `root`"):
+    with pytest.raises(DataError, match=rf"lacks {folder} of LTCC\. Copy what is missing, or set `root`"):
         list_data("ltcc", ltcc)
 
 

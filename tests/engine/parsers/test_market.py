@@ -100,7 +100,7 @@ def test_missing_data_set_is_named(make_source: MakeSource, tmp_path: Path) -> N
 
 def test_missing_folder_is_named(make_source: MakeSource, world: Path) -> None:
     shutil.rmtree(world / "query")
-    with pytest.raises(DataError, match=r"lacks query of Market-1501\. Set `root`"):
+    with pytest.raises(DataError, match=r"lacks query of Market-1501\. Copy what is missing, or set `root`"):
         list_source(make_source())
 
 
