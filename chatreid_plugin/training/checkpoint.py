@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import ConfigError, UpstreamError
 from ..shards import read_json, write_json
+from ..weight_files import INDEX, find_weight_files, find_weights_entry, open_weights, read_shapes
 
 
 MARKER = "chatreid_composed.json"
 # Inside the output folder of Stage 2.
 COMPOSED_FOLDER = "chatreid_initial"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 COPIED_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 
 
@@ -50,41 +49,6 @@ def find_local_checkpoint(name: str, model_args: Any, key: str) -> Path:
         raise ConfigError(f"{key}: {name} is neither a folder nor a hub model that can be fetched: {error}") from None
 
 
-def open_weights(path: Path) -> Any:
-    """Open a safetensors file.
-
-    Raises:
-        ConfigError: it is missing, or no such file.
-    """
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is not a readable safetensors file (missing or cut short?): {error}") from None
-
-
-def find_weight_files(folder: Path) -> dict[str, Path]:
-    """Return tensor name -> safetensors file of a checkpoint folder.
-
-    Raises:
-        ConfigError: the folder is missing, has no safetensors weights or one that cannot be read.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"Checkpoint folder {folder} does not exist.")
-    if (folder / INDEX).is_file():
-        names: dict[str, str] | None = read_json(folder / INDEX).get("weight_map")
-        if not names:
-            raise ConfigError(f"{folder / INDEX} has no weight_map: it is no index of safetensors files.")
-        return {tensor: folder / file for tensor, file in names.items()}
-    if not (folder / WEIGHTS).is_file():
-        found = ", ".join(sorted(item.name for item in folder.iterdir())) or "nothing"
-        raise ConfigError(
-            f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); found: {found}. If it holds DeepSpeed "
-            "shards, consolidate them first: python zero_to_fp32.py . OUTPUT --safe_serialization."
-        )
-    with open_weights(folder / WEIGHTS) as tensors:
-        return dict.fromkeys(tensors.keys(), folder / WEIGHTS)
-
-
 def find_vision_suffix(tensor: str) -> str | None:
     """Return what follows ``visual.`` in a tensor's name, or None for a decoder tensor.
 
@@ -94,33 +58,24 @@ def find_vision_suffix(tensor: str) -> str | None:
     return suffix if mark and head in ("", "model.") else None
 
 
-def _read_shapes(files: dict[str, Path], tensors: dict[str, str]) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(set(files.values())):
-        with open_weights(path) as opened:
-            names = {name for name, file in files.items() if file == path}
-            shapes |= {s: tuple(opened.get_slice(n).get_shape()) for s, n in tensors.items() if n in names}
-    return shapes
-
-
 def _match_vision_tensors(encoder: Path, decoder: Path, projector: str) -> dict[str, str]:
     """Return decoder tensor name -> encoder tensor name for all tensors that the swap replaces.
 
     Raises:
         ConfigError: another architecture, other tensors or other shapes.
     """
-    weights = [find_weight_files(folder) for folder in (encoder, decoder)]
+    stored = [read_shapes(folder) for folder in (encoder, decoder)]
     kinds = [read_json(folder / "config.json").get("model_type") for folder in (encoder, decoder)]
     if kinds[0] != kinds[1]:
         raise ConfigError(f"The encoder {encoder} is a {kinds[0]}, the decoder {decoder} a {kinds[1]}: cannot swap.")
     found: list[dict[str, str]] = []
     shapes: list[dict[str, tuple[int, ...]]] = []
-    for folder, files in zip((encoder, decoder), weights, strict=True):
-        tensors = {suffix: name for name in files if (suffix := find_vision_suffix(name)) is not None}
+    for folder, every in zip((encoder, decoder), stored, strict=True):
+        tensors = {suffix: name for name in every if (suffix := find_vision_suffix(name)) is not None}
         if not tensors:
             raise ConfigError(f"{folder} has no vision tensors (visual.*): it is not a vision-language checkpoint.")
         found.append(tensors)
-        shapes.append(_read_shapes(files, tensors))
+        shapes.append({suffix: every[name] for suffix, name in tensors.items()})
     different = sorted(s for s in found[0].keys() | found[1].keys() if shapes[0].get(s) != shapes[1].get(s))
     if different:
         first = different[0]
@@ -191,7 +146,8 @@ def compose_checkpoint(encoder: Path, decoder: Path, output: Path, projector: st
     temporary.mkdir(parents=True)
     try:
         for path in sorted(decoder.iterdir()):
-            if path.suffix in COPIED_SUFFIXES and path.name != MARKER:
+            stale = path.name == INDEX and path != find_weights_entry(decoder)
+            if path.suffix in COPIED_SUFFIXES and path.name != MARKER and not stale:
                 shutil.copy2(path, temporary / path.name)
         _write_weights(encoder, decoder, replaced, temporary)
         origin = {"fingerprint": fingerprint, "encoder": str(encoder), "decoder": str(decoder), "projector": projector}

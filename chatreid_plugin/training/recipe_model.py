@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..errors import ChatReIDError, ConfigError
 from ..shards import read_json
-from .checkpoint import find_vision_suffix, find_weight_files, is_hub_name
+from ..weight_files import read_shapes
+from .checkpoint import find_vision_suffix, is_hub_name
 from .recipe import Finding, Recipe
 from .stages import find_part, list_frozen_parts
 
@@ -67,26 +67,6 @@ def find_model_folder(name: str, model_args: Any) -> Path | None:
         )
     except (HFValidationError, LocalEntryNotFoundError, OSError):
         return None
-
-
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return tensor name -> shape of a checkpoint, from the headers of its safetensors files.
-
-    Raises:
-        ConfigError: no safetensors weights, or a file that is missing or cut short.
-    """
-    files = find_weight_files(folder)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(set(files.values())):
-        try:
-            with safe_open(path, framework="pt") as opened:
-                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path} cannot be read (missing or cut short?): {error}") from None
-    missing = sorted(files.keys() - shapes.keys())
-    if missing:
-        raise ConfigError(f"{folder}: {len(missing)} tensor(s) of its index are in no file, first {missing[0]}")
-    return shapes
 
 
 def check_checkpoints(recipe: Recipe) -> list[Finding]:

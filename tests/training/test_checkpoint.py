@@ -14,15 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from chatreid_plugin.errors import ChatReIDError, ConfigError, DataError, UpstreamError
 from chatreid_plugin.training import checkpoint
-from chatreid_plugin.training.checkpoint import (
-    INDEX,
-    MARKER,
-    WEIGHTS,
-    compose_checkpoint,
-    find_local_checkpoint,
-    find_vision_suffix,
-    find_weight_files,
-)
+from chatreid_plugin.training.checkpoint import MARKER, compose_checkpoint, find_local_checkpoint, find_vision_suffix
+from chatreid_plugin.weight_files import INDEX, WEIGHTS, find_weight_files
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -117,9 +110,8 @@ def test_sharded_checkpoints(workshop: Any, tmp_path: Path, sharded: tuple[str, 
 
     folders = {"encoder": workshop.other_model, "decoder": workshop.model}
     for name in sharded:
-        model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folders[name])
         shutil.copytree(folders[name], tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors"))
-        model.save_pretrained(tmp_path / name, max_shard_size="60KB")
+        shard(folders[name], tmp_path / name)
         folders[name] = tmp_path / name
         assert len(list((tmp_path / name).glob("*.safetensors"))) > 2
     output = compose_checkpoint(folders["encoder"], folders["decoder"], tmp_path / "initial")
@@ -129,6 +121,67 @@ def test_sharded_checkpoints(workshop: Any, tmp_path: Path, sharded: tuple[str, 
     reference: Any = Qwen2VLForConditionalGeneration.from_pretrained(folders["encoder"])
     for name, tensor in reference.model.visual.state_dict().items():
         assert torch.equal(tensor, loaded.model.visual.state_dict()[name])
+
+
+def shard(folder: Path, target: Path) -> None:
+    """Write a checkpoint's weights to a folder in several files with an index."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder)
+    model.save_pretrained(target, max_shard_size="60KB")
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_stale_index_beside_newer_weights_is_passed_over_as_transformers_does(
+    workshop: Any, tmp_path: Path, side: str
+) -> None:
+    """A folder that was once sharded: the old shards are still there, and the file beside them is what loads."""
+    from transformers import Qwen2VLForConditionalGeneration
+
+    folders = {"encoder": workshop.other_model, "decoder": workshop.model}
+    fresh, stale = folders[side], folders["decoder" if side == "encoder" else "encoder"]
+    shard(stale, tmp_path / "once")
+    shutil.copytree(fresh, tmp_path / "once", dirs_exist_ok=True)
+    assert (tmp_path / "once" / INDEX).is_file() and len(list((tmp_path / "once").glob("*.safetensors"))) > 2
+    loaded: Any = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "once")
+    wanted: Any = Qwen2VLForConditionalGeneration.from_pretrained(fresh)
+    assert all(torch.equal(tensor, wanted.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert set(find_weight_files(tmp_path / "once").values()) == {tmp_path / "once" / WEIGHTS}
+    folders[side] = tmp_path / "once"
+    output = compose_checkpoint(folders["encoder"], folders["decoder"], tmp_path / "initial")
+    assert compare(output, workshop.other_model, workshop.model)["encoder"] > 10
+    assert not (output / INDEX).exists()
+
+
+def test_weights_that_the_configuration_names_come_first(workshop: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(workshop.model, tmp_path / "model")
+    (folder / WEIGHTS).rename(folder / "other.safetensors")
+    change_config(folder, transformers_weights="other.safetensors")
+    shutil.copy(workshop.other_model / WEIGHTS, folder / WEIGHTS)
+    assert set(find_weight_files(folder).values()) == {folder / "other.safetensors"}
+
+
+@pytest.mark.parametrize("names", [["a"], {"a": 1}, {"a": "../model.safetensors"}])
+def test_index_that_names_no_files_beside_it_is_refused(tmp_path: Path, names: Any) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ConfigError, match="is no index of safetensors files|is no file beside it"):
+        find_weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_swap_is_made_again_when_only_a_decoder_weight_or_only_the_encoder_changed(
+    workshop: Any, tmp_path: Path, side: str
+) -> None:
+    """Either folder's content is in the fingerprint: a stale swap would train on with last week's weights."""
+    folders = {"encoder": workshop.other_model, "decoder": workshop.model}
+    folders[side] = shutil.copytree(folders[side], tmp_path / side)
+    output = compose_checkpoint(folders["encoder"], folders["decoder"], tmp_path / "initial")
+    tensors = load_file(folders[side] / WEIGHTS)
+    name = next(n for n in tensors if is_vision(n) == (side == "encoder") and "norm" in n)
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, folders[side] / WEIGHTS)
+    compose_checkpoint(folders["encoder"], folders["decoder"], output)
+    assert torch.equal(load_file(output / WEIGHTS)[name], tensors[name])
 
 
 def test_folder_is_reused_when_nothing_changed_and_made_again_when_content_did(workshop: Any, tmp_path: Path) -> None:
@@ -177,8 +230,10 @@ def spoil(folder: Path, kind: str) -> None:
         save_file({n: other if n.endswith(PATCHES) else t for n, t in load_file(weights).items()}, weights)
     elif kind == "shard missing":
         index = {"weight_map": dict.fromkeys(load_file(weights), "model-00001-of-00002.safetensors")}
+        weights.unlink()
         (folder / INDEX).write_text(json.dumps(index))
     else:
+        weights.unlink()
         (folder / INDEX).write_text("{}")
 
 

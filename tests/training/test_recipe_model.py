@@ -19,8 +19,8 @@ from chatreid_plugin.training.recipe_model import (
     find_model_folder,
     judge_memory,
     list_process_counts,
-    read_shapes,
 )
+from chatreid_plugin.weight_files import read_shapes
 
 
 ReadRecipe = Callable[..., Recipe]
@@ -86,7 +86,7 @@ def test_missing_configuration_and_missing_part_are_errors(read_recipe: ReadReci
     assert "1 tensor(s) of its index are in no file, first more" in find_faults(recipe)[0][2]
     index["weight_map"]["more"] = "b.safetensors"
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "b.safetensors cannot be read" in find_faults(recipe)[0][2]
+    assert "b.safetensors is not a readable" in find_faults(recipe)[0][2]
     (model / "config.json").unlink()
     assert "config.json does not exist" in find_faults(recipe)[0][2]
 
