@@ -34,6 +34,7 @@ TARGETS = (
     "llamafactory.data.collator",
     "llamafactory.data.loader",
     "llamafactory.model.loader",
+    "llamafactory.train.callbacks",
     "llamafactory.train.sft.trainer",
     "llamafactory.train.tuner",
 )

@@ -19,6 +19,11 @@ def find_version(package: str) -> str:
         return "unknown"
 
 
+def find_tested_version(package: str) -> str:
+    """Return the version of LLaMA-Factory or transformers that this plugin was tested with."""
+    return TESTED_VERSION if package == "llamafactory" else TESTED_TRANSFORMERS
+
+
 def get_upstream(module: ModuleType, name: str) -> Any:
     """Return ``module.name`` (dots allowed).
 
@@ -29,7 +34,7 @@ def get_upstream(module: ModuleType, name: str) -> Any:
     for part in name.split("."):
         if not hasattr(value, part):
             package = module.__name__.partition(".")[0]
-            tested = TESTED_VERSION if package == "llamafactory" else TESTED_TRANSFORMERS
+            tested = find_tested_version(package)
             raise UpstreamError(
                 f"{package} {find_version(package)} has no {module.__name__}.{name}; this plugin was tested with "
                 f"{tested}. Install {package}=={tested} or a newer chatreid-plugin."

@@ -22,7 +22,7 @@ from .compat import ARGUMENT_LISTS, get_function
 from .cutoff import OVER_CUTOFF
 from .learning_rates import check_vision_rate, parse_rate
 from .pitfalls import refuse_pitfalls
-from .resume import choose_checkpoint
+from .resume import choose_checkpoint, describe_run, find_named_checkpoint
 from .thinned import start_thinned_list
 
 
@@ -151,6 +151,16 @@ def _is_made_from(output: Path, model_args: Any, data_args: Any) -> bool:
     return read_json(output / MARKER).items() >= wanted.items()
 
 
+def _choose_checkpoint(args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> None:
+    named = find_named_checkpoint(args)
+    if not training_args.do_train or finetuning_args.use_mca:  # Megatron's checkpoints are of another kind
+        return
+    run = describe_run(data_args, training_args, finetuning_args, bool(named))
+    # LLaMA-Factory 0.9.5 forgets a named one in the stages that it cannot resume, with one warning.
+    resume = training_args.resume_from_checkpoint or named
+    training_args.resume_from_checkpoint = choose_checkpoint(resume, run)
+
+
 def _refuse_failed_hooks(data_args: Any) -> None:
     """Stop a run that uses the plugin while a part of it is not at work; stock runs go on."""
     from .hooks import list_hooks  # late: hooks.py imports this module
@@ -173,11 +183,7 @@ def extend_parser(module: ModuleType) -> None:
     @wraps(get_train_args)
     def get_chatreid_train_args(args: Any = None) -> Any:
         parsed = get_train_args(args)
-        training_args = parsed[2]
-        named = isinstance(args, dict) and bool(args.get("resume_from_checkpoint"))  # type: ignore[arg-type]
-        training_args.resume_from_checkpoint = choose_checkpoint(
-            training_args.resume_from_checkpoint, Path(training_args.output_dir), named
-        )
+        _choose_checkpoint(args, *parsed[1:4])
         prepare_training(*parsed[:4])
         return parsed
 

@@ -1,4 +1,4 @@
-"""Every LLaMA-Factory name that the plugin relies on but LLaMA-Factory does not promise, and the check that it holds.
+"""Every name of LLaMA-Factory and transformers that the plugin relies on but they do not promise, and the check.
 
 Tested with 0.9.5. When a signature drifts, the hook stops with both versions named instead of misbehaving later.
 """
@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import UpstreamError
-from ..upstream import TESTED_VERSION, find_version, get_upstream
+from ..upstream import find_tested_version, find_version, get_upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,9 @@ WRAPPED_FUNCTIONS = (
         "llamafactory.train.sft.trainer", "CustomSeq2SeqTrainer.create_optimizer", ("self", "args", "kwargs")
     ),
     UpstreamFunction(
-        "llamafactory.train.sft.trainer",
-        "CustomSeq2SeqTrainer._load_from_checkpoint",
-        ("self", "resume_from_checkpoint", "model"),
+        "transformers.trainer", "Trainer._load_from_checkpoint", ("self", "resume_from_checkpoint", "model")
     ),
-    UpstreamFunction("llamafactory.train.sft.trainer", "CustomSeq2SeqTrainer._load_best_model", ("self",)),
+    UpstreamFunction("transformers.trainer", "Trainer._load_best_model", ("self",)),
     UpstreamFunction("llamafactory.data.collator", "MultiModalDataCollatorForSeq2Seq.__call__", ("self", "features")),
 )
 
@@ -94,6 +92,7 @@ USED_NAMES: dict[str, tuple[str, ...]] = {
     "llamafactory.data.collator": ("MultiModalDataCollatorForSeq2Seq",),
     "llamafactory.data.template": ("TEMPLATES", "get_mm_plugin"),
     "llamafactory.train.sft.trainer": ("CustomSeq2SeqTrainer",),
+    "transformers.trainer": ("Trainer",),
     "transformers.utils.generic": ("is_flash_attention_requested",),
     "transformers.models.qwen2_vl.modeling_qwen2_vl": ("VisionAttention", "eager_attention_forward"),
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl": ("Qwen2_5_VLVisionAttention", "eager_attention_forward"),
@@ -123,9 +122,11 @@ def get_function(module: ModuleType, name: str) -> Callable[..., Any]:
     function = get_upstream(module, name)
     found = tuple(inspect.signature(function).parameters)
     if found != expected.parameters:
+        package = module.__name__.partition(".")[0]
+        tested = find_tested_version(package)
         raise UpstreamError(
-            f"{module.__name__}.{name} of LLaMA-Factory {find_version('llamafactory')} takes ({', '.join(found)}), "
-            f"where {TESTED_VERSION}, which this plugin was tested with, takes ({', '.join(expected.parameters)}). "
-            f"Install llamafactory=={TESTED_VERSION} or a newer chatreid-plugin."
+            f"{module.__name__}.{name} of {package} {find_version(package)} takes ({', '.join(found)}), where "
+            f"{tested}, which this plugin was tested with, takes ({', '.join(expected.parameters)}). Install "
+            f"{package}=={tested} or a newer chatreid-plugin."
         )
     return function

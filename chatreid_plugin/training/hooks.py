@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType, TracebackType
 from typing import Literal
 
@@ -21,48 +22,44 @@ class HookStatus:
 
 STATUS: dict[str, HookStatus] = {}
 
-_NAMES = {
-    "llamafactory.hparams.parser": "YAML keys chatreid_* and the decoder swap",
-    "llamafactory.data.parser": "image_root of a data set in dataset_info.json",
-    "llamafactory.data.mm_plugin": "image policy and header-only token counts",
-    "llamafactory.data.converter": "formatting: chatreid",
-    "llamafactory.data.template": "template: chatreid",
-    "llamafactory.data.collator": "positions of image tokens in generation",
-    "llamafactory.data.loader": "chatreid_lazy: tokenize on the fly",
-    "llamafactory.model.loader": "check of the trainable parameters, batched vision attention",
-    "llamafactory.train.sft.trainer": "resuming, learning rate of the vision encoder",
-    "llamafactory.train.tuner": "report of thinned records",
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """What is done to one LLaMA-Factory module: what it brings, and the function of this package that does it."""
+
+    name: str
+    module: str
+    function: str
+
+
+_HOOKS = {
+    "llamafactory.hparams.parser": Hook("YAML keys chatreid_* and the decoder swap", "arguments", "extend_parser"),
+    "llamafactory.data.parser": Hook("image_root of a data set in dataset_info.json", "converter", "keep_image_root"),
+    "llamafactory.data.mm_plugin": Hook("image policy and header-only token counts", "mm_plugin", "register_plugin"),
+    "llamafactory.data.converter": Hook("formatting: chatreid", "converter", "register_converter"),
+    "llamafactory.data.template": Hook("template: chatreid", "templates", "register_templates"),
+    "llamafactory.data.collator": Hook("positions of image tokens in generation", "positions", "extend_collator"),
+    "llamafactory.data.loader": Hook("chatreid_lazy: tokenize on the fly", "lazy", "extend_loader"),
+    "llamafactory.model.loader": Hook(
+        "check of the trainable parameters, batched vision attention", "stages", "extend_model_loader"
+    ),
+    "llamafactory.train.callbacks": Hook("resuming with all weights", "resumed_weights", "extend_resuming"),
+    "llamafactory.train.sft.trainer": Hook(
+        "learning rate of the vision encoder", "learning_rates", "extend_optimizer"
+    ),
+    "llamafactory.train.tuner": Hook("report of thinned records", "thinned", "report_thinned"),
 }
 
 
 def list_hooks() -> list[HookStatus]:
     """Return every hook with its state in this process."""
-    return [STATUS.get(target, HookStatus(name, target, "pending")) for target, name in _NAMES.items()]
+    return [STATUS.get(target, HookStatus(hook.name, target, "pending")) for target, hook in _HOOKS.items()]
 
 
 def _find_hook(module_name: str) -> Callable[[ModuleType], None]:
     # Imported one by one and late: each of these imports the LLaMA-Factory module that has just been loaded.
-    if module_name == "llamafactory.hparams.parser":
-        from .arguments import extend_parser as hook
-    elif module_name == "llamafactory.data.parser":
-        from .converter import keep_image_root as hook
-    elif module_name == "llamafactory.data.mm_plugin":
-        from .mm_plugin import register_plugin as hook
-    elif module_name == "llamafactory.data.converter":
-        from .converter import register_converter as hook
-    elif module_name == "llamafactory.data.template":
-        from .templates import register_templates as hook
-    elif module_name == "llamafactory.data.collator":
-        from .positions import extend_collator as hook
-    elif module_name == "llamafactory.data.loader":
-        from .lazy import extend_loader as hook
-    elif module_name == "llamafactory.train.sft.trainer":
-        from .trainer import extend_trainer as hook
-    elif module_name == "llamafactory.train.tuner":
-        from .thinned import report_thinned as hook
-    else:
-        from .stages import extend_model_loader as hook
-    return hook
+    hook = _HOOKS[module_name]
+    return getattr(import_module(f"{__package__}.{hook.module}"), hook.function)
 
 
 def apply(module_name: str, module: ModuleType) -> None:
@@ -71,16 +68,15 @@ def apply(module_name: str, module: ModuleType) -> None:
     Raises:
         Exception: whatever made the hook fail; ``_autoload`` records it and lets stock LLaMA-Factory go on.
     """
-    if module_name not in _NAMES:
+    if module_name not in _HOOKS:
         return
+    name = _HOOKS[module_name].name
     try:
         _find_hook(module_name)(module)
     except Exception as error:
-        STATUS[module_name] = HookStatus(
-            _NAMES[module_name], module_name, "failed", f"{type(error).__name__}: {error}"
-        )
+        STATUS[module_name] = HookStatus(name, module_name, "failed", f"{type(error).__name__}: {error}")
         raise
-    STATUS[module_name] = HookStatus(_NAMES[module_name], module_name, "applied")
+    STATUS[module_name] = HookStatus(name, module_name, "applied")
     _show_user_errors_briefly()
 
 

@@ -4,13 +4,18 @@ The failures are those of LLaMA-Factory 0.9.5 with transformers 5, each seen to 
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..errors import ConfigError
 from ..images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS
 from ..shards import read_json
 from .pitfalls import find_whole_reads
 from .recipe import Finding, Recipe, read_values
+from .resume import choose_checkpoint, describe_run
 from .stages import FLAGS, list_trained_parts
 from .tokenized_path import DATA_KEYS, PROCESSOR_KEYS, STAMP
 
@@ -180,20 +185,38 @@ def check_deepspeed(recipe: Recipe) -> list[Finding]:
 
 
 def check_output(recipe: Recipe) -> list[Finding]:
-    """Look for an earlier run in ``output_dir``, and for the checkpoint to resume from."""
+    """Look for an earlier run in ``output_dir``, and at the checkpoint to resume from, chosen as a run chooses it."""
     folder = Path(recipe.training.output_dir)
-    resume = recipe.values.get("resume_from_checkpoint")
-    if isinstance(resume, str) and not Path(resume).is_dir():
-        return [Finding("output", "error", f"resume_from_checkpoint: {resume} is no folder", "Name a checkpoint")]
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    if resume or not (checkpoints or any(folder.glob("*.safetensors*"))):
-        return [Finding("output", "ok", f"{folder}" + (f", resumed from {resume}" if resume else ""))]
-    if recipe.values.get("overwrite_output_dir"):
-        last = checkpoints[-1] if checkpoints else "CHECKPOINT"
-        advice = f"To go on with it, set resume_from_checkpoint: {last}"
-        return [Finding("output", "warning", f"{folder} holds an earlier run, which will be overwritten", advice)]
-    if checkpoints:
+    named = recipe.values.get("resume_from_checkpoint")
+    overwrites = bool(recipe.values.get("overwrite_output_dir"))
+    # LLaMA-Factory 0.9.5 (hparams/parser.py) goes on with the last one by itself.
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    resume = named or (None if overwrites else last)
+    run = describe_run(recipe.data, recipe.training, recipe.finetuning, bool(named))
+    run = replace(run, deepspeed=bool(recipe.values.get("deepspeed")))  # the parse left it out
+    try:
+        chosen = choose_checkpoint(resume, run)
+    except ConfigError as error:
+        return [Finding("output", "error", str(error))]
+    if named:
+        return [Finding("output", "ok", f"{folder}, resumed from {chosen}")]
+    if chosen:
+        found = f"{folder}: training goes on from {Path(str(chosen)).name}"
         advice = "Set overwrite_output_dir: true or another output_dir to start anew"
-        return [Finding("output", "warning", f"{folder}: training goes on from {checkpoints[-1].name}", advice)]
+        return [Finding("output", "warning", found, advice)]
+    return [_check_earlier_run(folder, last, overwrites)]
+
+
+def _check_earlier_run(folder: Path, last: str | None, overwrites: bool) -> Finding:
+    """Look at an output folder in which nothing is resumed; ``last`` is its last checkpoint."""
+    if not (last or any(folder.glob("*.safetensors*"))):
+        return Finding("output", "ok", f"{folder}")
+    if overwrites:
+        found = f"{folder} holds an earlier run, which will be overwritten"
+        advice = f"To go on with it, set resume_from_checkpoint: {last or 'CHECKPOINT'}"
+        return Finding("output", "warning", found, advice)
+    if last:
+        found = f"{folder} holds half-written checkpoints alone: training starts anew"
+        return Finding("output", "warning", found, "Remove them, or set overwrite_output_dir: true")
     advice = "Set another output_dir, or overwrite_output_dir: true"
-    return [Finding("output", "error", f"{folder} holds a finished model", advice)]
+    return Finding("output", "error", f"{folder} holds a finished model", advice)

@@ -1,54 +1,106 @@
-"""Going on from a checkpoint: which one, and its weights into the model.
+"""Which checkpoint a run goes on from, decided as its arguments are parsed: a whole one of the same kind, or an error.
 
-transformers 5 writes the decoder as ``model.layers.*`` (some versions also the tower as ``visual.*``) but holds it as
-``model.language_model.layers.*``, and its Trainer loads by name and ignores what does not fit: a resumed run would go
-on with the decoder that it started from, and a warning among hundreds of lines. DeepSpeed and FSDP have files of their
-own and are not concerned. Reported elsewhere as QwenLM/Qwen3-VL#1763 and modelscope/ms-swift#7947.
+The weights are put into the model by ``resumed_weights.py``.
 """
 
 import sys
-from collections.abc import Collection
-from functools import wraps
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any
-
-import torch
+from typing import Any, cast
 
 from ..errors import ConfigError
-from ..upstream import get_upstream
-from .checkpoint import find_vision_suffix, find_weight_files, open_weights
-from .compat import get_function
+from ..weight_files import has_weights
+from .adapters import ADAPTER_CONFIG
 
 
 # The Trainer writes it after the weights and the optimizer.
 LAST_WRITTEN = "trainer_state.json"
+# LLaMA-Factory 0.9.5 resumes neither: its value head is in a file of its own, and PPO has a loop of its own.
+STAGES_WITHOUT_RESUMING = ("rm", "ppo")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the choice depends on.
+
+    ``named``: the user wrote ``resume_from_checkpoint``; otherwise LLaMA-Factory found the checkpoint in the output
+    folder. ``deepspeed``: the optimizer is DeepSpeed's, in files of its own.
+    """
+
+    output_dir: Path
+    named: bool
+    deepspeed: bool = False
+    stage: str = "sft"
+    swaps: bool = False
+
+
+def describe_run(data_args: Any, training_args: Any, finetuning_args: Any, named: bool) -> Run:
+    """Return what the choice depends on, from LLaMA-Factory's parsed arguments."""
+    return Run(
+        output_dir=Path(training_args.output_dir),
+        named=named,
+        deepspeed=training_args.deepspeed_plugin is not None,
+        stage=finetuning_args.stage,
+        swaps=data_args.chatreid_encoder is not None,
+    )
 
 
 def find_whole_checkpoint(output_dir: Path) -> Path | None:
     """Return the latest checkpoint of a run that was written to its end."""
-    whole = [folder for folder in output_dir.glob("checkpoint-*") if (folder / LAST_WRITTEN).is_file()]
+    numbered = [folder for folder in output_dir.glob("checkpoint-*") if folder.name.rpartition("-")[2].isdecimal()]
+    whole = [folder for folder in numbered if (folder / LAST_WRITTEN).is_file()]
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
-def choose_checkpoint(resume: str | bool | None, output_dir: Path, named: bool) -> str | bool | None:
+def find_named_checkpoint(args: Any) -> str | bool | None:
+    """Return ``resume_from_checkpoint`` as a run's own arguments say it, a mapping or words of a command line."""
+    key = "resume_from_checkpoint"
+    if isinstance(args, dict):
+        return cast(dict[str, Any], args).get(key)
+    words = [part for word in args or () for part in str(word).split("=", 1)]
+    return next((value for word, value in pairwise(words) if word == f"--{key}"), None)
+
+
+def has_optimizer(folder: Path, deepspeed: bool) -> bool:
+    """Tell whether a checkpoint holds optimizer and schedule, for a run with or without DeepSpeed.
+
+    Without them transformers 5.5.4 (trainer.py, ``_load_optimizer_and_scheduler``) begins both anew, warm-up
+    included, and says nothing. FSDP writes a folder ``optimizer_0``.
+    """
+    names = [path.name for path in folder.iterdir()]
+    if deepspeed:
+        return any(name.startswith("global_step") for name in names)
+    return "scheduler.pt" in names and any("optimizer" in name for name in names)
+
+
+def choose_checkpoint(resume: str | bool | None, run: Run) -> str | bool | None:
     """Return what to resume from: not a checkpoint that a killed run left half-written.
 
     Args:
         resume: ``resume_from_checkpoint``, or what LLaMA-Factory found in the output folder.
-        output_dir: the run's output folder.
-        named: whether the user wrote the checkpoint's name.
+        run: the run that is to go on.
 
     Raises:
-        ConfigError: the named folder is missing or half-written; says which one is whole.
+        ConfigError: the named folder is missing or half-written, which says which one is whole; or the checkpoint
+            has no optimizer, or its training stage cannot be resumed, which says how to start from it.
     """
-    if not resume or (isinstance(resume, str) and (Path(resume) / LAST_WRITTEN).is_file()):
+    if not resume:
         return resume
-    whole = find_whole_checkpoint(output_dir)
+    chosen = _choose_whole(resume, run)
+    if isinstance(chosen, str):
+        _refuse_unfit(Path(chosen), run)
+    return chosen
+
+
+def _choose_whole(resume: str | bool, run: Run) -> str | bool | None:
+    if isinstance(resume, str) and (Path(resume) / LAST_WRITTEN).is_file():
+        return resume
+    whole = find_whole_checkpoint(run.output_dir)
     if resume is True:
         return True if whole is None else str(whole)  # the Trainer says that there is none
-    if named:
-        state = "is half-written" if Path(resume).is_dir() else "is no folder"
+    if run.named:
+        state = "is half-written" if Path(str(resume)).is_dir() else "is not a folder"
         remedy = (
             f"Set resume_from_checkpoint: {whole}." if whole else "Set resume_from_checkpoint: null to start anew."
         )
@@ -57,66 +109,27 @@ def choose_checkpoint(resume: str | bool | None, output_dir: Path, named: bool) 
     return None if whole is None else str(whole)
 
 
-def find_model_name(stored: str, names: Collection[str]) -> str | None:
-    """Return the parameter's name in the model for its name in a file of any transformers from 4.52 to 5.x."""
-    suffix = find_vision_suffix(stored)
-    if suffix is not None:
-        candidates = [stored, f"model.visual.{suffix}", f"visual.{suffix}"]
-    elif stored.startswith("model.language_model."):
-        candidates = [stored, "model." + stored.removeprefix("model.language_model.")]
-    else:
-        candidates = [stored, "model.language_model." + stored.removeprefix("model.")]
-    return next((name for name in candidates if name in names), None)
+def _refuse_unfit(checkpoint: Path, run: Run) -> None:
+    if run.stage in STAGES_WITHOUT_RESUMING:
+        found = f"LLaMA-Factory cannot resume stage: {run.stage} from {checkpoint}."
+        raise ConfigError(f"{found} {_advise(checkpoint, run)}")
+    if not has_optimizer(checkpoint, run.deepspeed):
+        kind = "DeepSpeed states (global_step*)" if run.deepspeed else "optimizer.pt and scheduler.pt"
+        raise ConfigError(
+            f"{checkpoint} cannot be resumed from: it has no {kind}, as with save_only_model: true or a run "
+            f"{'without' if run.deepspeed else 'with'} DeepSpeed. Warm-up and optimizer would begin anew. "
+            f"{_advise(checkpoint, run)}"
+        )
 
 
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Copy all weights of a checkpoint into a model, whatever version of transformers wrote it.
-
-    Raises:
-        ConfigError: a tensor is of no parameter, a parameter is in no file, or a shape differs.
-    """
-    targets = model.state_dict()
-    # Tied weights, which are in the file once, have one name here.
-    missing = {name for name, _ in model.named_parameters()}
-    files = find_weight_files(folder)
-    for path in sorted(set(files.values())):
-        with open_weights(path) as opened:
-            for stored in opened.keys():  # noqa: SIM118 - safe_open is no mapping
-                name, tensor = find_model_name(stored, targets), opened.get_tensor(stored)
-                if name is None or targets[name].shape != tensor.shape:
-                    raise ConfigError(f"{path}: {stored} with shape {tuple(tensor.shape)} is no tensor of the model.")
-                with torch.no_grad():
-                    targets[name].copy_(tensor)
-                missing.discard(name)
-    if missing:
-        raise ConfigError(f"{folder} lacks {len(missing)} of the model's parameters, first {min(missing)}.")
-
-
-def extend_resuming(module: ModuleType) -> None:
-    """Load a full checkpoint by :func:`load_weights`, inside ``llamafactory.train.sft.trainer``."""
-    load_checkpoint = get_function(module, "CustomSeq2SeqTrainer._load_from_checkpoint")
-    load_best = get_function(module, "CustomSeq2SeqTrainer._load_best_model")
-
-    def is_ours(trainer: Any) -> bool:
-        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-        arguments = trainer.finetuning_args
-        full = arguments.finetuning_type in ("full", "freeze")
-        return full and not sharded and getattr(arguments, "chatreid_stage", None) is not None
-
-    @wraps(load_checkpoint)
-    def load_whole_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
-        if is_ours(self):
-            load_weights(model or self.model, Path(resume_from_checkpoint))
-        else:
-            load_checkpoint(self, resume_from_checkpoint, model)
-
-    @wraps(load_best)
-    def load_whole_best_model(self: Any) -> None:
-        if is_ours(self):
-            load_weights(self.model, Path(self.state.best_model_checkpoint))
-        else:
-            load_best(self)
-
-    trainer = get_upstream(module, "CustomSeq2SeqTrainer")
-    trainer._load_from_checkpoint = load_whole_checkpoint
-    trainer._load_best_model = load_whole_best_model
+def _advise(checkpoint: Path, run: Run) -> str:
+    """Return how to begin a new run with a checkpoint's weights."""
+    adapter = (checkpoint / ADAPTER_CONFIG).is_file() and not has_weights(checkpoint)
+    key = "adapter_name_or_path" if adapter else "model_name_or_path"
+    steps = [f"{key}: {checkpoint}", "another output_dir"]
+    if run.named:
+        steps.append("no resume_from_checkpoint")
+    if run.swaps and not adapter:
+        steps.append("no chatreid_encoder, which it has already")
+    anew = "" if run.named else f", or set overwrite_output_dir: true to begin {run.output_dir} anew"
+    return f"To begin a new run with its weights, set {steps[0]} with {' and '.join(steps[1:])}{anew}."

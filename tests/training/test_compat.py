@@ -73,7 +73,7 @@ def test_drifted_signature_names_both_versions(drifted: ModuleType, monkeypatch:
     with pytest.raises(UpstreamError) as caught:
         compat.get_function(drifted, "align_dataset")
     text = str(caught.value)
-    assert "LLaMA-Factory 0.9.9 takes (dataset, attributes)" in text
+    assert "of llamafactory 0.9.9 takes (dataset, attributes)" in text
     assert "0.9.5" in text and "(dataset, dataset_attr, data_args, training_args)" in text
     assert caught.value.exit_code == 4
 

@@ -81,7 +81,7 @@ def find_faults(recipe: Recipe) -> list[Finding]:
         (1, {"chatreid_lazy": False, "ddp_timeout": 1800}, "tokenization", "warning", "wait 1800 s"),
         (1, {"deepspeed": "{train_micro_batch_size_per_gpu: 64}"}, "DeepSpeed", "error", "64 in the file, 2 in the"),
         (1, {"deepspeed": "{train_batch_size: 64}"}, "DeepSpeed", "warning", "one number of GPUs only"),
-        (1, {"resume_from_checkpoint": "no/such"}, "output", "error", "no/such is no folder"),
+        (1, {"resume_from_checkpoint": "no/such"}, "output", "error", "no/such is not a folder"),
         (1, {"image_min_pixels": 32768}, "image limits", "warning", "32768 here, 1024 in inference files"),
     ],
 )
@@ -91,7 +91,7 @@ def test_check_finds_its_fault_alone(
     faults = find_faults(read_recipe(stage, **changes))
     assert {(fault.check, fault.state) for fault in faults} == {(check, state)}
     assert any(message in fault.render() for fault in faults)
-    assert all(fault.advice for fault in faults)
+    assert all(fault.advice or "Set resume_from_checkpoint" in fault.found for fault in faults)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +156,18 @@ def test_tokenized_path_is_compared(read_recipe: ReadRecipe, load_rows: Callable
 def test_output_folder_with_an_earlier_run(read_recipe: ReadRecipe, tmp_path: Path) -> None:
     output = tmp_path / "out"
     (output / "checkpoint-4").mkdir(parents=True)
+    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
+        (output / "checkpoint-4" / name).touch()
     overwriting = read_recipe(1)
     assert "set resume_from_checkpoint" in find_faults(overwriting)[0].advice
     assert find_faults(read_recipe(1, resume_from_checkpoint=output / "checkpoint-4")) == []
     going_on = find_faults(read_recipe(1, overwrite_output_dir=False))
     assert [(fault.state, fault.check) for fault in going_on] == [("warning", "output")]
     assert "goes on from checkpoint-4" in going_on[0].found
+    (output / "checkpoint-4" / "optimizer.pt").unlink()  # as with save_only_model
+    for changes in ({"overwrite_output_dir": False}, {"resume_from_checkpoint": output / "checkpoint-4"}):
+        (fault,) = find_faults(read_recipe(1, **changes))
+        assert fault.state == "error" and f"model_name_or_path: {output / 'checkpoint-4'}" in fault.found
     (output / "checkpoint-4").rename(tmp_path / "elsewhere")
     assert find_faults(overwriting) == []
     (output / "model.safetensors").touch()
