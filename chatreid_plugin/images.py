@@ -7,7 +7,7 @@ The order of operations is the one of training: stage policy (paper section 3.3)
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import ConfigError
 
@@ -57,6 +57,14 @@ class PatchGeometry:
     merge_size: int = 2
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
+
+
+def read_geometry(image_processor: Any) -> PatchGeometry:
+    """Return the numbers of a Qwen-VL image processor that decide the token count."""
+    size: Any = image_processor.size  # a dict or a SizeDict, both of which have these keys
+    return PatchGeometry(
+        image_processor.patch_size, image_processor.merge_size, size["shortest_edge"], size["longest_edge"]
+    )
 
 
 def _scale_to_area(width: int, height: int, area: int) -> tuple[int, int]:

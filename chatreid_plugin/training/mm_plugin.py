@@ -13,8 +13,8 @@ from ..images import (
     DEFAULT_IMAGE_MAX_PIXELS,
     DEFAULT_IMAGE_MIN_PIXELS,
     ImagePolicy,
-    PatchGeometry,
     count_grid,
+    read_geometry,
 )
 from ..upstream import get_upstream
 from .compat import get_function, takes_token_types
@@ -79,14 +79,6 @@ class ChatReIDPlugin(Qwen2VLPlugin):
 @dataclass
 class ChatReIDQwen3Plugin(ChatReIDPlugin, Qwen3VLPlugin):
     """The same for Qwen3-VL, whose videos LLaMA-Factory writes with timestamps."""
-
-
-def read_geometry(image_processor: Any) -> PatchGeometry:
-    """Return the numbers of a Qwen-VL image processor that decide the token count."""
-    size: Any = image_processor.size  # a dict or a SizeDict, both of which have these keys
-    return PatchGeometry(
-        image_processor.patch_size, image_processor.merge_size, size["shortest_edge"], size["longest_edge"]
-    )
 
 
 def register_plugin(module: ModuleType) -> None:

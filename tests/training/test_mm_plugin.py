@@ -323,7 +323,7 @@ def test_tokens_grid_and_manifest_agree_for_every_exif_orientation(
 
 
 def test_geometry_is_the_processors_own(tokenizer_module: dict[str, Any]) -> None:
-    from chatreid_plugin.training.mm_plugin import read_geometry
+    from chatreid_plugin.images import read_geometry
 
     geometry = read_geometry(tokenizer_module["processor"].image_processor)
     assert (geometry.patch_size, geometry.merge_size) == (14, 2)
