@@ -275,11 +275,14 @@ def serve(
     api_key_variable: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable with the key that requests must show.")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A further name by which the server may be called.")
+    ] = None,
 ) -> None:
     """Serve a checkpoint as OpenAI's API does, with logprobs, and with scores (/v1/score)."""
     from .serve.server import run_server
 
-    run_server(checkpoint, overrides or [], host, port, stage, name, api_key_variable)
+    run_server(checkpoint, overrides or [], host, port, stage, name, api_key_variable, allowed_host or [])
 
 
 @app.command(name="tiny-model")

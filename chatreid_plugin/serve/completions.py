@@ -10,12 +10,15 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from ..tasks import PROMPTED_FAMILIES, SYSTEM_PROMPT
-from .bodies import Message, RequestFault
+from .bodies import Message, Part, RequestFault
 
 
 IMAGE_TOKENS = "<|vision_start|><|image_pad|><|vision_end|>"
 END = "<|im_end|>"
 _SPECIAL = re.compile(r"<\|\w+\|>")
+_LONGEST_SHOWN = 40
+# More than any text of words has (about 4); longer ones are not even cut into tokens.
+_CHARACTERS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +63,51 @@ def render_messages(messages: Sequence[Message], family: str) -> str:
 
 
 def _render_content(message: Message) -> str:
-    if isinstance(message.content, str):
-        texts = [message.content]
-        content = message.content
-    else:
-        texts = [part.text or "" for part in message.content if part.type == "text"]
-        content = "".join(IMAGE_TOKENS if part.type == "image_url" else part.text or "" for part in message.content)
-    found = [match.group() for match in map(_SPECIAL.search, texts) if match]
-    if found:
-        raise RequestFault(f"A text holds {found[0]}, a token of the model's own; take it out.")
-    return content
+    parts = [Part(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+    # The texts between two images are one text for the tokenizer, however they are cut into parts.
+    texts = [""]
+    for part in parts:
+        if part.type == "image_url":
+            texts.append("")
+        else:
+            texts[-1] += part.text or ""
+    for text in texts:
+        check_words(text)
+    return IMAGE_TOKENS.join(texts)
+
+
+def check_words(text: str) -> None:
+    """Refuse a text that would speak as the model or as the system.
+
+    Raises:
+        RequestFault: it holds one of the model's special tokens.
+    """
+    if found := _SPECIAL.search(text):
+        raise RequestFault(f"A text holds {found.group()[:_LONGEST_SHOWN]}, a token of the model's own; take it out.")
+
+
+def check_length(tokenizer: Any, text: str, further: int, longest: int) -> None:
+    """Refuse a question that is too long, by arithmetic where that is enough.
+
+    Args:
+        tokenizer: the model's.
+        text: all words of the question.
+        further: tokens of its images and of the answer.
+        longest: how many tokens question and answer may have.
+
+    Raises:
+        RequestFault: more tokens than ``longest``.
+    """
+    # Every token has a byte at least.
+    if len(text.encode()) + further <= longest:
+        return
+    count, more = len(text) // _CHARACTERS_PER_TOKEN, "more than "
+    if count + further <= longest:
+        count, more = len(tokenizer.encode(text, add_special_tokens=False, verbose=False)), ""
+    if count + further > longest:
+        raise RequestFault(
+            f"The words have {more}{count} tokens, images and answer {further}; {longest} together is most."
+        )
 
 
 @torch.inference_mode()
@@ -83,19 +121,11 @@ def complete(
         processor: its own.
         text: of ``render_messages``.
         images: already resized by the image policy.
-        limit: most tokens of the answer.
+        limit: most tokens of the answer; ``check_length`` has found that they fit.
         alternatives: how many likeliest tokens are wanted at each place; None for no log-probabilities.
-
-    Raises:
-        RequestFault: question and answer are longer than the model's context.
     """
     inputs = _prepare_inputs(model, processor, text, images)
     ids = inputs["input_ids"]
-    longest = model.config.get_text_config().max_position_embeddings
-    if ids.shape[1] + limit > longest:
-        raise RequestFault(
-            f"The question has {ids.shape[1]} tokens, with {limit} for the answer more than the model's {longest}."
-        )
     tokenizer = processor.tokenizer
     ends = {tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id} - {None}
     settings = _make_greedy_settings(limit, ends, tokenizer.pad_token_id, with_logits=alternatives is not None)

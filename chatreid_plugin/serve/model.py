@@ -1,32 +1,38 @@
-"""The model behind the server: one request at a time is scored or answered, pictures pass through a folder."""
+"""The model behind the server: one request at a time is scored or answered, and nothing touches the disk."""
 
 import hashlib
+import math
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .. import __version__
 from ..eval.backends.transformers import TransformersScorer
+from ..eval.prompts import build_choice_prompt, build_pair_prompt
 from ..eval.queries import Query
 from ..eval_settings import EvalSettings
+from ..images import read_geometry
 from ..records import ImageRecord
 from ..tasks import TASKS
 from .bodies import ChatRequest, RequestFault, ScoreRequest
-from .completions import Completion, complete, render_messages
-from .pictures import read_picture
+from .completions import Completion, check_length, check_words, complete, render_messages
+from .pictures import PLAIN, Picture, check_count, open_pictures
 
 
-# Of one request.
-MOST_IMAGES = 128
-# Encoded images that are kept for later requests: 1.4 GB for 256x128 crops, a 2B model and bf16.
-MOST_ENCODED = 10_000
-# Larger than any picture that is taken, so that what the policy has made is not resized again.
-_NO_LIMIT = 1 << 40
+# Of one request, question and answer, where the model would take more; and its images together.
+MOST_QUESTION_TOKENS = 32_768
+MOST_IMAGE_TOKENS = 32_768
+# Of one step of the vision tower or of the decoder: a batch of 64 pairs of 256x128 pixels.
+BATCH_TOKENS = 16_384
+# What is kept of earlier requests; for 256x128 crops, a 2B model and bf16 15,000 images.
+MOST_KEPT_BYTES = 2 << 30
+# What the chat's frame adds to the words of a question.
+_FRAME = 64
 
 
 class ServedModel:
@@ -45,15 +51,16 @@ class ServedModel:
         """
         self.settings = settings
         self.name = name
-        self._folder = TemporaryDirectory(prefix="chatreid-serve-")
         # Pictures come to it resized: the policy is applied here, or by the sender.
-        plain = {"chatreid_stage": None, "image_max_pixels": _NO_LIMIT, "image_min_pixels": 1}
-        self._scorer = TransformersScorer(settings.model_copy(update=plain), Path(self._folder.name))
+        plain = {"chatreid_stage": PLAIN.stage, "image_max_pixels": PLAIN.image_max_pixels, "image_min_pixels": 1}
+        self._scorer = TransformersScorer(settings.model_copy(update=plain), Path())
+        self._scorer.limit_batches(BATCH_TOKENS)
+        self._scorer.features.read_image = lambda record: self._decoded[record.image_id]
+        self._decoded: dict[str, Image.Image] = {}
+        self._geometry = read_geometry(self._scorer.processor.image_processor)
+        context = self._scorer.model.config.get_text_config().max_position_embeddings
+        self._longest = min(context, MOST_QUESTION_TOKENS)
         self._lock = threading.Lock()
-
-    def close(self) -> None:
-        """Remove the folder."""
-        self._folder.cleanup()
 
     def describe(self) -> dict[str, Any]:
         """Return the entry of /v1/models; ``chatreid`` is what a plain OpenAI server has not."""
@@ -91,37 +98,59 @@ class ServedModel:
         if kind not in ("match", "letters"):
             known = ", ".join(task.name for task in TASKS.values() if task.answer_kind in ("match", "letters"))
             raise RequestFault(f"The task {request.task!r} gives no scores; tasks that do: {known}.")
+        for words in (request.query.text, *request.query.attributes, *request.query.attributes.values()):
+            check_words(words)
         own = [] if request.query.image is None else [request.query.image]
         urls = [*own, *request.candidates]
-        _check_count(urls)
-        with self._lock, self._write(urls, prepared=request.prepared) as records:
-            image = records[0] if own else None
-            query = Query("query", "", image=image, text=request.query.text, attributes=request.query.attributes)
-            candidates = records[len(own) :]
-            if kind == "match":
-                scores = self._scorer.score_pairs(query, candidates, request.task)
-            else:
-                (scores,) = self._scorer.choose(query, [candidates], request.task)
+        check_count(len(urls))
+        names = [f"{hashlib.sha256(url.encode()).hexdigest()}-{request.prepared}" for url in urls]
+        records = [ImageRecord(name, "served", "gallery", name, "", "", 0, 0) for name in names]
+        asked, candidates = records[: len(own)], records[len(own) :]
+        image = asked[0] if asked else None
+        query = Query("query", "", image=image, text=request.query.text, attributes=request.query.attributes)
+        with self._lock:
+            pictures, tokens = self._open(dict(zip(names, urls, strict=True)), prepared=request.prepared)
+            counts = [tokens[name] for name in names]
+            self._check_question(query, request.task, counts[: len(own)], counts[len(own) :])
+            with self._show(pictures):
+                if kind == "match":
+                    scores = self._scorer.score_pairs(query, candidates, request.task)
+                else:
+                    (scores,) = self._scorer.choose(query, [candidates], request.task)
         if not np.isfinite(scores).all():
             raise RequestFault("The model gives scores that are no numbers; start the server with dtype=float32.", 500)
         return scores.tolist()
 
-    @contextmanager
-    def _write(self, urls: Sequence[str], *, prepared: bool) -> Generator[list[ImageRecord]]:
-        """Give the scorer pictures as files; those that it has encoded before are not even decoded again."""
-        folder = Path(self._folder.name)
-        if len(self._scorer.features) > MOST_ENCODED:
+    def _open(self, urls: Mapping[str, str], *, prepared: bool) -> tuple[dict[str, Picture], dict[str, int]]:
+        """Return the pictures that the scorer has not encoded yet, by name, and the tokens of all."""
+        if self._scorer.kept_bytes > MOST_KEPT_BYTES:
             self._scorer.forget_images()
-        names = [f"{hashlib.sha256(url.encode()).hexdigest()}-{prepared}.png" for url in urls]
-        new = {name: url for name, url in zip(names, urls, strict=True) if name not in self._scorer.features}
+        features = self._scorer.features
+        new = [name for name in urls if name not in features]
+        found = open_pictures([urls[name] for name in new], self.settings.policy, prepared=prepared)
+        pictures = dict(zip(new, found, strict=True))
+        known = {name: features[name].grid for name in urls if name in features}
+        tokens = {name: math.prod(grid) // self._geometry.merge_size**2 for name, grid in known.items()}
+        return pictures, tokens | {name: one.count_tokens(self._geometry) for name, one in pictures.items()}
+
+    def _check_question(self, query: Query, task: str, own: Sequence[int], candidates: Sequence[int]) -> None:
+        """Refuse a question that is too long, whose images take so many tokens; pairs are a question each."""
+        _check_images([*own, *candidates])
+        if TASKS[task].answer_kind == "match":
+            prompt, images = build_pair_prompt(query, task), max(candidates)
+        else:
+            prompt, images = build_choice_prompt(query, task, len(candidates)), sum(candidates)
+        tokenizer = self._scorer.processor.tokenizer
+        check_length(tokenizer, "".join(prompt.segments), _FRAME + sum(own) + images, self._longest)
+
+    @contextmanager
+    def _show(self, pictures: Mapping[str, Picture]) -> Generator[None]:
+        """Let the scorer find pictures, decoded one at a time."""
         try:
-            for name, url in new.items():
-                picture = read_picture(url, self.settings.policy, prepared=prepared)
-                picture.save(folder / name, compress_level=0)
-            yield [ImageRecord(name, "served", "gallery", name, "", "", 0, 0) for name in names]
+            self._decoded = {name: picture.decode() for name, picture in pictures.items()}
+            yield
         finally:
-            for name in new:
-                (folder / name).unlink(missing_ok=True)
+            self._decoded = {}
 
     def complete(self, request: ChatRequest) -> Completion:
         """Return the answer to a chat.
@@ -131,18 +160,25 @@ class ServedModel:
         """
         self.check_name(request.model)
         request.check()
+        text = render_messages(request.messages, self._scorer.model.config.model_type)
         parts = [part for message in request.messages if isinstance(message.content, list) for part in message.content]
         urls = [part.image_url.url if part.image_url else "" for part in parts if part.type == "image_url"]
-        _check_count(urls)
-        pictures = [read_picture(url, self.settings.policy, prepared=request.prepared) for url in urls]
-        text = render_messages(request.messages, self._scorer.model.config.model_type)
+        check_count(len(urls))
+        pictures = open_pictures(urls, self.settings.policy, prepared=request.prepared)
+        tokens = [picture.count_tokens(self._geometry) for picture in pictures]
+        _check_images(tokens)
+        processor = self._scorer.processor
+        check_length(processor.tokenizer, text, sum(tokens) + request.token_limit, self._longest)
         alternatives = (request.top_logprobs or 0) if request.logprobs else None
         with self._lock:
-            return complete(
-                self._scorer.model, self._scorer.processor, text, pictures, request.token_limit, alternatives
-            )
+            decoded = [picture.decode() for picture in pictures]
+            return complete(self._scorer.model, processor, text, decoded, request.token_limit, alternatives)
 
 
-def _check_count(urls: Sequence[str]) -> None:
-    if len(urls) > MOST_IMAGES:
-        raise RequestFault(f"{len(urls)} images are too many; {MOST_IMAGES} is most for one request.", 413)
+def _check_images(tokens: Sequence[int]) -> None:
+    if sum(tokens) > MOST_IMAGE_TOKENS:
+        raise RequestFault(
+            f"The images of the request take {sum(tokens)} tokens; {MOST_IMAGE_TOKENS} is most. Send fewer or smaller "
+            "ones, or start the server with a smaller image_max_pixels.",
+            413,
+        )

@@ -1,60 +1,31 @@
 """The HTTP side of ``chatreid serve``: paths, limits, errors in OpenAI's format. Nothing of a request is logged."""
 
 import asyncio
-import logging
-import secrets
 import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from ..config import check_settings
 from ..errors import ChatReIDError, ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
 from ..servers.key import is_local, read_key
-from .bodies import ChatRequest, RequestFault, ScoreRequest, describe_fault
+from .bodies import BodyType, ChatRequest, RequestFault, ScoreRequest, describe_fault, parse_body
 from .completions import Completion, Token
+from .intake import Gate, Intake, list_own_names, make_gone
 from .model import ServedModel
 
 
-# Of one request.
-MOST_BYTES = 64 << 20
-# Requests that wait for the model; each holds its pictures in memory.
+# Requests that wait for the model.
 MOST_WAITING = 64
-
-Body = TypeVar("Body", bound=BaseModel)
-
-logger = logging.getLogger(__name__)
-
-
-async def read_body(request: Request, kind: type[Body]) -> Body:
-    """Return the checked body.
-
-    Raises:
-        RequestFault: too long (413), not JSON (415), or not what the path takes (400).
-    """
-    # Asking for JSON makes browsers ask first, so that no web page can reach a server on its reader's machine.
-    if not request.headers.get("content-type", "").startswith("application/json"):
-        raise RequestFault("Send JSON, with Content-Type: application/json.", 415)
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MOST_BYTES:
-            raise RequestFault(f"The request has more than {MOST_BYTES} bytes; send fewer or smaller images.", 413)
-    try:
-        return kind.model_validate_json(bytes(content))
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in error.errors()]
-        raise RequestFault("; ".join(faults[:10])) from None
 
 
 def _describe_token(token: Token) -> dict[str, Any]:
@@ -90,34 +61,30 @@ def describe_completion(completion: Completion, name: str) -> dict[str, Any]:
 class Paths:
     """The server's paths, each a method."""
 
-    def __init__(self, model: ServedModel, key: str) -> None:
+    def __init__(self, model: ServedModel) -> None:
         self.model = model
-        self.key = key
+        self.intake = Intake()
         self.waiting = 0
         self.turn = asyncio.Lock()
 
-    def _check_key(self, request: Request) -> None:
-        shown = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if self.key and not secrets.compare_digest(shown.encode(), self.key.encode()):
-            raise RequestFault("Wrong or missing key; send Authorization: Bearer KEY.", 401)
+    async def _answer(self, request: Request, kind: type[BodyType], answer: Callable[[BodyType], Any]) -> Any:
+        async with self.intake.receive(request) as content:
+            body = parse_body(content, kind)
+            content.clear()  # its texts are copies
+            # Not before the body is there, or whoever sends none keeps everybody out.
+            if self.waiting >= MOST_WAITING:
+                raise RequestFault(f"{MOST_WAITING} requests are waiting already; try again later.", 503)
+            self.waiting += 1
+            try:
+                async with self.turn:
+                    if await _has_gone(request):
+                        raise make_gone()  # not worth the model's time
+                    return await asyncio.to_thread(answer, body)
+            finally:
+                self.waiting -= 1
 
-    async def _answer(self, request: Request, kind: type[Body], answer: Callable[[Body], Any]) -> Any:
-        self._check_key(request)
-        if self.waiting >= MOST_WAITING:
-            raise RequestFault(f"{MOST_WAITING} requests are waiting already; try again later.", 503)
-        self.waiting += 1
-        try:
-            body = await read_body(request, kind)
-            async with self.turn:
-                if await _has_gone(request):
-                    raise RequestFault("The client has gone.", 499)  # not worth the model's time
-                return await asyncio.to_thread(answer, body)
-        finally:
-            self.waiting -= 1
-
-    async def list_models(self, request: Request) -> JSONResponse:
+    async def list_models(self) -> JSONResponse:
         """GET /v1/models."""
-        self._check_key(request)
         return JSONResponse({"object": "list", "data": [self.model.describe()]})
 
     async def show_health(self) -> JSONResponse:
@@ -143,7 +110,7 @@ def _report_fault(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse(describe_fault(str(error), status), status, headers)
     if isinstance(error, HTTPException):
         message = f"{error.detail}. Paths: /v1/chat/completions, /v1/score, /v1/models, /health."
-        return JSONResponse(describe_fault(message, error.status_code), error.status_code)
+        return JSONResponse(describe_fault(message, error.status_code), error.status_code, error.headers)
     status = 500 if isinstance(error, UpstreamError) else 400
     return JSONResponse(describe_fault(str(error), status), status)
 
@@ -152,24 +119,46 @@ def _report_bug(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(describe_fault(f"The server failed: {type(error).__name__}.", 500), 500)
 
 
-def make_app(model: ServedModel, key: str = "") -> FastAPI:
+def make_app(model: ServedModel, key: str = "", names: Collection[str] = ()) -> FastAPI:
     """Return the application: /v1/chat/completions, /v1/score, /v1/models, /health.
 
     Args:
         model: what answers.
         key: that requests have to show; empty for none.
+        names: by which the server may be called, beside ``localhost`` and any IP address.
     """
+    gate = Gate(names, key)
     # No pages of documentation: they would load scripts from elsewhere.
-    app = FastAPI(title="chatreid serve", docs_url=None, redoc_url=None, openapi_url=None)
-    paths = Paths(model, key)
-    app.add_api_route("/v1/models", paths.list_models, methods=["GET"])
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(gate.check_sender)])
+    paths = Paths(model)
+    locked = [Depends(gate.check_key)]
     app.add_api_route("/health", paths.show_health, methods=["GET"])
-    app.add_api_route("/v1/chat/completions", paths.complete, methods=["POST"])
-    app.add_api_route("/v1/score", paths.score, methods=["POST"])
+    app.add_api_route("/v1/models", paths.list_models, methods=["GET"], dependencies=locked)
+    app.add_api_route("/v1/chat/completions", paths.complete, methods=["POST"], dependencies=locked)
+    app.add_api_route("/v1/score", paths.score, methods=["POST"], dependencies=locked)
     for kind in (RequestFault, ChatReIDError, HTTPException):
         app.add_exception_handler(kind, _report_fault)
     app.add_exception_handler(Exception, _report_bug)
     return app
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        ConfigError: the port is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Without the protocol asyncio does not switch Nagle's algorithm off, and answers are 40 ms late.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"Cannot listen on {host}, port {port}: {error}. Choose another --port.") from None
+    return listener
 
 
 def _read_own_key(variable: str) -> str:
@@ -200,6 +189,7 @@ def run_server(
     stage: int,
     name: str | None,
     api_key_variable: str | None,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve a checkpoint until interrupted.
 
@@ -210,24 +200,14 @@ def run_server(
     values = {"protocol": "folder", "manifest": "none", "output_dir": "none", "model_name_or_path": checkpoint}
     settings = check_settings(values | {"chatreid_stage": stage or None}, overrides, EvalSettings, "chatreid serve")
     key = "" if api_key_variable is None else _read_own_key(api_key_variable)
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()
-    except OSError as error:
-        raise ConfigError(f"Cannot listen on {host}, port {port}: {error}. Choose another --port.") from None
-    with listener:
+    with open_listener(host, port) as listener:
         model = ServedModel(settings, name or Path(checkpoint).name)
         address = format_address(host, listener.getsockname()[1])
         print(f"Serving {model.name} at {address}/v1 (Ctrl-C ends it)", flush=True)
         if not is_local(address) and not key:
             print("Anybody who reaches this machine can ask it: there is no --api-key-variable.", file=sys.stderr)
-        try:
-            config = uvicorn.Config(make_app(model, key), log_level="warning", access_log=False)
-            uvicorn.Server(config).run(sockets=[listener])
-        finally:
-            model.close()
+        app = make_app(model, key, [*list_own_names(host), *allowed_hosts])
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 
 async def _has_gone(request: Request) -> bool:

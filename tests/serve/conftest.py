@@ -1,11 +1,10 @@
 """The tiny checkpoint behind ``chatreid serve`` on a real socket, and crops to ask about."""
 
 import json
-import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from chatreid_plugin.crops import encode_picture
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.serve.model import ServedModel
-from chatreid_plugin.serve.server import make_app
+from chatreid_plugin.serve.server import make_app, open_listener
 
 
 SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (33, 90)]
@@ -69,23 +68,20 @@ class Server:
 @pytest.fixture(scope="module")
 def start(make_settings: Callable[..., EvalSettings]) -> Iterator[Callable[..., Server]]:
     """Return a function that serves a model in a thread."""
-    running: list[tuple[uvicorn.Server, threading.Thread, ServedModel]] = []
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(model: ServedModel, key: str = "") -> Server:
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        server = uvicorn.Server(uvicorn.Config(make_app(model, key), log_level="warning"))
+    def start(model: ServedModel, key: str = "", names: Sequence[str] = ()) -> Server:
+        listener = open_listener("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(make_app(model, key, names), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        running.append((server, thread, model))
+        running.append((server, thread))
         return Server(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", model)
 
     yield start
-    for server, thread, model in running:
+    for server, thread in running:
         server.should_exit = True
         thread.join(10)
-        model.close()
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import DEFAULT_IMAGE_MAX_PIXELS
 from chatreid_plugin.records import ImageRecord
-from chatreid_plugin.serve.model import MOST_IMAGES, ServedModel
-from chatreid_plugin.serve.server import MOST_BYTES
+from chatreid_plugin.serve.intake import MOST_BYTES
+from chatreid_plugin.serve.model import ServedModel
+from chatreid_plugin.serve.pictures import MOST_IMAGES
 from chatreid_plugin.tasks import LETTERS, TASKS
 
 

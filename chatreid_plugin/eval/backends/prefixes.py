@@ -47,9 +47,18 @@ class Prefixes:
         self._known: OrderedDict[Beginning, KeysAndValues] = OrderedDict()
         self._batcher = Batcher(QUERY_BLOCK, "questions")
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of the keys and values."""
+        return sum(one.nbytes for layers in self._known.values() for layer in layers for one in layer)
+
     def clear(self) -> None:
         """Drop all."""
         self._known.clear()
+
+    def limit_batches(self, tokens: int) -> None:
+        """Let no batch have more tokens, unless it is one question."""
+        self._batcher.budget = tokens
 
     def find(self, wanted: Beginning, block: Iterable[Beginning]) -> KeysAndValues:
         """Return the keys and values of ``wanted``; unless known, compute those of its length in ``block`` along.

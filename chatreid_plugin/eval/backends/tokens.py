@@ -51,6 +51,17 @@ class Tokenizer:
         self.merged = model.config.vision_config.spatial_merge_size**2
         self._known: dict[tuple[Prompt, tuple[Grid, ...]], Tokens] = {}
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of the tokens kept."""
+        return sum(
+            part.nbytes for tokens in self._known.values() for part in (tokens.ids, tokens.is_image, tokens.positions)
+        )
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._known.clear()
+
     def encode(self, prompt: Prompt, grids: Sequence[Grid]) -> Tokens:
         """Return the tokens of a prompt whose images have these grids."""
         key = (prompt, tuple(grids))

@@ -33,6 +33,9 @@ from .tokens import Tokenizer, Tokens
 from .vision_features import Grid, VisionFeatures
 
 
+# Of the vision towers: 28x28 (Qwen2-VL, Qwen2.5-VL) or 32x32.
+PIXELS_PER_TOKEN = 28 * 28
+
 logger = logging.getLogger(__name__)
 
 
@@ -103,10 +106,22 @@ class TransformersScorer:
         pooled = [self.features[record.image_id].levels[0].float().mean(dim=0) for record in records]
         return torch.stack(pooled).cpu().numpy()
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory of encoded images, beginnings of questions and tokens, for a server that lives long."""
+        return self.features.kept_bytes + self._prefixes.kept_bytes + self._tokenizer.kept_bytes
+
+    def limit_batches(self, tokens: int) -> None:
+        """Let no step of the vision tower or the decoder have more tokens, unless it is one image or question."""
+        self.features.limit_batches(tokens * PIXELS_PER_TOKEN)
+        self._prefixes.limit_batches(tokens)
+        self._batcher.budget = tokens
+
     def forget_images(self) -> None:
-        """Drop all encoded images, for a server that lives long."""
+        """Drop all encoded images and what was made with them."""
         self.features.clear()
         self._prefixes.clear()
+        self._tokenizer.clear()
         self._blocks.clear()
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@ Market-1501 (23,100 images), 13 GB for MSMT17 (93,820). Qwen3-VL's three deepsta
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,18 +41,25 @@ class VisionFeature:
 
 
 class VisionFeatures:
-    """Features by image id."""
+    """Features by image id.
+
+    Attributes:
+        read_image: opens an image; set anew where it is no file.
+        kept_bytes: memory of the features.
+    """
 
     def __init__(self, model: Any, processor: Any, image_root: Path, policy: ImagePolicy, *, on_host: bool) -> None:
         """``on_host``: keep them in the host's memory rather than the model's device's."""
         self.model = model
         self.processor = processor
-        self.image_root = image_root
+        # A server has its images in memory.
+        self.read_image: Callable[[ImageRecord], Image.Image] = lambda record: open_crop(image_root / record.path)
         self.policy = policy
         self.device = torch.device("cpu") if on_host else model.device
         self._known: dict[str, VisionFeature] = {}
         self._batches: dict[str, list[ImageRecord]] = {}
         self._batcher = Batcher(ENCODE_BATCH, "images")
+        self.kept_bytes = 0
 
     def __getitem__(self, image_id: str) -> VisionFeature:
         return self._known[image_id]
@@ -67,6 +74,11 @@ class VisionFeatures:
         """Drop all."""
         self._known.clear()
         self._batches.clear()
+        self.kept_bytes = 0
+
+    def limit_batches(self, pixels: int) -> None:
+        """Let no batch have more pixels, unless it is one image."""
+        self._batcher.budget = pixels
 
     def arrange(self, planned: Sequence[ImageRecord]) -> None:
         """Fix the batches of images that are in none yet; what is planned must be the same in every process and run.
@@ -122,7 +134,7 @@ class VisionFeatures:
         return [[pool.submit(self._decode, record) for record in batch] for batch in batches]
 
     def _decode(self, record: ImageRecord) -> Image.Image:
-        return prepare_crop(open_crop(self.image_root / record.path), self.policy)
+        return prepare_crop(self.read_image(record), self.policy)
 
     def _encode_batch(self, records: Sequence[ImageRecord], crops: Sequence[Image.Image]) -> None:
         sizes: dict[tuple[int, int], list[tuple[ImageRecord, Image.Image]]] = defaultdict(list)
@@ -143,3 +155,4 @@ class VisionFeatures:
         parts = levels.to(self.model.dtype).to(self.device).chunk(len(items), dim=1)
         for (record, _), (time, height, width), part in zip(items, grids, parts, strict=True):
             self._known[record.image_id] = VisionFeature((time, height, width), part.clone())
+            self.kept_bytes += part.nbytes
