@@ -1,18 +1,20 @@
 """One request to an OpenAI-compatible server, sent until it is answered; faults sorted by whom they concern."""
 
 import asyncio
+import json
 import sys
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI
+import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
 from tqdm import tqdm
 
-from ..errors import UpstreamError
-from .key import read_key
+from ..errors import UpstreamError, make_printable
+from .answers import BrokenAnswer, parse_answer, read_content
+from .key import read_headers, read_key
 from .pace import Pace, read_retry_after
 
 
@@ -46,10 +48,6 @@ class TemporaryFailure(Exception):
 
 class RejectedRequest(Exception):
     """The server will never take this request (status 400, 413, 422, ...)."""
-
-
-class BrokenAnswer(Exception):
-    """The answer is no JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +97,19 @@ class ServerClient:
         self.host = urlsplit(address.base_url).netloc
         self.pace = pace or Pace(None, None)
         self._key = read_key(address.api_key_variable, address.base_url, address.key_setting)
-        # Retries and time limits are ours: one 429 has to hold back all workers.
-        self._client = AsyncOpenAI(api_key=self._key or "none", base_url=address.base_url, max_retries=0, timeout=None)
+        headers = {"Authorization": f"Bearer {self._key or 'none'}", **read_headers(address.base_url)}
+        # Time limits are ours; redirects would take images where nobody sent them; bombs come compressed.
+        self._client = httpx.AsyncClient(
+            headers={**headers, "Accept": "application/json", "Accept-Encoding": "identity"},
+            timeout=None,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            follow_redirects=False,
+        )
         self._backoff = wait_exponential_jitter(multiplier=FIRST_WAIT, max=LONGEST_WAIT, jitter=FIRST_WAIT)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self._client.aclose()
 
     async def ask(self, path: str, body: dict[str, Any] | None, tokens: int = 0) -> object:
         """Send a request until it is answered; the wait of a 429 is everybody's.
@@ -119,10 +123,10 @@ class ServerClient:
             The decoded answer, without a key of 12 characters or more should the server repeat it.
 
         Raises:
-            BrokenAnswer: the answer is no JSON; not retried, as the request may have cost money.
+            BrokenAnswer: see ``answers``; not retried, as the request may have cost money.
             RejectedRequest: the server does not take this request.
             TemporaryFailure: no answer after all retries.
-            UpstreamError: no request will ever be answered: wrong key, wrong model, no credit.
+            UpstreamError: no request will ever be answered: wrong key, wrong model, no credit, a redirect.
         """
         failures = {True: 0, False: 0}
 
@@ -146,26 +150,42 @@ class ServerClient:
         # Many servers say 1 second however long they are busy, which would end the retries at once.
         pause = max(pause, failure.pause or 0)
         if self.pace.pause(pause):
-            tqdm.write(f"{self.host}: {failure}; all requests wait {pause:.0f} s", file=sys.stderr)
+            news = f"{self.host}: {failure}; all requests wait {pause:.0f} s"
+            tqdm.write(make_printable(news), file=sys.stderr)
         return 0
 
     async def _send(self, path: str, body: dict[str, Any] | None, tokens: int) -> object:
         await self.pace.wait(tokens)
         try:
             async with asyncio.timeout(self.address.timeout):
-                if body is None:
-                    answer = await self._client.get(path, cast_to=object)
-                else:
-                    answer = await self._client.post(path, cast_to=object, body=body)
+                response, content = await self._exchange(path, body)
         except TimeoutError:
             raise TemporaryFailure(f"no answer within {self.address.timeout:g} s", is_slow=True) from None
-        except APIStatusError as error:
-            raise self._judge(error) from None
-        except APIConnectionError as error:
-            raise TemporaryFailure(f"the connection failed ({error.__cause__ or error})") from None
-        except ValueError as error:
-            raise BrokenAnswer(f"broken JSON: {error}") from None
+        except httpx.TransportError as error:
+            raise TemporaryFailure(f"the connection failed ({error or type(error).__name__})") from None
+        if not response.is_success:
+            raise self._judge(response, content)
+        answer = parse_answer(content)
         return self._hide_in_answer(answer) if len(self._key) >= _SHORTEST_SECRET else answer
+
+    async def _exchange(self, path: str, body: dict[str, Any] | None) -> tuple[httpx.Response, bytes]:
+        url = self.address.base_url.rstrip("/") + path
+        if body is None:
+            request = self._client.build_request("GET", url)
+        else:
+            sent = json.dumps(body).encode()
+            request = self._client.build_request(
+                "POST", url, content=sent, headers={"Content-Type": "application/json"}
+            )
+        response = await self._client.send(request, stream=True)
+        try:
+            return response, await read_content(response)
+        except BrokenAnswer:
+            if response.is_success:
+                raise
+            return response, b""  # its status says enough
+        finally:
+            await response.aclose()
 
     def _hide_key(self, text: str) -> str:
         """Replace the key, should the server repeat it; done before anything else sees what it says."""
@@ -181,12 +201,18 @@ class ServerClient:
             return {name: self._hide_in_answer(part) for name, part in cast(dict[str, object], value).items()}
         return value
 
-    def _judge(self, error: APIStatusError) -> Exception:
+    def _judge(self, response: httpx.Response, content: bytes) -> Exception:
         """Return what an HTTP error means: for now, for this request, or for all."""
-        status, body, address = error.status_code, error.body, self.address
-        message = cast(dict[str, Any], body).get("message") if isinstance(body, dict) else None
+        status, address = response.status_code, self.address
+        message, code = _read_fault(content)
         # A gateway's error is a whole page of HTML.
-        reason = " ".join(f"{status}: {self._hide_key(str(message or error.message))}".split())[:_LONGEST_REASON]
+        reason = " ".join(f"{status}: {self._hide_key(message)}".split())[:_LONGEST_REASON]
+        if status < 400:
+            place = self._hide_key(urljoin(str(response.request.url), response.headers.get("location", "")))
+            return UpstreamError(
+                f"{self.host} sends requests on to {place[:_LONGEST_REASON]} ({status}), where nothing goes "
+                f"that was meant for base_url. If that is the right address, set it in {address.section}."
+            )
         if status in (401, 403):
             return UpstreamError(
                 f"{self.host} refuses the key ({reason}). Set the environment variable "
@@ -197,15 +223,28 @@ class ServerClient:
                 f"{self.host} does not know the model {address.model!r}, or base_url is wrong ({reason}). Check "
                 f"both in {address.section}."
             )
-        if error.code == "insufficient_quota":
+        if code == "insufficient_quota":
             return UpstreamError(
                 f"{self.host} has no credit left for this key ({reason}). Add credit, then run again."
             )
         if status not in (408, 409, 429) and status < 500:
             return RejectedRequest(reason)
-        pause = read_retry_after(error.response.headers.get("retry-after"))
+        pause = read_retry_after(response.headers.get("retry-after"))
         if pause is not None and pause > LONGEST_PAUSE:
             return UpstreamError(
                 f"{self.host} wants no request for {pause / 60:.0f} minutes ({reason}). Run again then."
             )
         return TemporaryFailure(reason, pause, is_overload=status == 429)
+
+
+def _read_fault(content: bytes) -> tuple[str, str]:
+    """Return message and code of an error in OpenAI's format; of any other body the text."""
+    try:
+        body = parse_answer(content)
+    except BrokenAnswer:
+        return content[: 2 * _LONGEST_REASON].decode("utf-8", "replace"), ""
+    error = cast(dict[str, Any], body).get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return str(error), ""
+    fields = cast(dict[str, Any], error)
+    return str(fields.get("message") or fields), str(fields.get("code") or "")

@@ -6,7 +6,7 @@ It imports nothing of LLaMA-Factory: spawned data loader workers import it befor
 from io import BytesIO
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..crops import DAMAGE, convert_to_rgb, read_upright_size
 from ..errors import DataError
@@ -39,6 +39,8 @@ def open_image(image: Any) -> Image.Image:
         return Image.open(source)
     except FileNotFoundError:
         raise DataError(f"Image {describe_image(image)} does not exist.") from None
+    except UnidentifiedImageError:  # its message may be the address of a buffer
+        raise DataError(f"Image {describe_image(image)} cannot be opened: its format is not known") from None
     except DAMAGE as error:
         raise DataError(f"Image {describe_image(image)} cannot be opened: {error}") from None
 

@@ -1,13 +1,17 @@
 """What a client makes of a server's answers, and how long it goes on asking; see also the captions and the backend."""
 
 import asyncio
+import gzip
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from chatreid_plugin.errors import UpstreamError
+from chatreid_plugin.servers.answers import BrokenAnswer
 from chatreid_plugin.servers.client import RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
+from chatreid_plugin.servers.key import read_headers
 
 
 Ask = Callable[..., object]
@@ -107,3 +111,68 @@ def test_short_retry_after_does_not_shorten_the_waits(
 def test_longer_retry_after_is_kept(ask: Ask, asked: list[float]) -> None:
     ask((429, {}, {"Retry-After": "0.5"}), OK)
     assert asked[1] - asked[0] > 0.5
+
+
+def test_answer_without_end_is_given_up_by_its_bytes(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatreid_plugin.servers.answers.MOST_ANSWER_BYTES", 100_000)
+    assert ask((200, {"text": "a" * 90_000})) == {"text": "a" * 90_000}
+    with pytest.raises(BrokenAnswer, match="more than 100000 bytes"):
+        ask((200, b'"' + b"a" * 50_000_000, {}, True))  # cut off long before the announced end
+
+
+def test_compressed_answer_is_not_unpacked(ask: Ask) -> None:
+    bomb = gzip.compress(b" " * 50_000_000)
+    with pytest.raises(BrokenAnswer, match="compressed .gzip"):
+        ask((200, bomb, {"Content-Encoding": "gzip"}))
+
+
+def test_long_error_keeps_its_status(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatreid_plugin.servers.answers.MOST_ANSWER_BYTES", 100_000)
+    with pytest.raises(RejectedRequest, match="^400"):
+        ask((400, b"x" * 50_000_000))
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirects_are_not_followed(ask: Ask, asked: list[float], status: int) -> None:
+    with pytest.raises(UpstreamError, match=r"sends requests on to http://elsewhere\.invalid/x \(30"):
+        ask((status, {}, {"Location": "http://elsewhere.invalid/x"}))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b'"\\ud800"', b"9" * 30, b"9" * 5000, b"[" * 100_000, b"[" * 200 + b"]" * 200, b"\xff", b"", b"Infinity,"]
+)
+def test_odd_answers_are_broken_ones(ask: Ask, body: bytes) -> None:
+    with pytest.raises(BrokenAnswer):
+        ask((200, body))
+
+
+def test_variables_of_openais_client_go_to_openai_alone(
+    serve_answers: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Secret: s3cret\nnonsense")
+    monkeypatch.setenv("CHATREID_TEST_KEY", "k")
+    found: list[dict[str, str]] = []
+    base_url = serve_answers(lambda path, headers, body: found.append(headers) or (200, {}))
+
+    async def send() -> None:
+        client = ServerClient(ServerAddress(base_url, "any", "CHATREID_TEST_KEY", 5, 0, "a test", "key"))
+        await client.ask("/models", None)
+        await client.close()
+
+    asyncio.run(send())
+    assert found[0]["authorization"] == "Bearer k"
+    assert not {"openai-organization", "openai-project", "x-secret"} & found[0].keys()
+    own = {"X-Secret": "s3cret", "OpenAI-Organization": "org-1", "OpenAI-Project": "proj-1"}
+    for url in ("https://api.openai.com/v1", "https://eu.api.openai.com/v1"):
+        assert read_headers(url) == own
+    for url in ("http://api.openai.com/v1", "https://xapi.openai.com/v1", "https://api.openai.com.example/v1"):
+        assert read_headers(url) == {}
+
+
+def test_server_that_redirects_names_no_key(ask: Ask) -> None:
+    key = "sk-0123456789ab"
+    with pytest.raises(UpstreamError, match=r"/\[key\]"):
+        ask((307, {}, {"Location": f"/{key}"}), key=key)

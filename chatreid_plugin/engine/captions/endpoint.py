@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from ...config import BuildSettings, CaptioningSettings
 from ...crops import encode_picture
-from ...errors import ConfigError, DataError, UpstreamError
+from ...errors import ConfigError, DataError, UpstreamError, make_printable
 from ...records import ImageRecord
-from ...servers.client import BrokenAnswer, RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
+from ...servers.answers import BrokenAnswer
+from ...servers.client import RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
 from ...servers.key import is_local, read_key
 from ...servers.pace import Pace
 from .batches import read_batches, write_batches
@@ -45,6 +46,8 @@ from .run import CaptionRun, start_run
 READINGS = 3
 KEY_SETTING = "captioning.api_key_variable"
 _PROBE_SIZE = (64, 128)
+# Tokens of one request; more is a server's mistake, and would hold back all others.
+_MOST_USED = 10_000_000
 
 
 class Endpoint:
@@ -143,7 +146,7 @@ class Endpoint:
         usage = cast(dict[str, Any], answer).get("usage") if isinstance(answer, dict) else None
         found = cast(dict[str, Any], usage) if isinstance(usage, dict) else {}
         counts = [found.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        used = [count if isinstance(count, int) else 0 for count in counts]
+        used = [count if isinstance(count, int) and 0 <= count <= _MOST_USED else 0 for count in counts]
         self.input_tokens += used[0]
         self.output_tokens += used[1]
         self._client.pace.charge(sum(used) - estimated)
@@ -206,9 +209,8 @@ def caption_images(settings: BuildSettings, names: Sequence[str] = (), limit: in
 def _announce(settings: CaptioningSettings, images: int) -> None:
     if not is_local(settings.base_url):
         host, prompt = urlsplit(settings.base_url).netloc, show_prompt(settings, structured=True)
-        print(
-            f"Sending {images} images of people to {host} (model {settings.model}), with:\n{prompt}", file=sys.stderr
-        )
+        news = f"Sending {images} images of people to {host} (model {settings.model}), with:\n{prompt}"
+        print(make_printable(news), file=sys.stderr)
 
 
 async def _ask_about_all(settings: CaptioningSettings, run: CaptionRun) -> None:

@@ -148,7 +148,8 @@ class LineLog:
 
     def append(self, value: Mapping[str, Any]) -> None:
         """Write one line and wait until the disk has it: an answer has been paid for."""
-        self.file.write(json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n")
+        # Half a character in a reason becomes JSON's escape of it.
+        self.file.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         self.file.flush()
         os.fsync(self.file.fileno())
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ...config import CaptioningSettings
 from ...crops import DAMAGE, convert_to_rgb, encode_picture
 from ...errors import DataError
+from ...servers.answers import BrokenAnswer, check_value
 from ...tasks import get_task
 
 
@@ -60,6 +61,8 @@ _JSON_INSTRUCTIONS = "\n\nAnswer with one JSON object and nothing else. Its JSON
 # What endpoints take everywhere; LLaMA-Factory's, for one, refuses WebP.
 _FORMATS = {"JPEG": "jpeg", "PNG": "png"}
 _MODES = ("RGB", "L", "P")
+# Braces of a text at which its JSON object may begin; each is tried.
+_MOST_BEGINNINGS = 100
 
 
 class UnreadableAnswer(Exception):
@@ -161,6 +164,8 @@ def encode_image(path: Path) -> str:
             if image.format in _FORMATS and image.mode in _MODES:
                 return _make_data_url(_FORMATS[image.format], content)
             return encode_picture(convert_to_rgb(image))
+    except UnidentifiedImageError:  # its message is the address of our buffer
+        raise DataError(f"{path} cannot be read as an image: its format is not known") from None
     except DAMAGE as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from None
 
@@ -173,7 +178,7 @@ def read_completion(body: object, count: int) -> Description:
     """Read the body of a chat completion.
 
     Args:
-        body: the decoded JSON, or the text of a body that is not JSON.
+        body: the decoded JSON.
         count: descriptions that were asked for.
 
     Raises:
@@ -195,11 +200,17 @@ def _find_object(text: str) -> dict[str, Any]:
     """Return the first JSON object of a text: models without structured output put words or fences around it."""
     decoder = json.JSONDecoder()
     start = text.find("{")
-    while start >= 0:
+    for _ in range(_MOST_BEGINNINGS):
+        if start < 0:
+            break
         try:
-            return cast(dict[str, Any], decoder.raw_decode(text, start)[0])
-        except (json.JSONDecodeError, RecursionError):
+            value = cast(dict[str, Any], decoder.raw_decode(text, start)[0])
+            check_value(value)
+            return value
+        except (ValueError, RecursionError):
             start = text.find("{", start + 1)
+        except BrokenAnswer as fault:
+            raise UnreadableAnswer(str(fault)) from None
     raise UnreadableAnswer(f"broken JSON: {_cut(text)}")
 
 

@@ -6,6 +6,7 @@ pairs are asked together and show the query first, so that servers with a prefix
 
 import asyncio
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -18,8 +19,9 @@ from ...crops import encode_picture, open_crop, prepare_crop
 from ...errors import UpstreamError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
+from ...servers.answers import BrokenAnswer
 from ...servers.background import BackgroundLoop
-from ...servers.client import BrokenAnswer, RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
+from ...servers.client import RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
 from ...servers.key import is_local
 from ...tasks import LETTERS
 from ..arrays import ScoreArray
@@ -278,6 +280,9 @@ def _read_scores(body: object, count: int) -> list[float]:
     if not isinstance(found, list) or len(cast(list[object], found)) != count:
         raise BrokenAnswer(f"not {count} scores: {str(body)[:120]}")
     try:
-        return [float(value) for value in cast(list[Any], found)]
+        scores = [float(value) for value in cast(list[Any], found)]
     except (TypeError, ValueError):
-        raise BrokenAnswer(f"a score is no number: {str(body)[:120]}") from None
+        scores = [math.nan]
+    if not all(map(math.isfinite, scores)):
+        raise BrokenAnswer(f"a score is no number: {str(body)[:120]}")
+    return scores

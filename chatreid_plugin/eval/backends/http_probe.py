@@ -8,7 +8,8 @@ from PIL import Image
 
 from ...crops import encode_picture
 from ...errors import ConfigError, UpstreamError
-from ...servers.client import BrokenAnswer, RejectedRequest, ServerClient, TemporaryFailure
+from ...servers.answers import BrokenAnswer
+from ...servers.client import RejectedRequest, ServerClient, TemporaryFailure
 from .http_replies import read_again, read_logprobs, read_texts
 
 

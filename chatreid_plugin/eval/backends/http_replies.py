@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from ...answers import read_answer
-from ...servers.client import BrokenAnswer
+from ...servers.answers import BrokenAnswer
 from ...tasks import NO, YES
 
 
@@ -79,7 +79,7 @@ def read_logprobs(body: object) -> dict[str, float]:
         entries = cast(Any, _read_choices(body)[0])["logprobs"]["content"][0]["top_logprobs"]
         for entry in entries:
             token, value = str(entry["token"]), float(entry["logprob"])
-            if math.isnan(value):
+            if math.isnan(value) or value == math.inf:
                 raise BrokenAnswer("a log-probability is no number")
             token = unicodedata.normalize("NFC", token).strip(_SPACES)
             best[token] = max(value, best.get(token, LOWEST))  # minus infinity becomes LOWEST

@@ -89,7 +89,7 @@ def list_unreadable(api: Any) -> dict[str, dict[str, Any]]:
         "broken JSON: Sure! {": {"body": api.make_completion("Sure! {")},
         "broken JSON": {"body": b'{"choices": [{'},
         "refusal: I cannot help": {"body": api.make_completion(None, "I cannot help with that.")},
-        "no chat completion: <html>": {"body": b"<html>", "headers": {"Content-Type": "text/html"}},
+        "broken JSON: Expecting value": {"body": b"<html>", "headers": {"Content-Type": "text/html"}},
         "no chat completion": {"body": {"choices": []}},
         "wrong schema: attributes": {"body": api.make_completion(json.dumps(answer | {"attributes": None}))},
         "wrong schema: 0 descriptions": {"body": api.make_completion(json.dumps(answer | {"descriptions": [" "]}))},
@@ -99,10 +99,17 @@ def list_unreadable(api: Any) -> dict[str, dict[str, Any]]:
                 json.dumps(answer | {"attributes": answer["attributes"] | {"upper_colour": "plaid"}})
             )
         },
+        "a text holds half a character": {
+            "body": api.make_completion(json.dumps(answer | {"descriptions": ["\ud800"]}))
+        },
+        "broken JSON: {": {"body": api.make_completion('{"clothing_recognised": ' + "9" * 5000 + "}")},
+        "broken JSON: a number of 5000 digits": {"body": b'{"choices": ' + b"9" * 5000 + b"}"},
+        "broken JSON: maximum recursion": {"body": b'{"choices": ' + b"[" * 100_000},
+        "the answer is nested too deeply": {"body": b'{"choices": ' + b"[" * 300 + b"]" * 300 + b"}"},
     }
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(14))
 def test_unreadable_answers_are_asked_for_again_then_fail(
     api: Any, make: MakeRecipe, read_answers: ReadAnswers, read_failures: ReadFailures, number: int
 ) -> None:
@@ -194,3 +201,20 @@ def test_damaged_image_is_a_failure(api: Any, make: MakeRecipe, tmp_path: Path, 
     caption_images(settings)
     assert set(read_failures()) == {"001.jpg", "002.jpg"}
     assert "cannot be read as an image" in read_failures()["001.jpg"]
+
+
+def test_absurd_usage_does_not_stop_the_run(api: Any, make: MakeRecipe, read_answers: ReadAnswers) -> None:
+    usage = {"prompt_tokens": -(10**15), "completion_tokens": 10**19}
+    api.misbehave("001.jpg", 1, body=api.make_completion(api.make_description()) | {"usage": usage})
+    prices = {"price_per_million_input_tokens": 1.0, "price_per_million_output_tokens": 1.0}
+    caption_images(make(tokens_per_minute=10**9, **prices))
+    assert sorted(read_answers()) == NAMES
+
+
+def test_redirect_ends_the_run_before_a_crop_leaves(api: Any, make: MakeRecipe, serve_answers: Any) -> None:
+    taken: list[Any] = []
+    elsewhere = serve_answers(lambda path, headers, body: taken.append(body) or (200, {}))
+    api.misbehave("probe", 99, status=307, headers={"Location": f"{elsewhere}/chat/completions"})
+    with pytest.raises(UpstreamError, match=f"sends requests on to {elsewhere}.*meant for base_url"):
+        caption_images(make())
+    assert taken == []
