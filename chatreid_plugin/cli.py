@@ -12,6 +12,7 @@ import typer
 
 from . import __version__
 from .errors import ChatReIDError
+from .interruption import end_on_sigterm
 
 
 app = typer.Typer(
@@ -335,9 +336,10 @@ def exit_with(error: ChatReIDError) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 done, 130 interrupted, else the error's code."""
+    """Run the command line and exit: 0 done, 130 interrupted (Ctrl-C or SIGTERM), else the error's code."""
     try:
-        app(prog_name="chatreid")
+        with end_on_sigterm():
+            app(prog_name="chatreid")
     except ChatReIDError as error:
         exit_with(error)
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..config import load_settings
 from ..errors import ChatReIDError
 from ..eval_settings import EvalSettings
+from ..interruption import end_on_sigterm
 from .pipeline import run_evaluation
 from .plan import describe_plan
 from .processes import is_first_process, join_processes
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             if is_first_process():
                 print(describe_plan(settings))
             return 0
-        with join_processes() as processes:
+        with end_on_sigterm(), join_processes() as processes:
             results = run_evaluation(settings, processes)
         if not processes.is_first:
             return 0

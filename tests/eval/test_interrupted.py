@@ -1,6 +1,7 @@
 """A killed evaluation goes on where it stopped, in one process or several, and ends with the same results."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -127,6 +128,20 @@ def test_two_processes_give_the_numbers_of_one_when_killed_and_resumed(slow: lis
     kill_after(slow, tmp_path / "fewer", 8, *options)
     run(slow, tmp_path / "fewer")
     assert read_results(tmp_path / "fewer") == read_results(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_as_ctrl_c_does_where_sigint_is_ignored(slow: list[str], tmp_path: Path) -> None:
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    command = [sys.executable, *slow[:1], "0.05", *slow[1:]]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=ignore)
+    deadline = time.monotonic() + 60
+    while count_scored(tmp_path) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted; finished queries are saved. Resume with:" in errors and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(("items", "count"), [(10, 3), (2, 4), (0, 2), (7, 1)])
