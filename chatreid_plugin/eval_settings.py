@@ -103,6 +103,8 @@ class EvalSettings(Settings):
     # Rank the scores in output_dir; no model is loaded. How a run came by its results is no part of results.json.
     saved_scores: Annotated[bool, Field(exclude=True)] = False
     # fusion with the baseline, after the scores are saved
+    # Write every pair's score into this .npz or .npy file as well (`eval/matrix_file.py`).
+    save_matrix: Annotated[Path | None, Field(exclude=True)] = None
     fusion: Literal["none", "linear", "reciprocal_rank", "k_reciprocal"] = "none"
     fusion_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     k1: Annotated[int, Field(ge=1)] = 20
@@ -143,6 +145,7 @@ class EvalSettings(Settings):
         letter_tasks = [name for name, task in TASKS.items() if task.answer_kind == "letters"]
         if self.choice_task is not None and self.choice_task not in letter_tasks:
             faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")
+        faults += self._list_save_matrix_faults()
         if self.image_order != "query_first" and (why := self._find_fixed_order()):
             faults.append(f"image_order: {self.image_order} does not apply: {why}; remove it")
         for key, choices in PROTOCOL_CHOICES.items():
@@ -214,6 +217,21 @@ class EvalSettings(Settings):
     def asks_model(self) -> bool:
         """Whether a model is shown the images and asked about them, here or behind a server."""
         return self.backend in ("transformers", "http")
+
+    def _list_save_matrix_faults(self) -> list[str]:
+        """Return why the scores cannot be written into ``save_matrix``."""
+        file, faults = self.save_matrix, list[str]()
+        if file is None:
+            return faults
+        if file.suffix not in (".npz", ".npy"):
+            faults.append(f"save_matrix: {file} has to end in .npz, or in .npy for scores that can be mapped")
+        if self.backend == "scores":
+            faults.append("save_matrix: backend: scores has its scores in a file already; remove save_matrix")
+        if file.with_suffix(".npz") in (self.features, self.filter_features):
+            faults.append(f"save_matrix: {file} would overwrite the features; name another file")
+        if self.splits and "{trial}" not in str(file):
+            faults.append("save_matrix: with splits it needs {trial} in its name, a file for each")
+        return faults
 
     @property
     def reads_scores(self) -> bool:

@@ -23,7 +23,10 @@ from .queries import Query
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A model's scores of every pair, not all in memory: a matrix, or the features it is the product of."""
+    """A model's scores of every pair, not all in memory: a matrix, or the features it is the product of.
+
+    ``may_lack``: NaN stands for a pair that was not scored, as the file says (``matrix_file``).
+    """
 
     path: Path
     values: Array | None
@@ -31,6 +34,7 @@ class Matrix:
     gallery_columns: IntArray
     query_features: ScoreArray | None = None
     gallery_features: ScoreArray | None = None
+    may_lack: bool = False
 
     def iterate_rows(self) -> Iterator[ScoreArray]:
         """Yield the scores (G,) of each query, as the protocol numbers queries and gallery."""
@@ -39,6 +43,14 @@ class Matrix:
         elif self.values is not None:
             for row in self.query_rows.tolist():
                 yield np.asarray(self.values[row])[self.gallery_columns]
+
+    def count_scores(self) -> int:
+        """Return how many pairs have a score."""
+        if self.may_lack:
+            return sum(int(np.count_nonzero(~np.isnan(row))) for row in self.iterate_rows())
+        if self.query_features is not None and self.gallery_features is not None:
+            return len(self.query_features) * len(self.gallery_features)
+        return len(self.query_rows) * len(self.gallery_columns)
 
 
 def list_query_names(query: Query) -> Names:
@@ -156,13 +168,15 @@ def _read_score_matrix(path: Path, protocol: Protocol) -> Matrix:
     """Return a file's scores, for ``backend: scores``; higher is better.
 
     The .npz has ``scores`` (Q, G), ``queries`` (Q,) and ``gallery`` (G,). A matrix that does not fit in memory is an
-    .npy, which is mapped, with ``queries`` and ``gallery`` in the .npz of the same name beside it.
+    .npy, which is mapped, with ``queries`` and ``gallery`` in the .npz of the same name beside it. ``not_scored``, if
+    it is there, says that NaN stands for a pair without a score.
 
     Raises:
         DataError: no such file or arrays, shapes that do not fit, or names that are missing.
     """
     names_path = path.with_suffix(".npz")
-    arrays = open_archive(names_path, ("queries", "gallery", *(("scores",) if path.suffix != ".npy" else ())))
+    wanted = ("queries", "gallery", "not_scored", *(("scores",) if path.suffix != ".npy" else ()))
+    arrays = open_archive(names_path, wanted)
     if path.suffix == ".npy":
         arrays["scores"] = map_array(path)
     missing = [name for name in ("scores", "queries", "gallery") if name not in arrays]
@@ -176,27 +190,30 @@ def _read_score_matrix(path: Path, protocol: Protocol) -> Matrix:
     columns = gallery.find_rows(wanted_gallery, lambda column: scores[:, column])
     sides = ("queries", queries, wanted_queries, rows), ("gallery images", gallery, wanted_gallery, columns)
     query_rows, gallery_columns = refuse_missing("scores", sides)
-    return Matrix(path, scores, query_rows, gallery_columns)
+    return Matrix(path, scores, query_rows, gallery_columns, may_lack="not_scored" in arrays)
 
 
-def check_row(row: Array, query: int, protocol: Protocol, path: Path) -> None:
+def check_row(row: Array, query: int, protocol: Protocol, matrix: Matrix) -> None:
     """Refuse a query's scores (G,) that are not finite, or too large for the float32 of the files that are written.
+
+    NaN is no score where the file says so.
 
     Raises:
         DataError: naming the file, the query and the first image.
     """
-    largest = np.finfo(np.float32).max
-    if row.dtype.itemsize > 4 and len(row) and largest < np.abs(row).max() < np.inf:
-        raise DataError(
-            f"{path}: scores of query {protocol.queries[query].label} reach {np.abs(row).max():g}, more than float32 "
-            f"holds ({largest:.2g}). Save them divided by a number; the ranking stays the same."
-        )
-    wrong = np.flatnonzero(~np.isfinite(row))
+    name, largest = protocol.queries[query].label, np.finfo(np.float32).max
+    bad = np.isinf(row) if matrix.may_lack else ~np.isfinite(row)
+    wrong = np.flatnonzero(bad)
     if len(wrong):
         raise DataError(
-            f"{path}: {len(wrong)} score(s) of query {protocol.queries[query].label} are NaN or infinite, first that "
-            f"of {protocol.gallery[wrong[0]].path}; a ranking of them would mean nothing. Check the model that gave "
-            "them."
+            f"{matrix.path}: {len(wrong)} score(s) of query {name} are NaN or infinite, first that of "
+            f"{protocol.gallery[wrong[0]].path}; a ranking of them would mean nothing. Check the model that gave them."
+        )
+    highest = np.abs(row[~np.isnan(row)]).max(initial=0)
+    if row.dtype.itemsize > 4 and highest > largest:
+        raise DataError(
+            f"{matrix.path}: scores of query {name} reach {highest:g}, more than float32 holds ({largest:.2g}). "
+            "Save them divided by a number; the ranking stays the same."
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import FloatArray, IntArray, ScoreArray
+from .arrays import BoolArray, FloatArray, IntArray, ScoreArray
 from .external import Matrix, check_row
 from .filtering import is_cut_through_ties
 from .matches import Ignore
@@ -100,6 +100,20 @@ class _Trial:
         # Candidates stand in baseline order, which is what the filter cuts.
         self.shares_at += [float(perfect[:cut].sum()) / matches for cut in self.cuts]
 
+    def add_row(self, query: int, row: ScoreArray, lacks: BoolArray | None) -> None:
+        """Measure one query of a file, of whose whole gallery the scores are; what ``lacks`` one follows, tied."""
+        row, positives = row[self.places], self.labels.find_positives(query)
+        chosen = np.arange(len(row))
+        if lacks is not None:
+            # Ignored images are in no ranking, so that it does not matter whether they have a score.
+            chosen = np.flatnonzero(~lacks[self.places] & ~self.labels.find_ignored(query))
+            row = merge_scores(chosen, row[chosen], None, len(row))
+            self.meters["strict"].add(query, row, len(chosen))
+        perfect = positives[chosen].astype(np.float32)
+        self.meters["ranking"].add(query, row)
+        self.meters["ceiling"].add(query, merge_scores(chosen, perfect, None, len(row)))
+        self.shares.append(float(perfect.sum()) / max(1, int(np.count_nonzero(positives))))
+
     def describe_recall(self) -> dict[int, float]:
         """Return the mean share of a query's matches among its first k candidates, for each cut k."""
         return dict(zip(self.cuts, (self.shares_at / max(1, len(self.shares))).tolist(), strict=True))
@@ -142,18 +156,28 @@ def average_metrics(metrics: Sequence[RankingMetrics], *, same_queries: bool) ->
 
 
 def _measure_matrix(plan: Plan, matrix: Matrix) -> Measured:
-    """Return the metrics of every pair's scores: nothing is filtered, so strict is the ranking and recall is 1."""
+    """Return the metrics of a file's scores: of every pair unless the file says which it lacks."""
     empty = [np.empty(0, dtype=np.int64)] * len(plan.protocol.queries)
     trials = [_Trial(plan, places, empty) for places in plan.protocol.trial_galleries]
     for query, row in enumerate(matrix.iterate_rows()):
-        check_row(row, query, plan.protocol, matrix.path)
+        check_row(row, query, plan.protocol, matrix)
         for trial in trials:
-            trial.meters["ranking"].add(query, row[trial.places])
-            trial.meters["ceiling"].add(query, trial.labels.find_positives(query).astype(np.float32))
-    found = tuple(trial.meters["ranking"].summarise() for trial in trials)
-    ceiling = average_metrics([trial.meters["ceiling"].summarise() for trial in trials], same_queries=True)
-    ranking = average_metrics(found, same_queries=True)
-    return Measured(ranking, ranking, ceiling, None, 1.0, {}, 0.0, found)
+            trial.add_row(query, row, np.isnan(row) if matrix.may_lack else None)
+
+    def average(name: str) -> RankingMetrics:
+        return average_metrics([trial.meters[name].summarise() for trial in trials], same_queries=True)
+
+    ranking = average("ranking")
+    return Measured(
+        ranking=ranking,
+        strict=average("strict") if matrix.may_lack else ranking,
+        ceiling=average("ceiling"),
+        baseline=None,
+        recall=float(np.mean([trial.shares for trial in trials])),
+        recall_at={},
+        cut_tie_rate=0.0,
+        trials=tuple(trial.meters["ranking"].summarise() for trial in trials),
+    )
 
 
 def measure(plan: Plan, scores: Sequence[Sequence[ScoreArray]]) -> Measured:

@@ -16,6 +16,7 @@ from .contents import hash_images
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
 from .inputs import read_row
+from .matrix_file import check_target, iterate_ranked_scores, write_matrix
 from .measuring import Measured, average_metrics, average_recalls, measure
 from .modes import name_scores
 from .output_folder import hold_folder, make_folder
@@ -50,9 +51,9 @@ def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[Scor
         row = None if similarities is None else next(similarities)
         left_out, matches = plan.labels.find_ignored(query) | outside, plan.labels.find_positives(query)
         if plan.matrix is not None and row is not None:
-            candidates = np.flatnonzero(~left_out)
+            candidates = np.flatnonzero(~left_out & ~(plan.matrix.may_lack & np.isnan(row)))
             # Ordered as the metrics read it; the files show float32, in which neighbours of float64 would tie.
-            order = candidates[np.argsort(-read_row(row, query, len(row))[candidates], kind="stable")]
+            order = order_gallery(candidates, read_row(row[candidates], query, len(candidates)), None, left_out)
             values = row[candidates].astype(np.float32)
         else:
             values = scores[query]
@@ -94,9 +95,16 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
 
 def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     saved = _find_saved(settings, processes) if settings.saved_scores else None
+    if settings.save_matrix is not None:
+        check_target(settings.save_matrix)
     plan = make_plan(settings, processes)
     if plan.matrix is not None:
-        pairs = len(plan.protocol.queries) * len(plan.protocol.gallery)
+    if settings.save_matrix is not None and settings.fusion != "none" and plan.protocol.trials:
+        raise ConfigError(
+            f"save_matrix: each of {len(plan.protocol.trials)} trials fuses on its own, so that a pair has no one "
+            "score. Set fusion: none."
+        )
+        pairs = plan.matrix.count_scores()
         path = plan.matrix.path
         fingerprint: dict[str, Any] = {"backend": settings.backend, "file": str(path), "bytes": path.stat().st_size}
         settings = settings.model_copy(update={"filter": "none"})  # whatever the YAML says, nothing was filtered
@@ -105,6 +113,7 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         if processes.is_first:
             _write_rankings_and_page(results, plan, [])
         return results
+            _save_matrix(settings, plan, [])
     scorer = saved or plan.scorer or _make_scorer(settings, plan)
     fingerprint = describe_fingerprint(settings, scorer)
     check_agreement(fingerprint, processes)
@@ -126,9 +135,15 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
 
 
 def _make_scorer(settings: EvalSettings, plan: Plan) -> Scorer:
+        _save_matrix(settings, plan, fused)
     """Return the scorer; where the model is not to be had and scores are saved, say that they can do without it."""
     try:
         return make_scorer(settings, plan.protocol, _name_features(plan))
+def _save_matrix(settings: EvalSettings, plan: Plan, scores: list[list[ScoreArray]]) -> None:
+    if settings.save_matrix is not None:
+        write_matrix(settings.save_matrix, plan.protocol, iterate_ranked_scores(plan, scores))
+
+
     except (ConfigError, UpstreamError) as error:
         if not settings.asks_model or not any(settings.output_dir.glob("scores-*.jsonl")):
             raise

@@ -6,6 +6,7 @@ average precision (still divided by all matches), is a miss in the CMC and makes
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from .arrays import BoolArray, FloatArray, IntArray, ScoreArray
 
@@ -35,7 +36,7 @@ def merge_scores(kept: IntArray, scores: ScoreArray, similarities: ScoreArray | 
 
 
 def order_gallery(
-    kept: IntArray, scores: ScoreArray, similarities: ScoreArray | None, left_out: BoolArray
+    kept: IntArray, scores: npt.NDArray[np.floating], similarities: ScoreArray | None, left_out: BoolArray
 ) -> IntArray:
     """Return the gallery indices in ranking order without those left out; equal scores in the order given."""
     candidates = kept[np.argsort(-scores, kind="stable")]
