@@ -37,6 +37,9 @@ PROTOCOL_CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
         "sysumm01": ("all", "indoor"),
         "regdb": ("visible_to_infrared", "infrared_to_visible"),
         "llcm": ("infrared_to_visible", "visible_to_infrared"),
+        "cuhkpedes": ("text_to_image", "image_to_text"),
+        "icfgpedes": ("text_to_image", "image_to_text"),
+        "rstpreid": ("text_to_image", "image_to_text"),
     },
     "shots": {"prcc": ("multi", "single"), "sysumm01": ("single", "multi")},
     "restrict": {"ltcc": (False, True)},
@@ -49,7 +52,7 @@ PROTOCOL_CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
-# Their queries are words alone.
+# Words alone stand against images in them.
 WORD_PROTOCOLS = ("cuhkpedes", "icfgpedes", "rstpreid", "attributes")
 
 
@@ -100,11 +103,11 @@ class EvalSettings(Settings):
     shifts: Annotated[int, Field(ge=1, le=len(LETTERS))] = 1
     choice_task: str | None = None
     text_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    # Write every pair's score into this .npz or .npy file as well (`eval/matrix_file.py`).
+    save_matrix: Annotated[Path | None, Field(exclude=True)] = None
     # Rank the scores in output_dir; no model is loaded. How a run came by its results is no part of results.json.
     saved_scores: Annotated[bool, Field(exclude=True)] = False
     # fusion with the baseline, after the scores are saved
-    # Write every pair's score into this .npz or .npy file as well (`eval/matrix_file.py`).
-    save_matrix: Annotated[Path | None, Field(exclude=True)] = None
     fusion: Literal["none", "linear", "reciprocal_rank", "k_reciprocal"] = "none"
     fusion_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     k1: Annotated[int, Field(ge=1)] = 20
@@ -142,10 +145,10 @@ class EvalSettings(Settings):
             faults.append(f"fusion: {self.fusion} fuses with the filter's features, so filter must not be none")
         faults += self._list_file_faults()
         faults += self._list_saved_scores_faults()
+        faults += self._list_save_matrix_faults()
         letter_tasks = [name for name, task in TASKS.items() if task.answer_kind == "letters"]
         if self.choice_task is not None and self.choice_task not in letter_tasks:
             faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")
-        faults += self._list_save_matrix_faults()
         if self.image_order != "query_first" and (why := self._find_fixed_order()):
             faults.append(f"image_order: {self.image_order} does not apply: {why}; remove it")
         for key, choices in PROTOCOL_CHOICES.items():
@@ -153,6 +156,8 @@ class EvalSettings(Settings):
             if value not in (None, False) and value not in allowed:
                 wanted = f"choose one of {', '.join(map(str, allowed))}" if allowed else "it has none"
                 faults.append(f"{key}: {value} does not fit protocol {self.protocol}; {wanted}")
+        if self.setting == "image_to_text" and self.mode != "pointwise":
+            faults.append(f"setting: image_to_text ranks captions, and mode: {self.mode} shows images; set pointwise")
         if bool(self.splits) != ("{trial}" in str(self.manifest)):
             faults.append("splits and {trial} in the manifest's name belong together; set both or neither")
         raise_faults(faults)
@@ -213,11 +218,6 @@ class EvalSettings(Settings):
             faults.append("saved_scores: overwrite removes the saved scores; set one of the two")
         return faults
 
-    @property
-    def asks_model(self) -> bool:
-        """Whether a model is shown the images and asked about them, here or behind a server."""
-        return self.backend in ("transformers", "http")
-
     def _list_save_matrix_faults(self) -> list[str]:
         """Return why the scores cannot be written into ``save_matrix``."""
         file, faults = self.save_matrix, list[str]()
@@ -232,6 +232,11 @@ class EvalSettings(Settings):
         if self.splits and "{trial}" not in str(file):
             faults.append("save_matrix: with splits it needs {trial} in its name, a file for each")
         return faults
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether a model is shown the images and asked about them, here or behind a server."""
+        return self.backend in ("transformers", "http")
 
     @property
     def reads_scores(self) -> bool:

@@ -145,7 +145,11 @@ def _list_names(protocol: Protocol) -> tuple[list[Names], list[Names]]:
         image, mark, number = query.query_id.rpartition("#")
         caption = (f"{paths[image]}#{number}",) if mark and image in paths else ()
         queries.append((*list_query_names(query), *caption))
-    return queries, [list_image_names(record) for record in protocol.gallery]
+    if not protocol.ranks_captions:
+        return queries, [list_image_names(record) for record in protocol.gallery]
+    numbers = [record.image_id.rpartition("#")[2] for record in protocol.gallery]
+    pairs = zip(protocol.gallery, numbers, strict=True)
+    return queries, [(f"{record.path}#{number}", record.image_id) for record, number in pairs]
 
 
 def read_protocol_features(path: Path, protocol: Protocol) -> tuple[ScoreArray, ScoreArray]:

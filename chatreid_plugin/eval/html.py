@@ -66,7 +66,10 @@ def build_query_view(
 
     def view(rank: int) -> dict[str, Any]:
         index = int(order[rank])
-        image = _view_image(protocol.gallery[index], protocol.image_root)
+        record = protocol.gallery[index]
+        image = _view_image(record, protocol.image_root)
+        if protocol.ranks_captions:
+            image |= {"picture": "", "text": record.captions[0]}
         return {**image, "rank": rank + 1, "same": bool(is_match[rank]), "score": known.get(index)}
 
     return {

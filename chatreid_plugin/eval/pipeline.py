@@ -27,6 +27,7 @@ from .report import Results, build_ranking_row, describe_results, write_rankings
 from .saved_scores import SavedScorer, find_saved, name_model
 from .scoring import check_agreement, describe_fingerprint, describe_questions, score_queries
 from .store import ScoreStore, remove_scores
+from .turning import turn_plan, turn_scores
 
 
 def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[ScoreArray]) -> None:
@@ -94,16 +95,16 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
 
 
 def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
-    saved = _find_saved(settings, processes) if settings.saved_scores else None
     if settings.save_matrix is not None:
         check_target(settings.save_matrix)
+    saved = _find_saved(settings, processes) if settings.saved_scores else None
     plan = make_plan(settings, processes)
-    if plan.matrix is not None:
     if settings.save_matrix is not None and settings.fusion != "none" and plan.protocol.trials:
         raise ConfigError(
             f"save_matrix: each of {len(plan.protocol.trials)} trials fuses on its own, so that a pair has no one "
             "score. Set fusion: none."
         )
+    if plan.matrix is not None:
         pairs = plan.matrix.count_scores()
         path = plan.matrix.path
         fingerprint: dict[str, Any] = {"backend": settings.backend, "file": str(path), "bytes": path.stat().st_size}
@@ -112,18 +113,21 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         results = Results(settings, plan.protocol, measure(plan, []), pairs, fingerprint, path, confidence)
         if processes.is_first:
             _write_rankings_and_page(results, plan, [])
-        return results
             _save_matrix(settings, plan, [])
-    scorer = saved or plan.scorer or _make_scorer(settings, plan)
+        return results
+    asked = turn_plan(plan) if plan.protocol.ranks_captions else plan
+    scorer = saved or asked.scorer or _make_scorer(settings, asked)
     fingerprint = describe_fingerprint(settings, scorer)
     check_agreement(fingerprint, processes)
-    contents = hash_images(plan.list_images(), plan.protocol.image_root, processes) if settings.asks_model else {}
+    contents = hash_images(asked.list_images(), plan.protocol.image_root, processes) if settings.asks_model else {}
     if settings.overwrite:
         remove_scores(settings.output_dir, fingerprint)  # by every process: machines may have disks of their own
         processes.wait()
     own: dict[str, Any] = {"contents": contents, "names": name_model(settings), "rank": processes.rank}
     with ScoreStore(settings.output_dir, fingerprint, **own) as store:
-        scores, confidence = score_queries(settings, plan, scorer, store, processes)
+        scores, confidence = score_queries(settings, asked, scorer, store, processes)
+    if asked is not plan:
+        scores = turn_scores(plan, scores)
     fused = fuse_scores(settings, plan, plan.share_scores(scores), confidence)
     pairs = sum(len(indices) for indices in plan.kept)
     measured = measure(plan, fused)
@@ -131,19 +135,19 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, named)
     if processes.is_first:
         _write_rankings_and_page(results, plan, fused[0])
+        _save_matrix(settings, plan, fused)
     return results
 
 
-def _make_scorer(settings: EvalSettings, plan: Plan) -> Scorer:
-        _save_matrix(settings, plan, fused)
-    """Return the scorer; where the model is not to be had and scores are saved, say that they can do without it."""
-    try:
-        return make_scorer(settings, plan.protocol, _name_features(plan))
 def _save_matrix(settings: EvalSettings, plan: Plan, scores: list[list[ScoreArray]]) -> None:
     if settings.save_matrix is not None:
         write_matrix(settings.save_matrix, plan.protocol, iterate_ranked_scores(plan, scores))
 
 
+def _make_scorer(settings: EvalSettings, plan: Plan) -> Scorer:
+    """Return the scorer; where the model is not to be had and scores are saved, say that they can do without it."""
+    try:
+        return make_scorer(settings, plan.protocol, _name_features(plan))
     except (ConfigError, UpstreamError) as error:
         if not settings.asks_model or not any(settings.output_dir.glob("scores-*.jsonl")):
             raise

@@ -99,7 +99,9 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Pla
     for places in protocol.trial_galleries:
         inside = labels.take_gallery(places)
         if features is None:
-            found = [np.flatnonzero(~inside.find_ignored(query)) for query in range(count)]
+            everything = np.arange(len(places))
+            ignored = (inside.find_ignored(query) for query in range(count))
+            found = [np.flatnonzero(~mask) if mask.any() else everything for mask in ignored]
         else:
             limits = settings.tau, settings.top_k, settings.floor
             found = filter_gallery(features[:count], features[count:][places], inside.find_ignored, *limits)
@@ -117,7 +119,8 @@ def _extract(
     if settings.filter == "npz" and settings.filter_features is not None:
         return np.concatenate(read_protocol_features(settings.filter_features, protocol))
     asked = [describe_in_words(query) if query.image is None else query.image for query in protocol.queries]
-    items = [*asked, *protocol.gallery]
+    ranked = [record.captions[0] if protocol.ranks_captions else record for record in protocol.gallery]
+    items = [*asked, *ranked]
     batches = form_batches(items)
     share = processes.take_share(batches) if len(batches) >= processes.count else batches
     own = [items[place] for batch in share for place in batch]

@@ -63,6 +63,8 @@ class Protocol:
         cmc: definition, as in ``evaluate_ranking``.
         skipped: queries left out because nothing can match them.
         split: what in ``variant`` names the split, where the manifest is one of several.
+        ranks_captions: the gallery are captions: records of the images that they describe, each with its one caption
+            and ``<image id>#<number>`` for an id.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Protocol:
     cmc: Cmc = "standard"
     skipped: tuple[SkippedQuery, ...] = ()
     split: str = ""
+    ranks_captions: bool = False
 
     @property
     def ties(self) -> Ties:

@@ -15,18 +15,28 @@ from .source import Source
 def load_text(source: Source, settings: EvalSettings) -> Protocol:
     """CUHK-PEDES, ICFG-PEDES, RSTPReid: every caption asks, every image of the identity matches (IRRA, metrics.py).
 
+    With ``setting: image_to_text`` it is turned round, as there: every image asks, every caption of the identity
+    matches.
+
     Raises:
         DataError: the gallery has no captions.
     """
-    queries = [
-        Query(f"{record.image_id}#{number}", record.person_id, text=caption)
+    captions = [
+        replace(record, image_id=f"{record.image_id}#{number}", captions=(caption,))
         for record in source.gallery
         for number, caption in enumerate(record.captions)
     ]
-    if not queries:
+    if not captions:
         raise DataError(
             f"{source.path}: no gallery image has a caption. Name the captions in the data engine's recipe."
         )
+    if settings.setting == "image_to_text":
+        images = [make_image_query(record) for record in source.gallery]
+        variant = f"every image asks, captions are ranked, {RULES['nothing']}"
+        return Protocol(
+            settings.protocol, variant, images, captions, source.image_root, "nothing", ranks_captions=True
+        )
+    queries = [Query(record.image_id, record.person_id, text=record.captions[0]) for record in captions]
     variant = f"every caption asks, {RULES['nothing']}"
     return Protocol(settings.protocol, variant, queries, source.gallery, source.image_root, "nothing")
 
