@@ -286,6 +286,25 @@ def serve(
     run_server(checkpoint, overrides or [], host, port, stage, name, api_key_variable, allowed_host or [])
 
 
+@app.command()
+def embed(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or hub name.")],
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Of `chatreid parse`.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT.npz", help="Gets `paths` and `features`.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of eval/*.yaml, e.g. dtype=bfloat16.")
+    ] = None,
+    stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
+    split: Annotated[
+        list[str] | None, typer.Option(help="train, val, query or gallery; repeatable; all by default.")
+    ] = None,
+) -> None:
+    """Write the vision features of a manifest's images, for filters and trackers; a killed run goes on."""
+    from .eval.embedding import embed_manifest
+
+    print(embed_manifest(checkpoint, manifest, output, overrides or [], stage, split or []).render())
+
+
 @app.command(name="tiny-model")
 def write_model(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the checkpoint.")],

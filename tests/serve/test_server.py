@@ -320,7 +320,7 @@ def test_wrong_key_value_is_one_error(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_command_serves_until_interrupted_and_leaves_nothing(checkpoint: Path, tmp_path: Path, background: bool) -> None:
+def test_command_serves_until_stopped_and_leaves_nothing(checkpoint: Path, tmp_path: Path, background: bool) -> None:
     """By Ctrl-C, or by SIGTERM where SIGINT is ignored; the tests' own handlers are not the child's."""
     command = [sys.executable, "-m", "chatreid_plugin", "serve", str(checkpoint), "device=cpu", "--port", "0"]
     handler = partial(signal.signal, signal.SIGINT, signal.SIG_IGN if background else signal.SIG_DFL)

@@ -9,7 +9,7 @@ saturate in half precision and tie; margins do not (paper section 4.1 ranks by "
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +103,16 @@ class TransformersScorer:
         """
         self.features.arrange(planned)
         self._encode([], records)
+        return self._pool(records)
+
+    def stream_pooled(
+        self, batches: Sequence[Sequence[ImageRecord]]
+    ) -> Iterator[tuple[Sequence[ImageRecord], ScoreArray]]:
+        """Yield batches of ``features.form_batches`` with their pooled features (N, width); none is kept."""
+        for batch in self.features.stream(batches):
+            yield batch, self._pool(batch)
+
+    def _pool(self, records: Sequence[ImageRecord]) -> ScoreArray:
         pooled = [self.features[record.image_id].levels[0].float().mean(dim=0) for record in records]
         return torch.stack(pooled).cpu().numpy()
 

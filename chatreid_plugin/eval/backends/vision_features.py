@@ -5,7 +5,7 @@ Market-1501 (23,100 images), 13 GB for MSMT17 (93,820). Qwen3-VL's three deepsta
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +85,10 @@ class VisionFeatures:
 
         Half precision rounds differently in a batch of other images, and what is left to do differs.
         """
-        for batch in self._form_batches([r for r in planned if r.image_id not in self._batches]):
+        for batch in self.form_batches([r for r in planned if r.image_id not in self._batches]):
             self._batches |= {record.image_id: batch for record in batch}
 
-    def _form_batches(self, records: Sequence[ImageRecord]) -> list[list[ImageRecord]]:
+    def form_batches(self, records: Sequence[ImageRecord]) -> list[list[ImageRecord]]:
         """Return batches of one prepared size, in the order given."""
         sizes: dict[tuple[int, int], dict[str, ImageRecord]] = defaultdict(dict)
         for record in records:
@@ -98,7 +98,6 @@ class VisionFeatures:
         alike = [list(found.values()) for _, found in sorted(sizes.items())]
         return [own[start : start + ENCODE_BATCH] for own in alike for start in range(0, len(own), ENCODE_BATCH)]
 
-    @torch.inference_mode()
     def encode(self, records: Sequence[ImageRecord]) -> None:
         """Encode the images that are not known yet, each once, and the others of their batches.
 
@@ -109,16 +108,31 @@ class VisionFeatures:
         pending = [record for record in records if record.image_id not in self._known]
         arranged = [self._batches[record.image_id] for record in pending if record.image_id in self._batches]
         batches = list({batch[0].image_id: batch for batch in arranged}.values())
-        batches += self._form_batches([record for record in pending if record.image_id not in self._batches])
-        if not batches:
-            return
-        chunks = [batches[start : start + BATCHES_AHEAD] for start in range(0, len(batches), BATCHES_AHEAD)]
+        batches += self.form_batches([record for record in pending if record.image_id not in self._batches])
         count = sum(map(len, batches))
         # No bar for the few new images of one query, or of one request to a server.
-        with (
-            tqdm(total=count, desc="encoding images", unit="image", disable=count <= 2 * ENCODE_BATCH) as progress,
-            ThreadPoolExecutor(DECODE_THREADS) as pool,
-        ):
+        few = count <= 2 * ENCODE_BATCH
+        with tqdm(total=count, desc="encoding images", unit="image", disable=few) as progress:
+            for batch in self._encode_batches(batches):
+                progress.update(len(batch))
+
+    def stream(self, batches: Sequence[Sequence[ImageRecord]]) -> Iterator[Sequence[ImageRecord]]:
+        """Encode batches of ``form_batches`` and yield each, to be looked up before the next one; then it is dropped.
+
+        Raises:
+            DataError, UpstreamError: see ``encode``.
+        """
+        for batch in self._encode_batches(batches):
+            yield batch
+            for record in batch:
+                self.kept_bytes -= self._known.pop(record.image_id).levels.nbytes
+
+    def _encode_batches(self, batches: Sequence[Sequence[ImageRecord]]) -> Iterator[Sequence[ImageRecord]]:
+        """Encode batch after batch, while threads decode those to come; yield each as it is known."""
+        chunks = [batches[start : start + BATCHES_AHEAD] for start in range(0, len(batches), BATCHES_AHEAD)]
+        if not chunks:
+            return
+        with ThreadPoolExecutor(DECODE_THREADS) as pool:
             following = self._submit(pool, chunks[0])
             for number, chunk in enumerate(chunks):
                 crops = [[future.result() for future in batch] for batch in following]
@@ -126,7 +140,7 @@ class VisionFeatures:
                 following = self._submit(pool, chunks[number + 1] if number + 1 < len(chunks) else [])
                 for batch, decoded in zip(chunk, crops, strict=True):
                     self._encode_batch(batch, decoded)
-                    progress.update(len(batch))
+                    yield batch
 
     def _submit(
         self, pool: ThreadPoolExecutor, batches: Sequence[Sequence[ImageRecord]]
@@ -136,6 +150,7 @@ class VisionFeatures:
     def _decode(self, record: ImageRecord) -> Image.Image:
         return prepare_crop(self.read_image(record), self.policy)
 
+    @torch.inference_mode()
     def _encode_batch(self, records: Sequence[ImageRecord], crops: Sequence[Image.Image]) -> None:
         sizes: dict[tuple[int, int], list[tuple[ImageRecord, Image.Image]]] = defaultdict(list)
         for record, crop in zip(records, crops, strict=True):
