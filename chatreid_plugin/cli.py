@@ -305,6 +305,31 @@ def embed(
     print(embed_manifest(checkpoint, manifest, output, overrides or [], stage, split or []).render())
 
 
+@app.command()
+def rank(
+    gallery: Annotated[Path, typer.Argument(metavar="GALLERY", help="Folder with the images, and folders in it.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of eval/*.yaml, e.g. top_k=50.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A photo of the person.")] = None,
+    text: Annotated[str, typer.Option(help="What the person looks like.")] = "",
+    model: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Who ranks; without it, colours alone do.")
+    ] = None,
+    stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="How many images to show.")] = 10,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures inside.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Rank the images of a folder for a photo, a description or both; needs no labels."""
+    from .eval.searching import rank_folder
+
+    search = rank_folder(gallery, image, text, model, overrides or [], stage=stage, top=top)
+    if html is not None:
+        search.write_page(html)
+    print(search.to_json() if as_json else search.render())
+
+
 @app.command(name="tiny-model")
 def write_model(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the checkpoint.")],

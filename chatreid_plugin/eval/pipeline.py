@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
 from .arrays import ScoreArray
-from .backends import Scorer, Vectors, make_scorer, rank_weakness
+from .backends import Scorer, make_scorer, rank_weakness
 from .contents import hash_images
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
@@ -147,7 +147,7 @@ def _save_matrix(settings: EvalSettings, plan: Plan, scores: list[list[ScoreArra
 def _make_scorer(settings: EvalSettings, plan: Plan) -> Scorer:
     """Return the scorer; where the model is not to be had and scores are saved, say that they can do without it."""
     try:
-        return make_scorer(settings, plan.protocol, _name_features(plan))
+        return make_scorer(settings, plan.protocol, plan.name_features())
     except (ConfigError, UpstreamError) as error:
         if not settings.asks_model or not any(settings.output_dir.glob("scores-*.jsonl")):
             raise
@@ -159,17 +159,6 @@ def _find_saved(settings: EvalSettings, processes: Processes) -> SavedScorer:
     """Return the stand-in for the model, in every process: other machines may have no files of scores."""
     found = [find_saved(settings, describe_questions(settings))] if processes.is_first else []
     return processes.gather(found)[0][0]
-
-
-def _name_features(plan: Plan) -> tuple[Vectors, Vectors] | None:
-    """Return the filter's features by name; queries apart, as an image that is query and gallery may have two."""
-    if plan.query_features is None or plan.gallery_features is None:
-        return None
-    asked = [query.query_id for query in plan.protocol.queries]
-    ranked = [record.image_id for record in plan.protocol.gallery]
-    sides = ((asked, plan.query_features), (ranked, plan.gallery_features))
-    queries, gallery = (dict(zip(names, features, strict=True)) for names, features in sides)
-    return queries, gallery
 
 
 def average_splits(splits: Sequence[Results]) -> Results:

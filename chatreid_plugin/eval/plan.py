@@ -11,7 +11,7 @@ import numpy as np
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .arrays import IntArray, ScoreArray
-from .backends import Scorer
+from .backends import Scorer, Vectors
 from .external import Matrix, read_matrix, read_protocol_features
 from .features import PoolImages, extract_features, form_batches
 from .filtering import filter_gallery, iterate_similarities
@@ -49,6 +49,16 @@ class Plan:
             return None
         return iterate_similarities(self.query_features, self.gallery_features)
 
+    def name_features(self) -> tuple[Vectors, Vectors] | None:
+        """Return the filter's features by name; queries apart, as an image that is query and gallery may have two."""
+        if self.query_features is None or self.gallery_features is None:
+            return None
+        asked = [query.query_id for query in self.protocol.queries]
+        ranked = [record.image_id for record in self.protocol.gallery]
+        sides = ((asked, self.query_features), (ranked, self.gallery_features))
+        queries, gallery = (dict(zip(names, features, strict=True)) for names, features in sides)
+        return queries, gallery
+
     def list_images(self) -> list[ImageRecord]:
         """Return all that is looked at, once each: the queries' images and every query's candidates."""
         pictures = [query.image for query in self.protocol.queries if query.image is not None]
@@ -78,13 +88,17 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Pla
     Raises:
         ConfigError: a filter that compares images, and queries without an image.
     """
-    processes = processes or Processes()
     protocol = load_protocol(settings)
+    if not settings.reads_scores:
+        return filter_protocol(settings, protocol, processes or Processes())
+    nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
+    matrix, trials = read_matrix(settings, protocol), [nothing for _ in protocol.trial_galleries]
+    return Plan(protocol, label_protocol(protocol), None, None, trials, nothing, matrix)
+
+
+def filter_protocol(settings: EvalSettings, protocol: Protocol, processes: Processes) -> Plan:
+    """Return what the filter keeps of a protocol; without one, everything that is not ignored."""
     labels = label_protocol(protocol)
-    if settings.reads_scores:
-        nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
-        matrix = read_matrix(settings, protocol)
-        return Plan(protocol, labels, None, None, [nothing for _ in protocol.trial_galleries], nothing, matrix)
     scorer = pool_images = None
     if settings.filter == "vlm":
         # Imported here: torch takes seconds to load.
