@@ -65,7 +65,7 @@ def write_matrix(path: Path, protocol: Protocol, rows: Iterable[ScoreArray]) -> 
     names: dict[str, Array] = {
         "queries": np.array([query.query_id for query in queries]),
         "gallery": np.array([record.image_id for record in gallery]),
-        "not_scored": np.float32(np.nan)[None],
+        "not_scored": np.array([np.nan], dtype=np.float32),
     }
     shape = len(queries), len(gallery)
     with ExitStack() as stack:

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .arrays import BoolArray, FloatArray, IntArray, ScoreArray
 from .external import Matrix, check_row
@@ -100,7 +102,7 @@ class _Trial:
         # Candidates stand in baseline order, which is what the filter cuts.
         self.shares_at += [float(perfect[:cut].sum()) / matches for cut in self.cuts]
 
-    def add_row(self, query: int, row: ScoreArray, lacks: BoolArray | None) -> None:
+    def add_row(self, query: int, row: npt.NDArray[Any], lacks: BoolArray | None) -> None:
         """Measure one query of a file, of whose whole gallery the scores are; what ``lacks`` one follows, tied."""
         row, positives = row[self.places], self.labels.find_positives(query)
         chosen = np.arange(len(row))

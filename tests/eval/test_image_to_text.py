@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from chatreid_plugin.eval import html
 from chatreid_plugin.eval.metrics import RankingMetrics, evaluate_ranking
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.protocols import load_protocol
@@ -15,6 +16,12 @@ from chatreid_plugin.eval_settings import EvalSettings
 
 
 MakeSettings = Callable[..., EvalSettings]
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no CMC curves, which take longer than the runs."""
+    monkeypatch.setattr(html, "draw_curves", lambda _: "")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.eval import html
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json
@@ -15,6 +16,12 @@ from chatreid_plugin.shards import read_json
 
 MakeWorld = Callable[..., Path]
 MakeSettings = Callable[..., EvalSettings]
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no CMC curves, which take longer than the runs."""
+    monkeypatch.setattr(html, "draw_curves", lambda _: "")
 
 
 def read_metrics(settings: EvalSettings) -> dict[str, Any]:
