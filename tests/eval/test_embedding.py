@@ -1,6 +1,6 @@
 """``chatreid embed``: the model's features of a manifest in a file that filters read; a killed run goes on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ OWN = ["device=cpu", "dtype=float32"]
 pytestmark = pytest.mark.slow
 
 
-def embed(checkpoint: Path, manifest: Path, target: Path, **changes: Any) -> embedding.Embedding:
-    return embed_manifest(str(checkpoint), manifest, target, OWN, **{"stage": 3, "splits": ()} | changes)
+def embed(
+    checkpoint: Path, manifest: Path, target: Path, stage: int = 3, splits: Sequence[str] = ()
+) -> embedding.Embedding:
+    return embed_manifest(str(checkpoint), manifest, target, OWN, stage, splits)
 
 
 def test_features_are_those_that_filter_vlm_computes(

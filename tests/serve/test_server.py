@@ -331,7 +331,7 @@ def test_command_serves_until_stopped_and_leaves_nothing(checkpoint: Path, tmp_p
         assert process.stdout.readline().startswith("Serving tiny at http://127.0.0.1:")
     finally:
         process.send_signal(signal.SIGTERM if background else signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=60)
     assert "Traceback" not in errors, errors
     assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
