@@ -13,6 +13,7 @@ import typer
 from . import __version__
 from .errors import ChatReIDError
 from .interruption import end_on_sigterm
+from .printing import say
 
 
 app = typer.Typer(
@@ -30,7 +31,7 @@ Overrides = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"chatreid-plugin {__version__}")
+        say(f"chatreid-plugin {__version__}")
         raise typer.Exit
 
 
@@ -52,7 +53,7 @@ def init(
     from .resources import copy_resources
 
     written = copy_resources(directory, force=force)
-    print(f"{len(written)} file(s) copied into {directory}. Next: chatreid doctor")
+    say(f"{len(written)} file(s) copied into {directory}. Next: chatreid doctor")
 
 
 @app.command()
@@ -75,7 +76,7 @@ def doctor(
         from .doctor import examine
 
         report = examine()
-    print(report.to_json() if as_json else report.render())
+    say(report.to_json() if as_json else report.render())
     raise typer.Exit(report.exit_code)
 
 
@@ -88,9 +89,9 @@ def list_datasets(
     from .engine.catalog_view import dump_catalog, render_catalog, render_entry
 
     if as_json:
-        print(dump_catalog(name))
+        say(dump_catalog(name))
     else:
-        print(render_catalog() if name is None else render_entry(name))
+        say(render_catalog() if name is None else render_entry(name))
 
 
 @app.command()
@@ -106,7 +107,7 @@ def inspect(
     from .engine.listing_summary import inspect_source
 
     summary = inspect_source(name, root, variant, trial, pattern)
-    print(summary.to_json() if as_json else summary.render())
+    say(summary.to_json() if as_json else summary.render())
 
 
 @app.command()
@@ -118,7 +119,7 @@ def synth(
     """Write a few synthetic pedestrians in a data set's published layout, for trying things without the data."""
     from .demo.layouts.folder import write_layout
 
-    print(write_layout(name, directory, seed))
+    say(write_layout(name, directory, seed))
 
 
 @app.command()
@@ -128,7 +129,7 @@ def parse(config: Config, overrides: Overrides = None) -> None:
     from .engine.sources import parse_sources
 
     for manifest in parse_sources(load_settings(config, overrides or [], BuildSettings)):
-        print(manifest)
+        say(manifest)
 
 
 @app.command()
@@ -157,7 +158,7 @@ def caption(
     report = caption_sources(
         settings, names, dry_run=dry_run, limit=limit, batch_write=batch_write, batch_read=batch_read or []
     )
-    print(report.to_json() if as_json else report.render())
+    say(report.to_json() if as_json else report.render())
 
 
 @app.command(name="filter")
@@ -172,7 +173,7 @@ def filter_images(
     from .engine.screening.reports import filter_sources
 
     report = filter_sources(load_settings(config, overrides or [], BuildSettings), dry_run=dry_run)
-    print(report.to_json() if as_json else report.render())
+    say(report.to_json() if as_json else report.render())
 
 
 @app.command()
@@ -189,7 +190,7 @@ def audit(
     from .engine.screening.reports import audit_sources
 
     report = audit_sources(load_settings(config, overrides or [], BuildSettings), write)
-    print(report.to_json() if as_json else report.render())
+    say(report.to_json() if as_json else report.render())
     raise typer.Exit(report.exit_code)
 
 
@@ -207,7 +208,7 @@ def build(
 
     settings = load_settings(config, overrides or [], BuildSettings)
     report = build_datasets(settings, dry_run=dry_run, overwrite=overwrite)
-    print(report.to_json() if as_json else report.render())
+    say(report.to_json() if as_json else report.render())
 
 
 @app.command()
@@ -226,7 +227,7 @@ def show(
     examples = list_examples(directory, name, start, count)
     if html is not None:
         write_page(html, examples)
-    print(render_json(examples) if as_json else html or render_text(examples))
+    say(render_json(examples) if as_json else html or render_text(examples))
 
 
 @app.command()
@@ -239,7 +240,7 @@ def stats(
     from .engine.statistics.page import write_statistics
 
     report = write_statistics(directory, output)
-    print(report.to_json() if as_json else report.render())
+    say(report.to_json() if as_json else report.render())
 
 
 @app.command()
@@ -252,7 +253,7 @@ def swap(
     """Compose a checkpoint from one model's vision encoder and another's decoder."""
     from .training.checkpoint import compose_checkpoint
 
-    print(compose_checkpoint(encoder, decoder, output, projector))
+    say(compose_checkpoint(encoder, decoder, output, projector))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -302,7 +303,7 @@ def embed(
     """Write the vision features of a manifest's images, for filters and trackers; a killed run goes on."""
     from .eval.embedding import embed_manifest
 
-    print(embed_manifest(checkpoint, manifest, output, overrides or [], stage, split or []).render())
+    say(embed_manifest(checkpoint, manifest, output, overrides or [], stage, split or []).render())
 
 
 @app.command()
@@ -327,7 +328,7 @@ def rank(
     search = rank_folder(gallery, image, text, model, overrides or [], stage=stage, top=top)
     if html is not None:
         search.write_page(html)
-    print(search.to_json() if as_json else search.render())
+    say(search.to_json() if as_json else search.render())
 
 
 @app.command(name="tiny-model")
@@ -341,8 +342,8 @@ def write_model(
     from .demo.tiny_model import write_tiny_model
 
     write_tiny_model(directory, sample_people(people, 0), warm_up_steps=warm_up_steps)
-    print(directory)
-    print(f"Next: llamafactory-cli train RECIPE.yaml model_name_or_path={directory}", file=sys.stderr)
+    say(directory)
+    say(f"Next: llamafactory-cli train RECIPE.yaml model_name_or_path={directory}", aside=True)
 
 
 @app.command()
@@ -357,8 +358,8 @@ def report(
     from .eval.comparison_page import dump_comparison, render_text, write_comparison
 
     runs = write_comparison(folders, output)
-    print(dump_comparison(runs) if as_json else render_text(runs))
-    print(f"Written to {output}: comparison.html, comparison.json, cmc.png, radar.png", file=sys.stderr)
+    say(dump_comparison(runs) if as_json else render_text(runs))
+    say(f"Written to {output}: comparison.html, comparison.json, cmc.png, radar.png", aside=True)
 
 
 @app.command()
@@ -375,7 +376,7 @@ def demo(
 
 def exit_with(error: ChatReIDError) -> NoReturn:
     """Print the error's message alone on stderr and exit with its code."""
-    print(f"chatreid: {error}", file=sys.stderr)
+    say(f"chatreid: {error}", aside=True)
     sys.exit(error.exit_code)
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -243,6 +243,7 @@ def check_settings(values: Any, overrides: Sequence[str], model: type[SettingsTy
         for override in overrides:
             key, _, text = override.partition("=")
             OmegaConf.update(merged, key, yaml.safe_load(text))  # unlike a merge, it reaches into lists
+        _refuse_environment(OmegaConf.to_container(merged), source)
         checked = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{source} and the overrides cannot be read as YAML: {error}") from None
@@ -254,6 +255,26 @@ def check_settings(values: Any, overrides: Sequence[str], model: type[SettingsTy
         raise ConfigError(
             f"{source} has {len(faults)} fault(s):\n" + "\n".join(faults) + f"\nKnown keys: {known}."
         ) from None
+
+
+def _refuse_environment(value: Any, source: str, place: str = "") -> None:
+    """Refuse ``${oc.env:NAME}``: settings are written into the provenance of what is made, and keys are no part of it.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if isinstance(value, str) and "oc.env" in value:
+        raise ConfigError(
+            f"{source}: {place} takes a value of the environment, which would be written into the provenance of what "
+            f'is made. Leave it out of the file and give it as an override, {place}="$NAME"; a server\'s key is named '
+            "by api_key_variable."
+        )
+    if isinstance(value, dict):
+        parts: list[tuple[Any, Any]] = list(cast(dict[Any, Any], value).items())
+    else:
+        parts = list(enumerate(cast(list[Any], value))) if isinstance(value, list) else []
+    for name, part in parts:
+        _refuse_environment(part, source, f"{place}.{name}" if place else str(name))
 
 
 def _describe_fault(fault: Any, model: type[BaseModel]) -> str:

@@ -3,20 +3,7 @@
 Exit codes of every command: 0 done, 1 unexpected, 2 configuration, 3 data, 4 model or server, 130 interrupted.
 """
 
-import re
-
-
-# Control characters but tab and line feed, marks that turn the direction of writing, and halves of characters, as
-# which names come that are no UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def make_printable(text: str) -> str:
-    """Return a text for a terminal: a file's name or a server's words may hold what moves the cursor or hides lines.
-
-    The escapes are those of JSON, so that JSON stays JSON.
-    """
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+from .printing import make_printable
 
 
 class ChatReIDError(Exception):

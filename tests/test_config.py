@@ -241,3 +241,24 @@ def test_evaluation_has_the_policy_of_its_settings() -> None:
     changes = {"chatreid_stage": 2, "chatreid_aspect": "keep", "image_max_pixels": 1000, "image_min_pixels": 10}
     assert EvalSettings.model_validate(EVAL | changes).policy == ImagePolicy(2, "keep", 1000, 10)
     assert EvalSettings.model_validate(EVAL | {"chatreid_stage": None}).policy == ImagePolicy(None)
+
+
+def test_values_of_the_environment_are_refused_so_that_none_ends_in_provenance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATREID_TEST_KEY", "sk-secret")
+    recipe = tmp_path / "recipe.yaml"
+    body = "{nested: [{authorization: 'Bearer ${oc.env:CHATREID_TEST_KEY}'}]}"
+    recipe.write_text(
+        "sources: [{name: own, parser: pattern, root: '${oc.env:CHATREID_TEST_KEY}'}]\n"
+        f"captioning: {{model: x, extra_body: {body}}}\n"
+    )
+    for overrides, place in (
+        (["sources.0.root=/data"], r"captioning\.extra_body\.nested\.0\.authorization"),
+        (["captioning=null"], r"sources\.0\.root"),
+    ):
+        with pytest.raises(ConfigError, match=f"{place} takes a value of the environment") as error:
+            load_settings(recipe, overrides, BuildSettings)
+        assert "sk-secret" not in str(error.value)
+    settings = load_settings(recipe, ["captioning=null", "sources.0.root=/data"], BuildSettings)
+    assert settings.sources[0].root == Path("/data")

@@ -1,7 +1,6 @@
 """Sources become manifests; the training images of all manifests come back under one image root."""
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import xxhash
 from .. import __version__
 from ..config import BuildSettings, SourceSettings
 from ..errors import DataError
+from ..printing import say
 from ..shards import make_manifest_table, read_manifest_provenance, read_manifest_table, write_manifest
 from .arrow_compute import pc
 from .screening.selection import select_training
@@ -64,7 +64,7 @@ def _parse(source: SourceSettings, settings: BuildSettings) -> "ParseReport":
     from .parsing import parse_source
 
     report = parse_source(source, settings.count_workers(), find_manifest(settings, source.name))
-    print(describe_parse(source.name, report), file=sys.stderr)
+    say(describe_parse(source.name, report), aside=True)
     return report
 
 

@@ -10,6 +10,7 @@ from ..config import load_settings
 from ..errors import ChatReIDError
 from ..eval_settings import EvalSettings
 from ..interruption import end_on_sigterm
+from ..printing import PrintableFormatter, say
 from .pipeline import run_evaluation
 from .plan import describe_plan
 from .processes import is_first_process, join_processes
@@ -38,33 +39,35 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return its exit code (0 done, 2 configuration, 3 data, 4 model, 130 interrupted)."""
     arguments = build_parser().parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         settings = load_settings(arguments.config, arguments.overrides, EvalSettings)
         if arguments.dry_run:
             if is_first_process():
-                print(describe_plan(settings))
+                say(describe_plan(settings))
             return 0
         with end_on_sigterm(), join_processes() as processes:
             results = run_evaluation(settings, processes)
         if not processes.is_first:
             return 0
         if arguments.json:
-            print((settings.output_dir / "results.json").read_text(encoding="utf-8"), end="")
+            say((settings.output_dir / "results.json").read_text(encoding="utf-8").rstrip("\n"))
         else:
-            print(render_table(results))
-            print(f"\nWritten to {settings.output_dir}: results.json, rankings.parquet, report.html")
+            say(render_table(results))
+            say(f"\nWritten to {settings.output_dir}: results.json, rankings.parquet, report.html")
         return 0
     except ChatReIDError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        say(f"Error: {error}", aside=True)
         return error.exit_code
     except KeyboardInterrupt:
         # A resumed run must not throw away what this one saved.
         overrides = [override for override in arguments.overrides if not override.startswith("overwrite=")]
         command = shlex.join([str(arguments.config), *overrides, "overwrite=false"])
-        print(
+        say(
             f"\nInterrupted; finished queries are saved. Resume with:\n  python -m chatreid_plugin.eval {command}",
-            file=sys.stderr,
+            aside=True,
         )
         return INTERRUPTED
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from ..config import check_settings
 from ..errors import ChatReIDError, ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
+from ..printing import say
 from ..servers.key import is_local, read_key
 from .bodies import BodyType, ChatRequest, RequestFault, ScoreRequest, describe_fault, parse_body
 from .completions import Completion, Token
@@ -203,9 +203,9 @@ def run_server(
     with open_listener(host, port) as listener:
         model = ServedModel(settings, name or Path(checkpoint).name)
         address = format_address(host, listener.getsockname()[1])
-        print(f"Serving {model.name} at {address}/v1 (Ctrl-C ends it)", flush=True)
+        say(f"Serving {model.name} at {address}/v1 (Ctrl-C ends it)")
         if not is_local(address) and not key:
-            print("Anybody who reaches this machine can ask it: there is no --api-key-variable.", file=sys.stderr)
+            say("Anybody who reaches this machine can ask it: there is no --api-key-variable.", aside=True)
         app = make_app(model, key, [*list_own_names(host), *allowed_hosts])
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 

@@ -12,7 +12,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
 from tqdm import tqdm
 
-from ..errors import UpstreamError, make_printable
+from ..errors import UpstreamError
+from ..printing import make_printable
 from .answers import BrokenAnswer, parse_answer, read_content
 from .key import read_headers, read_key
 from .pace import Pace, read_retry_after

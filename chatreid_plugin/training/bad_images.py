@@ -7,13 +7,13 @@ beside their paths for the collator of the same worker, and no more than the fin
 
 import fcntl
 import json
-import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DataError
+from ..printing import say
 from .image_files import decode_image, describe_image
 
 
@@ -68,10 +68,10 @@ class BadImageList:
             file.write(json.dumps(line).encode() + b"\n")
             self.offset = file.tell()
         self.listed.add(image["path"])
-        print(
+        say(
             f"chatreid: image {describe_image(image)} {reason} Its record is replaced by the next one; "
             f"{len(self.listed)} bad image(s) so far, see {self.path}.",
-            file=sys.stderr,
+            aside=True,
         )
 
 

@@ -6,7 +6,6 @@ A folder (not a change to a loaded model) works unchanged under DDP, ZeRO-3, FSD
 import os
 import platform
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import xxhash
 from safetensors.torch import save_file
 
 from ..errors import ConfigError, UpstreamError
+from ..printing import say
 from ..shards import read_json, write_json
 from ..weight_files import INDEX, find_weight_files, find_weights_entry, open_weights, read_shapes
 
@@ -157,8 +157,8 @@ def compose_checkpoint(encoder: Path, decoder: Path, output: Path, projector: st
         os.replace(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(
+    say(
         f"chatreid: {len(replaced)} vision tensors from {encoder}, the rest from {decoder} -> {output}",
-        file=sys.stderr,
+        aside=True,
     )
     return output

@@ -8,6 +8,7 @@ from types import ModuleType, TracebackType
 from typing import Literal
 
 from ..errors import ChatReIDError
+from ..printing import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _show_user_errors_briefly() -> None:
             # An error from a data loader worker arrives as the worker's whole traceback; the message is its end.
             message = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()
             _close_progress_bars()
-            print(f"chatreid: {kind.__name__}: {message}", file=sys.stderr)
+            say(f"chatreid: {kind.__name__}: {message}", aside=True)
         else:
             previous(kind, error, traceback)
 

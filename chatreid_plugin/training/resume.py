@@ -3,13 +3,13 @@
 The weights are put into the model by ``resumed_weights.py``.
 """
 
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 from ..errors import ConfigError
+from ..printing import say
 from ..weight_files import has_weights
 from .adapters import ADAPTER_CONFIG
 
@@ -105,7 +105,7 @@ def _choose_whole(resume: str | bool, run: Run) -> str | bool | None:
             f"Set resume_from_checkpoint: {whole}." if whole else "Set resume_from_checkpoint: null to start anew."
         )
         raise ConfigError(f"resume_from_checkpoint: {resume} {state}: it has no {LAST_WRITTEN}. {remedy}")
-    print(f"chatreid: {resume} is half-written; resuming from {whole or 'the start'}.", file=sys.stderr)
+    say(f"chatreid: {resume} is half-written; resuming from {whole or 'the start'}.", aside=True)
     return None if whole is None else str(whole)
 
 

@@ -6,7 +6,6 @@ write it: data loader workers in lazy mode, mapping processes in the eager one.
 
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import wraps
@@ -17,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import TrainerCallback
 
+from ..printing import say
 from .compat import get_function
 
 
@@ -117,7 +117,7 @@ class ThinnedReport(TrainerCallback):
         """Print one line if there is something to say."""
         line = describe_thinned() if state.is_world_process_zero else None
         if line is not None:
-            print(f"chatreid: {line}", file=sys.stderr)
+            say(f"chatreid: {line}", aside=True)
 
 
 def report_thinned(module: ModuleType) -> None:

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from ...config import BuildSettings, CaptioningSettings
 from ...crops import encode_picture
-from ...errors import ConfigError, DataError, UpstreamError, make_printable
+from ...errors import ConfigError, DataError, UpstreamError
+from ...printing import say
 from ...records import ImageRecord
 from ...servers.answers import BrokenAnswer
 from ...servers.client import RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
@@ -201,7 +202,7 @@ def caption_images(settings: BuildSettings, names: Sequence[str] = (), limit: in
             if images:
                 asyncio.run(_ask_about_all(captioning, run))
         except KeyboardInterrupt:
-            print("Interrupted; the answers so far are kept, the same command goes on from there.", file=sys.stderr)
+            say("Interrupted; the answers so far are kept, the same command goes on from there.", aside=True)
             raise
     return run.report()
 
@@ -210,7 +211,7 @@ def _announce(settings: CaptioningSettings, images: int) -> None:
     if not is_local(settings.base_url):
         host, prompt = urlsplit(settings.base_url).netloc, show_prompt(settings, structured=True)
         news = f"Sending {images} images of people to {host} (model {settings.model}), with:\n{prompt}"
-        print(make_printable(news), file=sys.stderr)
+        say(news, aside=True)
 
 
 async def _ask_about_all(settings: CaptioningSettings, run: CaptionRun) -> None:

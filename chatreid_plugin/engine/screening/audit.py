@@ -4,7 +4,6 @@ Benchmarks share images: ICFG-PEDES and RSTPReid are new labels for MSMT17's ima
 CUHK-PEDES holds images of Market-1501, CUHK01 and CUHK03 (shared notes on protocols, section 2, "Leakage").
 """
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from ...config import BuildSettings
 from ...errors import DataError
+from ...printing import say
 from ...records import ImageRecord
 from ...shards import read_manifest
 from .hashing import find_close_pairs, find_first_equal, select_hashed
@@ -237,7 +237,7 @@ def apply_leak_rule(
             "`chatreid audit CONFIG` names them. Set leaks: drop to leave them out, or leaks: allow to train on them."
         )
     if settings.leaks == "allow":
-        print(f"warning: {len(leaking)} training images leak into the test (leaks: allow)", file=sys.stderr)
+        say(f"warning: {len(leaking)} training images leak into the test (leaks: allow)", aside=True)
         return sources
     kept = [[record for record in records if record.image_id not in leaking] for records in sources]
     for before, after in zip(sources, kept, strict=True):
@@ -246,5 +246,5 @@ def apply_leak_rule(
                 f"All {len(before)} training images of {before[0].dataset} leak into the test, so leaks: drop leaves "
                 "nothing of it. Take it out of training (stages: [])."
             )
-    print(f"leaks: drop left out {len(leaking)} training images that leak into the test", file=sys.stderr)
+    say(f"leaks: drop left out {len(leaking)} training images that leak into the test", aside=True)
     return kept

@@ -1,6 +1,5 @@
 """Which of the training images are trained on: those of good quality that no benchmark tests."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ import pyarrow as pa
 
 from ...config import BuildSettings
 from ...errors import DataError
+from ...printing import say
 from ...records import ImageRecord, convert_row_to_image_record
 from ..arrow_compute import pc
 from .audit import TESTED_SPLITS, apply_leak_rule, read_tested_manifests
@@ -54,7 +54,7 @@ def _filter_source(records: list[ImageRecord], settings: BuildSettings) -> list[
     result = filter_records(records, settings.quality)
     name = records[0].dataset
     for reason, count in Counter(drop.reason for drop in result.dropped).items():
-        print(f"{name} left out: {count} (quality.{reason})", file=sys.stderr)
+        say(f"{name} left out: {count} (quality.{reason})", aside=True)
     if not result.kept:
         raise DataError(
             f"Source {name}: `quality` drops all {len(records)} training images. `chatreid filter CONFIG --dry-run` "

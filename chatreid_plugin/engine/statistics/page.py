@@ -1,11 +1,11 @@
 """What ``chatreid stats`` writes: ``stats.json``, a PNG for each topic, and ``stats.html`` with everything inside."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ... import __version__
 from ...pages import embed_png, encode_png, render_template
+from ...printing import say
 from ...shards import open_atomically, write_text
 from .report import Statistics, compute_statistics
 from .sections import Section, build_sections
@@ -57,5 +57,5 @@ def write_statistics(dataset_dir: Path, output: Path | None = None) -> Statistic
     write_text(output / "stats.json", statistics.to_json() + "\n")
     write_text(output / "stats.html", render_page(statistics, sections, pictures))
     # stdout belongs to the numbers.
-    print(f"Written: {output / 'stats.html'}, stats.json and {len(pictures)} PNG figures", file=sys.stderr)
+    say(f"Written: {output / 'stats.html'}, stats.json and {len(pictures)} PNG figures", aside=True)
     return statistics
