@@ -7,8 +7,7 @@ from typing import Any
 from .errors import UpstreamError
 
 
-TESTED_VERSION = "0.9.5"
-TESTED_TRANSFORMERS = "5.5.4"
+TESTED_VERSIONS = {"llamafactory": "0.9.5", "transformers": "5.5.4", "peft": "0.18.1"}
 
 
 def find_version(package: str) -> str:
@@ -20,8 +19,8 @@ def find_version(package: str) -> str:
 
 
 def find_tested_version(package: str) -> str:
-    """Return the version of LLaMA-Factory or transformers that this plugin was tested with."""
-    return TESTED_VERSION if package == "llamafactory" else TESTED_TRANSFORMERS
+    """Return the version of a package that this plugin was tested with."""
+    return TESTED_VERSIONS[package]
 
 
 def get_upstream(module: ModuleType, name: str) -> Any:

@@ -172,18 +172,19 @@ def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSetting
     """Return features (N, D) of images and words in the one space of a CLIP or SigLIP model."""
     from transformers import AutoModel, AutoProcessor
 
-    from .backends.checkpoint import LOADING_ERRORS, check_name, explain_failure, pick_device
+    from .backends.checkpoint import LOADING_ERRORS, check_name, explain_failure, pick_device, refuse_misfits
 
     folder = str(settings.filter_model)
     check_name("filter_model", folder)
     try:
-        model: Any = AutoModel.from_pretrained(folder)
-        processor: Any = AutoProcessor.from_pretrained(folder)
+        model, loaded = AutoModel.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
+        processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except LOADING_ERRORS as error:
         why = explain_failure(folder, error)
         raise ConfigError(f"filter_model: {folder} cannot be loaded as CLIP or SigLIP: {why}") from None
     if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
         raise ConfigError(f"filter_model: {folder} is a {model.config.model_type}, which is no CLIP or SigLIP.")
+    refuse_misfits("filter_model", folder, loaded)
     model.eval().to(pick_device(settings.device))
     size = model.config.vision_config.image_size
     length = model.config.text_config.max_position_embeddings

@@ -122,7 +122,7 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
     check_vision_rate(data_args.chatreid_vision_learning_rate, training_args, finetuning_args)
     if data_args.chatreid_encoder is not None and training_args.do_train:
         _swap_decoder(model_args, data_args, training_args)
-    check_adapter_base(model_args)
+    check_adapter_base(model_args, training_args.resume_from_checkpoint)
 
 
 def _swap_decoder(model_args: Any, data_args: Any, training_args: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every name of LLaMA-Factory and transformers that the plugin relies on but they do not promise, and the check.
+"""Every name of LLaMA-Factory, transformers and PEFT that the plugin relies on but they do not promise, and the check.
 
 Tested with 0.9.5. When a signature drifts, the hook stops with both versions named instead of misbehaving later.
 """
@@ -92,6 +92,8 @@ USED_NAMES: dict[str, tuple[str, ...]] = {
     "llamafactory.data.collator": ("MultiModalDataCollatorForSeq2Seq",),
     "llamafactory.data.template": ("TEMPLATES", "get_mm_plugin"),
     "llamafactory.train.sft.trainer": ("CustomSeq2SeqTrainer",),
+    "peft.peft_model": ("PeftModel.load_adapter",),
+    "peft.tuners.lora.model": ("dispatch_megatron",),
     "transformers.trainer": ("Trainer",),
     "transformers.utils.generic": ("is_flash_attention_requested",),
     "transformers.models.qwen2_vl.modeling_qwen2_vl": ("VisionAttention", "eager_attention_forward"),

@@ -8,10 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+from ..adapters import ADAPTER_CONFIG
 from ..errors import ConfigError
 from ..printing import say
 from ..weight_files import has_weights
-from .adapters import ADAPTER_CONFIG
 
 
 # The Trainer writes it after the weights and the optimizer.

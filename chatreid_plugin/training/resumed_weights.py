@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from ..adapters import ADAPTER_CONFIG
 from ..errors import ConfigError
 from ..upstream import get_upstream
 from ..weight_files import find_weight_files, has_weights, open_weights
-from .adapters import ADAPTER_CONFIG
 from .checkpoint import find_vision_suffix
 from .compat import get_function
 

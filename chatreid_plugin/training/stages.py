@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from llamafactory.extras import logging
 
+from ..adapters import guard_peft
 from ..errors import ConfigError, UpstreamError
 from ..vision_tower import speed_up_vision_tower
 from .compat import get_function
@@ -108,7 +109,11 @@ def _speed_up_vision_tower(model: Any) -> None:
 
 
 def extend_model_loader(module: ModuleType) -> None:
-    """After ``init_adapter`` of ``llamafactory.model.loader``: check what trains, speed up the vision tower."""
+    """After ``init_adapter`` of ``llamafactory.model.loader``: check what trains, speed up the vision tower.
+
+    PEFT, which that function loads adapters with, is guarded first.
+    """
+    guard_peft()
     init_adapter = get_function(module, "init_adapter")
 
     @wraps(init_adapter)

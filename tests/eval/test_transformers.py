@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from chatreid_plugin.errors import ConfigError, DataError, UpstreamError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
@@ -162,7 +163,7 @@ def test_says_that_the_hub_is_asked(
 ) -> None:
     from transformers import AutoConfig
 
-    def refuse(name: str) -> None:
+    def refuse(name: str, **options: Any) -> None:
         raise OSError("We couldn't connect")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
@@ -214,3 +215,63 @@ def test_damaged_image_is_named(checkpoint: Path, crops: tuple[Path, list[ImageR
     scorer = TransformersScorer(make_settings(checkpoint, tmp_path), tmp_path)
     with pytest.raises(DataError, match=r"cut\.jpg"):
         scorer.prepare([], [replace(crops[1][0], path="cut.jpg")])
+
+
+def change_tensors(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """Copy a checkpoint with other tensors."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_checkpoint_without_a_tensor_or_with_a_foreign_one_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """transformers fills what is missing with random numbers: other scores each time, and no word."""
+    name = "visual.blocks.0.mlp.fc1.weight"
+
+    def take_away(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[next(stored for stored in tensors if stored.endswith(name))]
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.7.mlp.up_proj.weight"] = torch.zeros(2, 2)
+
+    for change, message in ((take_away, f"lacks 1 .*{name}"), (add, r"beyond .* 1 tensor\(s\), first .*layers\.7")):
+        folder = change_tensors(checkpoint, tmp_path / change.__name__, change)
+        with pytest.raises(ConfigError, match=f"^model_name_or_path: .*{message}"):
+            TransformersScorer(make_settings(folder, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
+def test_code_of_a_checkpoint_is_never_run_nor_asked_about(
+    checkpoint: Path, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on stdin, where ``yes |`` answers."""
+    folder = shutil.copytree(checkpoint, tmp_path / "hostile")
+    (folder / "hostile.py").write_text("open('ran', 'w').close()\nclass Any: pass\n")
+    values = json.loads((folder / file).read_text())
+    kinds = ("AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoModelForImageTextToText")
+    values |= {"auto_map": dict.fromkeys(kinds, "hostile.Any"), "model_type": "hostile"}
+    values |= {"tokenizer_class": "Hostile", "processor_class": "Hostile"}
+    (folder / file).write_text(json.dumps(values))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *words: "y")
+    with pytest.raises(ConfigError, match="asks for Python code of its own to be run"):
+        TransformersScorer(make_settings(folder, tmp_path), tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_adapter_on_another_base_is_warned_of(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(str(tmp_path / "adapter"))
+    adapter = {"adapter_name_or_path": str(tmp_path / "adapter")}
+    TransformersScorer(make_settings(checkpoint, tmp_path, **adapter), tmp_path)
+    assert "was trained on" not in caplog.text
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    TransformersScorer(make_settings(other, tmp_path, **adapter), tmp_path)
+    assert f"was trained on {checkpoint}, and is put on {other}" in caplog.text

@@ -119,3 +119,18 @@ def test_adapter_of_a_composed_checkpoint_is_refused_on_another_model(workshop: 
     write_json(base / MARKER, {"fingerprint": "of another swap"})
     with pytest.raises(ConfigError, match="was trained on"):
         check(tmp_path / "moved")
+
+
+def test_adapter_on_a_model_of_another_name_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training, export and resuming: PEFT takes any base of the same shapes."""
+    from llamafactory.extras import logging
+
+    said: list[str] = []
+    monkeypatch.setattr(logging.logging.Logger, "warning_rank0", lambda self, text: said.append(text))
+    write_json(tmp_path / "adapter_config.json", {"base_model_name_or_path": "saves/a/stage2"})
+    for adapters, resumed in (([str(tmp_path)], None), (None, str(tmp_path))):
+        for model in ("saves/a/stage2", "saves/b/stage2"):
+            arguments = SimpleNamespace(adapter_name_or_path=adapters, model_name_or_path=model)
+            check_adapter_base(arguments, resumed)
+    assert len(said) == 2
+    assert all(f"{tmp_path} was trained on saves/a/stage2, and is put on saves/b/stage2" in text for text in said)

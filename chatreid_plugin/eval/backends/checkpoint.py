@@ -10,13 +10,14 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
+from ...adapters import ADAPTER_CONFIG, describe_other_base, find_base, guard_peft
 from ...errors import ConfigError, UpstreamError
 from ...eval_settings import EvalSettings
+from ...weight_files import find_weight_files, find_weights_entry
 from .memory import is_out_of_memory
 
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-ADAPTER_FILE = "adapter_config.json"
 # Owner and model; the hub's few names without an owner are of no family here.
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+")
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
@@ -28,24 +29,26 @@ def find_checkpoint(settings: EvalSettings) -> tuple[str, str | None]:
     """Return (base model, adapter or None); a ``model_name_or_path`` with an adapter's file names its base there.
 
     Raises:
-        ConfigError: two adapters are named, or an adapter's file cannot be read.
+        ConfigError: two adapters are named, or an adapter's file names no base model.
+        DataError: an adapter's file cannot be read.
     """
     name, adapter = str(settings.model_name_or_path), settings.adapter_name_or_path
-    file = Path(name) / ADAPTER_FILE
+    file = Path(name) / ADAPTER_CONFIG
     if not file.is_file():
         return name, adapter
     if adapter is not None:
         raise ConfigError(
             f"model_name_or_path: {name} is an adapter itself; with adapter_name_or_path it has to be the base model."
         )
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    base = find_base(Path(name))
+    if base is None:
         raise ConfigError(
-            f"{file} names no base model: {error!r}. Set model_name_or_path to the base model and "
-            "adapter_name_or_path to this folder."
-        ) from None
-    return str(base), name
+            f"{file} names no base model. Set model_name_or_path to the base model and adapter_name_or_path to this "
+            "folder."
+        )
+    if (Path(base) / ADAPTER_CONFIG).is_file():
+        raise ConfigError(f"{file} names the adapter {base} as its base. Merge that one first, and name the result.")
+    return base, name
 
 
 def pick_device(name: str) -> str:
@@ -86,13 +89,23 @@ def check_name(key: str, name: str, hint: str = "") -> None:
 
 def explain_failure(name: str, error: Exception) -> str:
     """Say why a checkpoint cannot be loaded: the damaged file if there is one, else what transformers says."""
-    for file in sorted(Path(name).glob("*.safetensors")):
+    if "trust_remote_code" in str(error):
+        return "it asks for Python code of its own to be run (auto_map in its configuration), which is never done."
+    for file in _list_weight_files(Path(name)):
         try:
             with safe_open(file, "pt"):
                 pass
         except (OSError, SafetensorError) as damage:
             return f"{file} is damaged or cut off ({damage}). Copy it again."
     return str(error) if Path(name).is_dir() else f"it is no folder here, and not to be had from the hub: {error}"
+
+
+def _list_weight_files(folder: Path) -> list[Path]:
+    """Return the files that are read, not others that lie beside them; an adapter's if there are no others."""
+    entry = find_weights_entry(folder) if folder.is_dir() else None
+    if entry is None or entry.suffix == ".safetensors":
+        return [entry] if entry else sorted(folder.glob("*.safetensors"))
+    return sorted(set(find_weight_files(folder).values()))
 
 
 def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
@@ -111,17 +124,24 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
     check_name("model_name_or_path", name, hint)
     if adapter is not None:
         check_name("adapter_name_or_path", adapter)
+        warning = describe_other_base(Path(adapter), name)
+        if warning is not None:
+            logger.warning("%s", warning)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             known = ", ".join(FAMILIES)
             raise ConfigError(f"model_name_or_path: {name} is a {config.model_type}; this backend scores {known}.")
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=settings.dtype)
-        processor: Any = AutoProcessor.from_pretrained(name)
+        result: Any = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=settings.dtype, output_loading_info=True, trust_remote_code=False
+        )
+        processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except LOADING_ERRORS as error:
         _refuse_too_large(name, error)
         why = explain_failure(name, error)
         raise ConfigError(f"model_name_or_path: {name} cannot be loaded: {why}{hint}") from None
+    model, loaded = result
+    refuse_misfits("model_name_or_path", name, loaded)
     if adapter is not None:
         model = _merge_adapter(model, adapter)
     try:
@@ -129,6 +149,28 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
     except RuntimeError as error:
         _refuse_too_large(name, error)
         raise
+
+
+def refuse_misfits(key: str, name: str, loaded: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose tensors are not the model's: transformers fills what is missing with random numbers.
+
+    Tied weights, which are in the file once, do not count as missing there.
+
+    Args:
+        key: the YAML key that names the checkpoint.
+        name: the checkpoint.
+        loaded: what ``from_pretrained`` returns with ``output_loading_info``.
+
+    Raises:
+        ConfigError: names the key and the first tensor.
+    """
+    faults = {"lacks": loaded["missing_keys"], "holds, beyond what the model has,": loaded["unexpected_keys"]}
+    for fault, tensors in faults.items():
+        if tensors:
+            raise ConfigError(
+                f"{key}: {name} {fault} {len(tensors)} tensor(s), first {min(tensors)}. Copy or save the "
+                "checkpoint again; its config.json may be of another model."
+            )
 
 
 def _refuse_too_large(name: str, error: Exception) -> None:
@@ -141,6 +183,7 @@ def _refuse_too_large(name: str, error: Exception) -> None:
 def _merge_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
+    guard_peft()
     try:
         merged: Any = PeftModel.from_pretrained(model, adapter)
         return merged.merge_and_unload(safe_merge=True)
