@@ -29,11 +29,11 @@ PEOPLE, CAMERAS, IMAGES_PER_PERSON = 5000, 6, 20
 COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 
 
-def make_records() -> list[ImageRecord]:
-    """Return 100,000 training images of 5,000 people with captions of 35 words and 10 attributes."""
+def make_records(people: int = PEOPLE) -> list[ImageRecord]:
+    """Return 20 training images of each of the people, with captions of 35 words and 10 attributes."""
     rng = np.random.default_rng(0)
     records: list[ImageRecord] = []
-    for person in range(PEOPLE):
+    for person in range(people):
         looks = {f"attribute_{number}": f"value {rng.integers(6)}" for number in range(9)}
         looks["upper_colour"] = COLOURS[int(rng.integers(len(COLOURS)))]
         text = f"Person {person} " + " ".join(f"{name} {value}," for name, value in looks.items())

@@ -2,25 +2,40 @@
 
 Queries share their candidates, as a gallery's images do: on Market-1501 with 100 candidates a query each image is
 asked about 21 times. Random weights; every path is given the crops' files, so decoding and the vision tower count in
-all of them.
-Run: OMP_NUM_THREADS=1 python tests/bench/bench_scoring.py [--queries 8] [--candidates 100]
+all of them. Rows are printed as they come, as a Markdown table.
+Run: OMP_NUM_THREADS=1 python tests/bench/bench_scoring.py [--queries 8] [--candidates 100] [--naive-candidates N]
 [--device cuda --dtype bfloat16 --size 2b]
 """
 
 import argparse
+import gc
+import math
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from model_work import (
+    Work,
+    describe_device,
+    describe_use,
+    describe_work,
+    forget_peak_memory,
+    measure_peak,
+    print_header,
+    print_row,
+    read_peak_memory,
+    write_model_files,
+)
 from PIL import Image
+from transformers import Qwen2VLForConditionalGeneration
 
-from chatreid_plugin.demo.people import sample_people
-from chatreid_plugin.demo.tiny_model import write_tiny_model
 from chatreid_plugin.eval.backends.checkpoint import load_checkpoint
+from chatreid_plugin.eval.backends.tokens import Tokenizer
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.prompts import IMAGE_PAIR, build_pair_prompt
 from chatreid_plugin.eval.queries import Query, make_image_query
@@ -29,54 +44,57 @@ from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.tasks import format_chat_prompt
 
 
-# Qwen2-VL-2B: FLOPs of a 256x128 image (180 patches) in the vision tower, and of a token in the decoder, without its
-# attention, which is about 1 % at these lengths; FLOPs a second of an H200 in practice, dense bf16.
-IMAGE_FLOPS, TOKEN_FLOPS, PEAK_FLOPS = 235e9, 2.62e9, 790e12
-TEXT_2B = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
-TEXT_2B |= {"num_key_value_heads": 2, "vocab_size": 151936}
+NAIVE, WHOLE, FAST = "generate(), a pair", "whole questions", "fast path"
+COLUMNS = ("queries", "path", "pairs", "pairs/s", "wall", "process time", "MFU", "peak, GB", "largest difference")
 
 
-def count_flops(path: str, queries: int, candidates: int, question: int, prefix: int) -> float:
-    """Return the FLOPs that a path takes of a 2B model for all pairs of queries and candidates.
+def count_flops(
+    work: Work, path: str, *, queries: int, candidates: int, patches: int, question: int, prefix: int
+) -> float:
+    """Return the FLOPs that a path takes for all pairs of queries and candidates.
 
     Args:
-        path: ``generate, a pair`` encodes both images of every pair, the others each image once; ``fast path`` decodes
-            what stands before the candidate once a query, the others in every pair.
+        work: the model's.
+        path: ``generate(), a pair`` encodes both images of every pair, the others each image once; ``fast path``
+            decodes what stands before the candidate once a query, the others in every pair.
         queries: how many.
         candidates: how many, the same for each query.
+        patches: of an image.
         question: tokens of a question, the two images' included.
         prefix: how many of them stand before the candidate's.
     """
     pairs = queries * candidates
-    images = 2 * pairs if path == "generate, a pair" else queries + candidates
-    tokens = queries * prefix + pairs * (question - prefix) if path == "fast path" else pairs * question
-    return images * IMAGE_FLOPS + tokens * TOKEN_FLOPS
+    images = 2 * pairs if path == NAIVE else queries + candidates
+    tokens = queries * prefix + pairs * (question - prefix) if path == FAST else pairs * question
+    return images * work.count_image(patches) + tokens * work.token
 
 
-def count_tokens(scorer: TransformersScorer, query: Query) -> tuple[int, int]:
-    """Return the tokens of a question on two images like the query's, and how many stand before the second image."""
+@dataclass(frozen=True)
+class Question:
+    """Lengths of a question on two crops: patches of each, tokens, and how many stand before the second crop."""
+
+    patches: int
+    tokens: int
+    prefix: int
+
+
+def count_question(model: Any, processor: Any, root: Path, query: Query) -> Question:
+    """Return the lengths of a question on two images like the query's."""
     assert query.image is not None
-    grid = scorer.features[query.image.image_id].grid
-    tokens = scorer._tokenizer.encode(build_pair_prompt(query, IMAGE_PAIR), [grid, grid])
-    return len(tokens.ids), tokens.find_image(1)
+    picture = Image.open(root / query.image.path)
+    patches = processor.image_processor(images=[picture], return_tensors="pt")["image_grid_thw"][0].tolist()
+    tokens = Tokenizer(model, processor).encode(build_pair_prompt(query, IMAGE_PAIR), [tuple(patches)] * 2)
+    return Question(math.prod(patches), len(tokens.ids), tokens.find_image(1))
 
 
-def write_model(folder: Path, size: str, dtype: str) -> None:
-    """Write a checkpoint with random weights."""
-    write_tiny_model(folder, sample_people(20, 0))
-    if size == "tiny":
-        return
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor
-
-    config: Any = Qwen2VLConfig.from_pretrained(folder)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    values = config.text_config.to_dict() | TEXT_2B | {"rope_parameters": rope, "layer_types": None}
-    tokens = {name: getattr(config, name) for name in ("image_token_id", "video_token_id")}
-    tokens |= {name: getattr(config, name) for name in ("vision_start_token_id", "vision_end_token_id")}
-    make: Any = Qwen2VLConfig
-    made = make(text_config=values, vision_config={"hidden_size": 1536}, tie_word_embeddings=True, **tokens)
-    Qwen2VLForConditionalGeneration(made).to(getattr(torch, dtype)).save_pretrained(folder)
-    Qwen2VLImageProcessor(patch_size=14).save_pretrained(folder)
+def write_model(folder: Path, size: str, device: str, dtype: str) -> Any:
+    """Write a checkpoint with random weights, made on the device; return its configuration."""
+    config = write_model_files(folder, size)
+    if size != "tiny":
+        make: Any = Qwen2VLForConditionalGeneration
+        with torch.device(device):
+            make._from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
+    return config
 
 
 def write_crops(folder: Path, count: int) -> list[ImageRecord]:
@@ -119,55 +137,102 @@ def score_whole(scorer: TransformersScorer, query: Query, candidates: list[Image
     return torch.cat(parts)[:, 0].tolist()
 
 
-def measure(
-    scorer: TransformersScorer, path: str, run: Callable[..., Any], queries: list[Query], candidates: list[ImageRecord]
-) -> tuple[float, float, Any]:
-    """Return wall and CPU seconds and the margins (Q, K), nothing encoded before."""
-    scorer.forget_images()
+@dataclass(frozen=True)
+class Measured:
+    """Wall and CPU seconds of a path, margins (Q, K), GB at the peak."""
+
+    wall: float
+    own: float
+    margins: Any
+    memory: float
+
+
+def measure(ask: Callable[[], Any], device: str) -> Measured:
+    """Return what a path takes; it reads its margins back on the CPU, so that the device has finished."""
+    forget_peak_memory()
     wall, own = time.perf_counter(), time.process_time()
-    if path == "fast path":
+    margins = ask()
+    return Measured(time.perf_counter() - wall, time.process_time() - own, np.array(margins), read_peak_memory(device))
+
+
+def ask_naively(
+    settings: EvalSettings, root: Path, queries: list[Query], candidates: list[ImageRecord]
+) -> tuple[Measured, Question]:
+    """Ask every pair of the stock model, which is gone from the device afterwards; return a question's lengths too."""
+    model, processor = load_checkpoint(settings)
+    question = count_question(model, processor, root, queries[0])
+    generate_each(model, processor, root, queries[0], candidates[:2])
+    found = measure(
+        lambda: [generate_each(model, processor, root, query, candidates) for query in queries], settings.device
+    )
+    return found, question
+
+
+def ask_path(scorer: TransformersScorer, path: str, queries: list[Query], candidates: list[ImageRecord]) -> Measured:
+    """Ask every pair, nothing encoded before."""
+
+    def ask() -> list[Any]:
+        if path == WHOLE:
+            return [score_whole(scorer, query, candidates) for query in queries]
         scorer.prepare(queries, candidates)
-    margins = [run(query, candidates) for query in queries]  # read back on the CPU: the device has finished
-    return time.perf_counter() - wall, time.process_time() - own, margins
+        return [scorer.score_pairs(query, candidates, IMAGE_PAIR) for query in queries]
+
+    score_whole(scorer, queries[0], candidates[:2])
+    scorer.score_pairs(queries[0], candidates[:2], IMAGE_PAIR)
+    scorer.forget_images()
+    return measure(ask, scorer.settings.device)
+
+
+def compare(folder: Path, arguments: argparse.Namespace) -> None:
+    """Print a row for each path."""
+    work = describe_work(write_model(folder, arguments.size, arguments.device, arguments.dtype))
+    crops = write_crops(folder, arguments.queries + arguments.candidates)
+    queries = [make_image_query(record) for record in crops[: arguments.queries]]
+    candidates = crops[arguments.queries :]
+    few = candidates[: arguments.naive_candidates]
+    values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": folder, "model_name_or_path": folder}
+    values |= {"device": arguments.device, "dtype": arguments.dtype, "chatreid_stage": None}
+    settings = EvalSettings.model_validate({key: str(value) if value else value for key, value in values.items()})
+    peak = measure_peak(arguments.device)
+    print(describe_device(arguments.device, peak), f"{arguments.dtype}, {arguments.size}\n", sep=", ", flush=True)
+    print_header(*COLUMNS)
+    naive, question = ask_naively(settings, folder, queries, few)
+    gc.collect()
+    lengths = {"patches": question.patches, "question": question.tokens, "prefix": question.prefix}
+
+    def show(path: str, asked: list[ImageRecord], found: Measured) -> None:
+        pairs, share = len(queries) * len(asked), len(asked) / len(few)
+        flops = count_flops(work, path, queries=len(queries), candidates=len(asked), **lengths)
+        print_row(
+            len(queries),
+            path,
+            pairs,
+            f"{pairs / found.wall:,.1f}",
+            f"{share * naive.wall / found.wall:.1f}",
+            f"{share * naive.own / found.own:.1f}",
+            describe_use(flops, found.wall, peak),
+            f"{found.memory:.2f}",
+            f"{np.abs(found.margins[:, : len(few)] - naive.margins).max():.1e}",
+        )
+
+    show(NAIVE, few, naive)
+    scorer = TransformersScorer(settings, folder)
+    for path in (WHOLE, FAST):
+        show(path, candidates, ask_path(scorer, path, queries, candidates))
+    print(f"\n{question.tokens} tokens a question, {question.prefix} of them before the candidate", flush=True)
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", type=int, default=8)
     parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--naive-candidates", type=int, help="how many of them generate() is asked about; default all")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--size", choices=["tiny", "2b"], default="tiny")
-    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_model(folder, arguments.size, arguments.dtype)
-        crops = write_crops(folder, arguments.queries + arguments.candidates)
-        queries = [make_image_query(record) for record in crops[: arguments.queries]]
-        candidates = crops[arguments.queries :]
-        values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": name, "model_name_or_path": name}
-        values |= {"device": arguments.device, "dtype": arguments.dtype, "chatreid_stage": None}
-        settings = EvalSettings.model_validate(values)
-        scorer, stock = TransformersScorer(settings, folder), load_checkpoint(settings)
-        paths: dict[str, Callable[[Query, list[ImageRecord]], Any]] = {
-            "generate, a pair": lambda query, gallery: generate_each(*stock, folder, query, gallery),
-            "whole questions": lambda query, gallery: score_whole(scorer, query, gallery),
-            "fast path": lambda query, gallery: scorer.score_pairs(query, gallery, IMAGE_PAIR),
-        }
-        for run in paths.values():
-            run(queries[0], candidates[:2])
-        found = {path: measure(scorer, path, run, queries, candidates) for path, run in paths.items()}
-        question, prefix = count_tokens(scorer, queries[0])
-    print(f"{question} tokens a question, {prefix} of them before the candidate")
-    naive = found["generate, a pair"]
-    for path, (wall, own, margins) in found.items():
-        difference = np.abs(np.array(margins) - naive[2]).max()
-        rate = len(queries) * len(candidates) / wall
-        print(f"{path:17} {rate:8.1f} pairs/s  wall x{naive[0] / wall:.1f}  process x{naive[1] / own:.1f}", end="")
-        print(f"  largest difference {difference:.1e}", end="")
-        flops = count_flops(path, len(queries), len(candidates), question, prefix)
-        print(f"  MFU {flops / wall / PEAK_FLOPS:.1%}" if arguments.size == "2b" else "")
+        compare(Path(name), parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ import torch
 
 
 HERE = Path(__file__)
+# Two, on GPUs one on each.
+PROCESSES = min(2, torch.cuda.device_count()) if torch.cuda.is_available() else 2
 ACCELERATE = (
     *("accelerate", "launch", "--config_file", "examples/accelerate/fsdp2_config.yaml"),
-    *("--num_processes", "2", "--main_process_port", "0"),
+    *("--num_processes", str(PROCESSES), "--main_process_port", "0"),
 )
 if torch.cuda.is_available():
     ELASTIC: tuple[str, ...] = ("llamafactory-cli", "train")

@@ -1,7 +1,8 @@
 """Every launcher with every stage: does it swap and freeze bit for bit, and train as one process does?
 
 Ten steps of four records whose answers have one length, tiny random model: two processes with gloo on CPU, or NCCL
-where there are GPUs. Prints a Markdown table; exit code 1 if a cell fails.
+where there are GPUs, of which NCCL gives each process its own: on a machine with one, the launchers of several
+processes start one. Prints a Markdown table, a row as its cells end; exit code 1 if a cell fails.
 Run: OMP_NUM_THREADS=1 python tests/bench/run_launchers.py [--launcher NAME ...] [--stage NAME ...] [--keep FOLDER]
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launcher_drivers import ELASTIC, FSDP, RAY, kill_one_worker
+from launcher_drivers import ELASTIC, FSDP, PROCESSES, RAY, kill_one_worker
 from safetensors.torch import load_file
 
 from chatreid_plugin.config import BuildSettings
@@ -91,7 +92,7 @@ class Launcher:
     environment: dict[str, str]
     command: tuple[str, ...] = ("llamafactory-cli", "train")
     overrides: tuple[tuple[str, object], ...] = ()
-    processes: int = 2
+    processes: int = PROCESSES
     nodes: int = 1
     beside: Callable[[int, Path], None] | None = None
 
@@ -105,7 +106,7 @@ def find_free_port() -> str:
 
 def list_launchers() -> dict[str, Launcher]:
     """Return name -> launcher; on CPU, FSDP and Ray go through a driver that lifts their refusals."""
-    torchrun = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    torchrun = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(PROCESSES)}
     node = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "1", "NNODES": "2", "MASTER_ADDR": "127.0.0.1"}
     elastic = torchrun | {"RDZV_ID": "chatreid", "MAX_RESTARTS": "1", "MASTER_ADDR": "127.0.0.1"}
     # torch 2.11 would keep its store over a restart, and with it the addresses of the processes that died.
@@ -119,7 +120,7 @@ def list_launchers() -> dict[str, Launcher]:
         "two nodes": Launcher(node, nodes=2),
         "elastic restart": Launcher(elastic, ELASTIC, (("overwrite_output_dir", "false"),), beside=kill_one_worker),
         "FSDP": Launcher({}, command=FSDP),
-        "Ray": Launcher({"USE_RAY": "1"}, command=RAY, overrides=(("ray_num_workers", 2),)),
+        "Ray": Launcher({"USE_RAY": "1"}, command=RAY, overrides=(("ray_num_workers", PROCESSES),)),
     }
 
 
@@ -254,22 +255,22 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         root: Path = options.keep or Path(temporary)
         inputs = make_inputs(root)
-        rows: dict[str, list[str]] = {name: [] for name in names}
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        print(f"{datetime.now(UTC):%Y-%m-%d}, {device}, {PROCESSES} process(es), largest relative loss gap\n")
+        print("| launcher | " + " | ".join(stages) + " |\n|" + "---|" * (len(stages) + 1), flush=True)
+        failed = False
         alone: dict[str, list[float]] = {}
         for name in names:
+            cells: list[str] = []
             for stage in stages:
                 cell = Cell(name, launchers[name], stage, root / f"{name}_{stage}".replace(" ", "_"))
-                rows[name].append(judge(cell, inputs, alone.get(stage, [])))
-                print(f"{name}, {stage}: {rows[name][-1]}", file=sys.stderr, flush=True)
-                if name == "one process" and not rows[name][-1].startswith("FAILED"):
+                cells.append(judge(cell, inputs, alone.get(stage, [])))
+                print(f"{name}, {stage}: {cells[-1]}", file=sys.stderr, flush=True)
+                failed |= cells[-1].startswith("FAILED")
+                if name == "one process" and not cells[-1].startswith("FAILED"):
                     alone[stage] = cell.read_losses()
-    print(
-        f"{datetime.now(UTC):%Y-%m-%d}, {'GPU' if torch.cuda.is_available() else 'CPU'}, largest relative loss gap\n"
-    )
-    print("| launcher | " + " | ".join(stages) + " |\n|" + "---|" * (len(stages) + 1))
-    for name, cells in rows.items():
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    return int(any(cell.startswith("FAILED") for cells in rows.values() for cell in cells))
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
