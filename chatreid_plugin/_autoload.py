@@ -2,7 +2,8 @@
 
 It puts one finder on ``sys.meta_path``. The finder does nothing until one of ``TARGETS`` is imported; when that module
 has finished executing, ``training/hooks.py`` is called, before any other module can bind its names. This works in
-every process that starts from this environment: torchrun, spawn, fork, Ray. ``CHATREID_PLUGIN=0`` switches it off.
+every process that starts from this environment: torchrun, spawn, fork, Ray. ``CHATREID_PLUGIN=0`` switches it off,
+as do ``false``, ``off`` and ``no``.
 
 Only modules that the interpreter has loaded anyway are imported here, since every Python program of the environment
 pays for this file, and nothing may escape from it, since every such program would break.
@@ -103,8 +104,8 @@ class TargetFinder:
 
 
 def is_switched_off() -> bool:
-    """Tell whether ``CHATREID_PLUGIN=0`` is set."""
-    return os.environ.get(KILL_SWITCH, "").strip() == "0"
+    """Tell whether ``CHATREID_PLUGIN`` is ``0``, ``false``, ``off`` or ``no``."""
+    return os.environ.get(KILL_SWITCH, "").strip().lower() in ("0", "false", "off", "no")
 
 
 def is_installed() -> bool:

@@ -95,7 +95,7 @@ class Report:
             f"chatreid-plugin {self.plugin}, Python {self.python} ({self.executable})",
             f"packages:  {', '.join(installed) or 'none'}",
             f"autoload:  {self.autoload_file or 'no .pth file'}, {'active' if self.autoload_active else 'not active'}"
-            + (f", switched off by {_autoload.KILL_SWITCH}=0" if self.switched_off else ""),
+            + (f", switched off by {_autoload.KILL_SWITCH}" if self.switched_off else ""),
             f"torchrun:  {self.torchrun or 'not on PATH'}",
             f"GPUs:      {', '.join(self.gpus) or 'none'}",
             "hooks:",
@@ -214,7 +214,8 @@ def is_autoload_active() -> bool:
 def _check_autoload(active: bool) -> list[str]:
     warnings: list[str] = []
     if _autoload.is_switched_off():
-        warnings.append(f"{_autoload.KILL_SWITCH}=0 switches the plugin off; unset it to use the plugin")
+        switch = f"{_autoload.KILL_SWITCH}={os.environ[_autoload.KILL_SWITCH]}"
+        warnings.append(f"{switch} switches the plugin off; unset it to use the plugin")
     if not active:
         warnings.append(
             "a new Python process does not load the plugin: llamafactory-cli will refuse chatreid_* keys. Install "

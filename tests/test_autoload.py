@@ -142,9 +142,10 @@ def test_import_goes_on_when_half_the_package_is_deleted(root: Path, deleted: li
     assert result.stderr.count("\n") == 1
 
 
-def test_nothing_is_installed_when_switched_off(root: Path) -> None:
+@pytest.mark.parametrize("value", ["0", "false", "OFF", " no "])
+def test_nothing_is_installed_when_switched_off(root: Path, value: str) -> None:
     code = f"{AUTOLOAD}import {TARGET}\nautoload.install()\nprint(autoload.is_installed())"
-    assert run_well(root, code, CHATREID_PLUGIN="0") == "False\n"
+    assert run_well(root, code, CHATREID_PLUGIN=value) == "False\n"
     assert run_well(root, code, CHATREID_PLUGIN="1") == f"hook {TARGET} 1\nTrue\n"
 
 
