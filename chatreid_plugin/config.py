@@ -158,6 +158,8 @@ class BuildSettings(Settings):
     stage3_ratios: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {
         task.name: 1.0 for task in list_stage_tasks(3)
     }
+    # Identities of each source that train no record; theirs are in data sets of their own, named ..._val.
+    validation_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     gallery: GallerySettings = GallerySettings()
     captioning: CaptioningSettings | None = None
     quality: QualitySettings | None = None

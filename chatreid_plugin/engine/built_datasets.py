@@ -21,6 +21,8 @@ from ..shards import check_shard, read_json
 from ..tasks import Task, get_task
 
 
+# Ends the names of data sets whose identities do not train.
+HELD_OUT = "_val"
 DATASET_INFO = "dataset_info.json"
 FORMATTING = "chatreid"
 
@@ -46,6 +48,11 @@ class BuiltDataset:
     sizes: tuple[int, ...]
     provenance: Path
     own_prompts: tuple[str, ...] = ()
+
+    @property
+    def held_out(self) -> bool:
+        """Whether its identities train no record."""
+        return self.name.endswith(HELD_OUT)
 
     @property
     def records(self) -> int:

@@ -9,6 +9,7 @@ from ..config import BuildSettings
 from ..errors import ConfigError
 from ..tasks import TASKS, list_stage_tasks
 from .builders import explain_missing
+from .built_datasets import HELD_OUT
 from .sampler import ImagePool
 
 
@@ -38,8 +39,10 @@ class BuildReport:
         lines += [f"{name:<48}{'left out':>12}: {reason}" for name, reason in self.skipped.items()]
         for stage in ("stage1", "stage2", "stage3"):
             names = [name for name in self.datasets if name.startswith(f"chatreid_{stage}_")]
-            if names:
-                lines.append(f"{stage}: dataset={','.join(names)}")
+            held_out = [name for name in names if name.endswith(HELD_OUT)]
+            trained = [name for name in names if name not in held_out]
+            lines += [f"{stage}: dataset={','.join(trained)}"] if trained else []
+            lines += [f"{stage}: eval_dataset={','.join(held_out)}"] if held_out else []
         if self.written:
             rate = self.written / max(self.seconds, 1e-9)
             lines.append(f"{self.written:,} records written in {self.seconds:.1f} s ({rate:,.0f} records/s)")
@@ -58,9 +61,9 @@ class BuildReport:
         return json.dumps(values, indent=2, ensure_ascii=False)
 
 
-def name_dataset(task: str) -> str:
-    """Return the name of a task's data set."""
-    return f"chatreid_stage{TASKS[task].stage}_{task}"
+def name_dataset(task: str, held_out: bool = False) -> str:
+    """Return the name of a task's data set, or of the one with identities that were held out of training."""
+    return f"chatreid_stage{TASKS[task].stage}_{task}{HELD_OUT if held_out else ''}"
 
 
 def share_out(total: int, weights: Mapping[str, float]) -> dict[str, int]:
@@ -74,7 +77,9 @@ def share_out(total: int, weights: Mapping[str, float]) -> dict[str, int]:
     return parts
 
 
-def plan_datasets(settings: BuildSettings, pools: Sequence[ImagePool], report: BuildReport) -> dict[str, int]:
+def plan_datasets(
+    settings: BuildSettings, pools: Sequence[ImagePool], report: BuildReport, held_out: bool = False
+) -> dict[str, int]:
     """Return task name -> number of records; tasks without records are noted in the report.
 
     The ratios of Stages 2 and 3 are rescaled over the tasks that remain.
@@ -83,6 +88,7 @@ def plan_datasets(settings: BuildSettings, pools: Sequence[ImagePool], report: B
         settings: the recipe.
         pools: the images of all sources.
         report: where the reasons go.
+        held_out: the pools are those of identities that do not train.
 
     Raises:
         ConfigError: the recipe asks for no records.
@@ -105,10 +111,10 @@ def plan_datasets(settings: BuildSettings, pools: Sequence[ImagePool], report: B
             if None in reasons:
                 weights[task.name] = weight
             else:
-                report.skipped[name_dataset(task.name)] = ", ".join(sorted(str(r) for r in reasons))
+                report.skipped[name_dataset(task.name, held_out)] = ", ".join(sorted(str(r) for r in reasons))
         for name, count in share_out(total, weights).items():
             if count:
                 plan[name] = count
             else:
-                report.skipped[name_dataset(name)] = f"its share of {total} records is less than one"
+                report.skipped[name_dataset(name, held_out)] = f"its share of {total} records is less than one"
     return plan

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from .image_table import ImageTable, combine_images, digest_images, write_image_
 from .plan import BuildReport, name_dataset, plan_datasets
 from .shard_jobs import ShardJob, index_sources, list_variants
 from .sources import read_training_images
+from .validation import Part, split_people
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,9 @@ def _prepare_folder(settings: BuildSettings, name: str, fingerprint: str, overwr
     provenance.unlink()
 
 
-def _plan_jobs(settings: BuildSettings, task: str, count: int, table: Path, digest: str) -> list[ShardJob]:
+def _plan_jobs(settings: BuildSettings, task: str, name: str, count: int, table: Path, digest: str) -> list[ShardJob]:
     """Return the shards of a data set that are missing or cut short."""
     jobs: list[ShardJob] = []
-    name = name_dataset(task)
     for shard, first in enumerate(range(0, count, settings.records_per_shard)):
         size = min(settings.records_per_shard, count - first)
         path = settings.output_dir.resolve() / name / f"{shard:05d}.parquet"
@@ -90,10 +90,9 @@ def _plan_jobs(settings: BuildSettings, task: str, count: int, table: Path, dige
 
 
 def _prepare_dataset(
-    settings: BuildSettings, task: str, count: int, table: Path, digest: str, overwrite: bool
+    settings: BuildSettings, task: str, name: str, count: int, table: Path, digest: str, overwrite: bool
 ) -> _Dataset:
     """Make room for a data set, note in its provenance that it is under way, and find out what is missing."""
-    name = name_dataset(task)
     fingerprint = compute_fingerprint(settings, task, count, digest)
     _prepare_folder(settings, name, fingerprint, overwrite)
     provenance = settings.output_dir / f"{name}.json"
@@ -108,7 +107,7 @@ def _prepare_dataset(
     }
     if not provenance.is_file():
         write_json(provenance, {**values, "complete": False})
-    return _Dataset(task, name, values, _plan_jobs(settings, task, count, table, digest))
+    return _Dataset(task, name, values, _plan_jobs(settings, task, name, count, table, digest))
 
 
 def _finish_dataset(settings: BuildSettings, dataset: _Dataset, image_root: Path) -> None:
@@ -169,33 +168,58 @@ def _build_datasets(
     settings: BuildSettings, pool: ProcessPoolExecutor | None, dry_run: bool, overwrite: bool
 ) -> BuildReport:
     images, root = read_training_images(settings, write=not dry_run)
-    table = ImageTable(combine_images(images))
     report = BuildReport(settings.output_dir)
-    plan = plan_datasets(settings, index_sources(table), report)
-    if not plan:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
-        raise DataError(f"Nothing can be built. {reasons}.")
-    report.datasets = {name_dataset(task): count for task, count in plan.items()}
+    planned = [_plan_part(part, report) for part in split_people(images, settings)]
     if dry_run:
         return report
-    digest = digest_images(table.table)
+    _remove_leftovers(settings)
+    for part, table, plan in planned:
+        _build_part(part, table, plan, root, pool, overwrite, report)
+    return report
+
+
+def _plan_part(part: Part, report: BuildReport) -> tuple[Part, ImageTable, dict[str, int]]:
+    """Enter in the report what can be built of a part, and return it with its images."""
+    table = ImageTable(combine_images(part.images))
+    plan = plan_datasets(part.settings, index_sources(table), report, part.held_out)
+    if not plan:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
+        whom = " of the identities that validation_share holds out" if part.held_out else ""
+        raise DataError(f"Nothing can be built{whom}. {reasons}.")
+    report.datasets |= {name_dataset(task, part.held_out): count for task, count in plan.items()}
+    return part, table, plan
+
+
+def _build_part(
+    part: Part,
+    table: ImageTable,
+    plan: Mapping[str, int],
+    root: Path,
+    pool: ProcessPoolExecutor | None,
+    overwrite: bool,
+    report: BuildReport,
+) -> None:
+    """Build the data sets of one part; task -> records is their ``plan``."""
+    settings, digest = part.settings, digest_images(table.table)
     # Not beside the manifests: another build that reads them may be under way.
     path = settings.output_dir.resolve() / f".training_images.{digest}.arrow"
-    _remove_leftovers(settings)
-    datasets = [_prepare_dataset(settings, task, count, path, digest, overwrite) for task, count in plan.items()]
+    names = {task: name_dataset(task, part.held_out) for task in plan}
+    datasets = [
+        _prepare_dataset(settings, task, names[task], count, path, digest, overwrite) for task, count in plan.items()
+    ]
+    missing = [dataset for dataset in datasets if dataset.jobs]
     for dataset in datasets:
         if not dataset.jobs:
             report.reused.append(dataset.name)
             _finish_dataset(settings, dataset, root)
-    if len(report.reused) < len(datasets):
+    if missing:
         write_image_table(path, table.table)
         try:
             start = time.perf_counter()
-            report.written = _write_datasets(settings, datasets, root, pool)
-            report.seconds = time.perf_counter() - start
+            report.written += _write_datasets(settings, datasets, root, pool)
+            report.seconds += time.perf_counter() - start
         finally:
             path.unlink(missing_ok=True)
-    return report
 
 
 def enter_dataset(output_dir: Path, name: str, image_root: Path, own_prompts: Sequence[str] = ()) -> None:

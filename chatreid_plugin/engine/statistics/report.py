@@ -56,7 +56,7 @@ class DatasetStatistics:
         task: of its records.
         stage: the stage that trains it.
         records: how many there are.
-        share: of the stage's records.
+        share: of the stage's records, those of identities that are held out apart.
         intended_share: by the recipe's ratios, over the tasks that were built.
         gallery_sizes: N against uniform; None for tasks without a gallery.
         matches: n against equation 1; None for tasks that do not draw it.
@@ -181,15 +181,16 @@ def _find_weight(dataset: BuiltDataset, settings: BuildSettings) -> float:
 def _describe_datasets(
     datasets: Sequence[BuiltDataset], recipes: Sequence[BuildSettings], counted: Sequence[DatasetCounts]
 ) -> dict[str, DatasetStatistics]:
-    records: dict[int, int] = {}
-    weights: dict[int, float] = {}
+    # Held out identities have a mix of their own.
+    records: dict[tuple[int, bool], int] = {}
+    weights: dict[tuple[int, bool], float] = {}
     for dataset, settings, counts in zip(datasets, recipes, counted, strict=True):
-        stage = dataset.task.stage
+        stage = dataset.task.stage, dataset.held_out
         records[stage] = records.get(stage, 0) + counts.records
         weights[stage] = weights.get(stage, 0.0) + _find_weight(dataset, settings)
     described: dict[str, DatasetStatistics] = {}
     for dataset, settings, counts in zip(datasets, recipes, counted, strict=True):
-        stage = dataset.task.stage
+        stage = dataset.task.stage, dataset.held_out
         # All weights are 0 only if another recipe built the tasks since.
         intended = _find_weight(dataset, settings) / weights[stage] if weights[stage] else 0.0
         described[dataset.name] = _describe_dataset(
