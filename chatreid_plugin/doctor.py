@@ -150,7 +150,7 @@ def examine_with_recipe(path: Path, overrides: Sequence[str], compare: Path | No
     Args:
         path: the recipe's YAML file.
         overrides: ``key=value``, as ``llamafactory-cli train`` takes them.
-        compare: an evaluation or inference file whose image settings have to be the recipe's.
+        compare: an evaluation or inference file whose image settings and system prompt have to be the recipe's.
     """
     report = examine()
     if any(row.state != "applied" for row in report.hooks):

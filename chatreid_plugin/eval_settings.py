@@ -81,6 +81,8 @@ class EvalSettings(Settings):
     # model
     model_name_or_path: str | None = None
     adapter_name_or_path: str | None = None
+    # null: the one that is recorded with the checkpoint, else its family's own; "" for none.
+    system_prompt: str | None = None
     chatreid_stage: Literal[1, 2, 3] | None = 3
     chatreid_aspect: Aspect = "stretch"
     image_max_pixels: Annotated[int, Field(ge=784)] = DEFAULT_IMAGE_MAX_PIXELS

@@ -218,13 +218,22 @@ def list_stage_tasks(stage: int) -> list[Task]:
     return [task for task in _TASKS if task.stage == stage]
 
 
-def format_chat_prompt(content: str, family: str = "qwen2_vl") -> str:
+def find_default_system(family: str) -> str:
+    """Return the system prompt of a family's template, empty for Qwen3-VL's, which has none of its own."""
+    return SYSTEM_PROMPT if family in PROMPTED_FAMILIES else ""
+
+
+def format_chat_prompt(content: str, family: str = "qwen2_vl", system: str | None = None) -> str:
     """Return the text that precedes the model's answer, with the user's ``content`` in it.
 
-    ``family`` is the checkpoint's ``model_type``: Qwen3-VL's template has no system prompt of its own.
+    Args:
+        content: the user's message.
+        family: the checkpoint's ``model_type``.
+        system: the system prompt, empty for none; None for the family's own.
     """
-    text = CHAT_PROMPT.format(system=SYSTEM_PROMPT, content=content)
-    return text if family in PROMPTED_FAMILIES else text[text.index("<|im_start|>user") :]
+    words = find_default_system(family) if system is None else system
+    text = CHAT_PROMPT.format(system=words, content=content)
+    return text if words else text[text.index("<|im_start|>user") :]
 
 
 # What LLaMA-Factory replaces by an image, and what the tokenizer takes for a token of its own.

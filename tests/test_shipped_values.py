@@ -241,6 +241,7 @@ ENGINES: dict[str, Values] = {
         "records": {"stage1": 100_000, "stage2": 300_000, "stage3": 50_000},
         "stage2_ratios": STAGE_2_RATIOS,
         "stage3_ratios": dict.fromkeys(STAGE_3_TASK_NAMES, 1.0),
+        "validation_share": 0,  # every identity trains, as in the paper
         "gallery": {"min_size": 2, "max_size": 10, "matches": "inverse", "hard_negatives": 0.25},
         "prompt_variants": 3,
         "prompts": {},

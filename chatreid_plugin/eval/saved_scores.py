@@ -86,6 +86,8 @@ def _list_differences(settings: EvalSettings, questions: Mapping[str, Any], head
     own = {key: getattr(settings, key) for key in known if key in EvalSettings.model_fields}
     if settings.model is None:
         own.pop("model", None)  # a server's only model need not be named
+    if settings.system_prompt is None:
+        own.pop("system_prompt", None)  # the checkpoint's own
     wanted: dict[str, Any] = json.loads(json.dumps({**own, **questions}))
     differing = [key for key, value in wanted.items() if known.get(key) != value]
     # Another mode has other keys: what is there says enough.

@@ -58,7 +58,10 @@ def describe_questions(settings: EvalSettings) -> dict[str, Any]:
         fingerprint["dtype"] = settings.dtype
     if settings.asks_model:
         fingerprint |= {
-            "prompts": [tasks.format_chat_prompt(tasks.TASKS[name].prompts[0]) for name in (IMAGE_PAIR, TEXT_PAIR)],
+            # The system prompt is the scorer's to tell: a checkpoint or a server may have its own.
+            "prompts": [
+                tasks.format_chat_prompt(tasks.TASKS[name].prompts[0], system="") for name in (IMAGE_PAIR, TEXT_PAIR)
+            ],
             "answers": [tasks.YES, tasks.NO],
             "chatreid_stage": settings.chatreid_stage,
             "chatreid_aspect": settings.chatreid_aspect,

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from ..tasks import PROMPTED_FAMILIES, SYSTEM_PROMPT
 from .bodies import Message, Part, RequestFault
 
 
@@ -50,15 +49,19 @@ class Completion:
     answer_tokens: int
 
 
-def render_messages(messages: Sequence[Message], family: str) -> str:
+def render_messages(messages: Sequence[Message], system_prompt: str) -> str:
     """Return the prompt in ChatML, as LLaMA-Factory's templates write it; the checkpoint's own may know no images.
+
+    Args:
+        messages: the request's.
+        system_prompt: what stands first where they do not bring their own; empty for nothing.
 
     Raises:
         RequestFault: a text holds one of the model's special tokens, or a part is empty.
     """
     turns = [(message.role, _render_content(message)) for message in messages]
-    if turns[0][0] != "system" and family in PROMPTED_FAMILIES:
-        turns = [("system", SYSTEM_PROMPT), *turns]
+    if turns[0][0] != "system" and system_prompt:
+        turns = [("system", system_prompt), *turns]
     return "".join(f"<|im_start|>{role}\n{content}{END}\n" for role, content in turns) + "<|im_start|>assistant\n"
 
 

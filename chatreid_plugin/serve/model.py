@@ -31,7 +31,7 @@ MOST_IMAGE_TOKENS = 32_768
 BATCH_TOKENS = 16_384
 # What is kept of earlier requests; for 256x128 crops, a 2B model and bf16 15,000 images.
 MOST_KEPT_BYTES = 2 << 30
-# What the chat's frame adds to the words of a question.
+# What the chat's frame adds to the words of a question and of the system prompt.
 _FRAME = 64
 
 
@@ -70,6 +70,7 @@ class ServedModel:
             "weights": self._scorer.fingerprint["weights"],
             "configuration": self._scorer.fingerprint["configuration"],
             "dtype": self.settings.dtype,
+            "system_prompt": self._scorer.system_prompt,
             "chatreid_stage": policy.stage,
             "chatreid_aspect": policy.aspect,
             "image_max_pixels": policy.image_max_pixels,
@@ -141,7 +142,8 @@ class ServedModel:
         else:
             prompt, images = build_choice_prompt(query, task, len(candidates)), sum(candidates)
         tokenizer = self._scorer.processor.tokenizer
-        check_length(tokenizer, "".join(prompt.segments), _FRAME + sum(own) + images, self._longest)
+        words = "".join([self._scorer.system_prompt, *prompt.segments])
+        check_length(tokenizer, words, _FRAME + sum(own) + images, self._longest)
 
     @contextmanager
     def _show(self, pictures: Mapping[str, Picture]) -> Generator[None]:
@@ -160,7 +162,7 @@ class ServedModel:
         """
         self.check_name(request.model)
         request.check()
-        text = render_messages(request.messages, self._scorer.model.config.model_type)
+        text = render_messages(request.messages, self._scorer.system_prompt)
         parts = [part for message in request.messages if isinstance(message.content, list) for part in message.content]
         urls = [part.image_url.url if part.image_url else "" for part in parts if part.type == "image_url"]
         check_count(len(urls))

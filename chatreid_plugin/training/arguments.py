@@ -22,6 +22,7 @@ from .compat import ARGUMENT_LISTS, get_function
 from .cutoff import OVER_CUTOFF
 from .learning_rates import check_vision_rate, parse_rate
 from .pitfalls import refuse_pitfalls
+from .prompt_record import ATTRIBUTE, find_prompt, take_recorded_prompt
 from .resume import choose_checkpoint, describe_run, find_named_checkpoint
 from .thinned import start_thinned_list
 
@@ -113,6 +114,9 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
         UpstreamError: a hook that the run needs has failed.
     """
     _refuse_failed_hooks(data_args)
+    if not training_args.do_train:
+        take_recorded_prompt(model_args, data_args)
+    setattr(training_args, ATTRIBUTE, find_prompt(data_args))
     refuse_pitfalls(model_args, data_args, training_args, finetuning_args)
     start_thinned_list(training_args)
     start_bad_image_list(data_args, training_args)
@@ -192,6 +196,7 @@ def extend_parser(module: ModuleType) -> None:
         parsed = get_infer_args(args)
         model_args, data_args, finetuning_args, _ = parsed
         finetuning_args.chatreid_stage = data_args.chatreid_stage
+        take_recorded_prompt(model_args, data_args)
         check_adapter_base(model_args)
         return parsed
 

@@ -52,6 +52,7 @@ WRAPPED_FUNCTIONS = (
         ("template", "model_args", "data_args", "training_args", "stage", "tokenizer", "processor"),
     ),
     UpstreamFunction("llamafactory.train.tuner", "_training_function", ("config",)),
+    UpstreamFunction("llamafactory.train.tuner", "export_model", ("args",)),
     UpstreamFunction(
         "llamafactory.model.loader",
         "init_adapter",
@@ -92,6 +93,7 @@ USED_NAMES: dict[str, tuple[str, ...]] = {
     "llamafactory.data.collator": ("MultiModalDataCollatorForSeq2Seq",),
     "llamafactory.data.template": ("TEMPLATES", "get_mm_plugin"),
     "llamafactory.train.sft.trainer": ("CustomSeq2SeqTrainer",),
+    "llamafactory.train.tuner": ("read_args", "get_infer_args"),
     "peft.peft_model": ("PeftModel.load_adapter",),
     "peft.tuners.lora.model": ("dispatch_megatron",),
     "transformers.trainer": ("Trainer",),

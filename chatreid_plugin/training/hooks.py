@@ -48,7 +48,9 @@ _HOOKS = {
     "llamafactory.train.sft.trainer": Hook(
         "learning rate of the vision encoder", "learning_rates", "extend_optimizer"
     ),
-    "llamafactory.train.tuner": Hook("report of thinned records", "thinned", "report_thinned"),
+    "llamafactory.train.tuner": Hook(
+        "report of thinned records, record of the system prompt", "tuner", "extend_tuner"
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from llamafactory.extras import logging
 from ..errors import ChatReIDError, ConfigError
 from ..shards import read_json
 from .converter import FORMATTING
+from .prompt_record import check_system_prompt
 from .recipe import Finding, Recipe
 from .recipe_model import TEMPLATE_FAMILIES, check_family, find_right_template
 
@@ -141,7 +142,7 @@ def find_whole_reads(recipe: Recipe) -> list[Finding]:
 
 
 CHECKED = (check_records, check_evaluation, check_mixing)
-CHECKED_FOR_TRAINING = (*CHECKED, check_packing, check_streaming, check_family)
+CHECKED_FOR_TRAINING = (*CHECKED, check_packing, check_streaming, check_family, check_system_prompt)
 
 
 def refuse_pitfalls(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> None:
@@ -162,4 +163,4 @@ def refuse_pitfalls(model_args: Any, data_args: Any, training_args: Any, finetun
     logger: Any = logging.get_logger(__name__)  # LLaMA-Factory adds warning_rank0 and its like to the class
     for finding in findings:
         if finding.state == "warning":
-            logger.warning_rank0(f"chatreid: {finding.found}. {finding.advice}.")
+            logger.warning_rank0(f"chatreid: {finding.check}: {finding.found}. {finding.advice}.")

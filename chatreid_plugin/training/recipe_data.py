@@ -17,6 +17,7 @@ from ..tasks import IMAGE_MARK, format_chat_prompt, render_prompt
 from ..upstream import get_upstream
 from .converter import FORMATTING, find_image_root, find_own_prompts
 from .image_files import read_size
+from .prompt_record import find_prompt
 from .recipe import Finding, Recipe
 from .recipe_model import find_model_folder
 from .shard_check import check_dataset_files
@@ -154,10 +155,12 @@ def find_token_counter(recipe: Recipe) -> Callable[[Sample, Instruction], int]:
     limits = recipe.model.image_max_pixels, recipe.model.image_min_pixels
     policy = ImagePolicy(recipe.data.chatreid_stage, recipe.data.chatreid_aspect, *limits)
 
+    system = find_prompt(recipe.data)
+
     def count(sample: Sample, record: Instruction) -> int:
         prompt = render_prompt(record, sample.own_prompts).replace(IMAGE_MARK, "<|vision_start|><|vision_end|>")
         # As LLaMA-Factory's template qwen2_vl writes a conversation.
-        text = f"{format_chat_prompt(prompt)}{render_answer(record)}<|im_end|>\n"
+        text = f"{format_chat_prompt(prompt, system=system)}{render_answer(record)}<|im_end|>\n"
         words = len(text) // CHARACTERS_PER_TOKEN if tokenizer is None else len(tokenizer.encode(text).ids)
         images = (
             {"path": os.path.join(sample.image_root, i.path), "width": i.width, "height": i.height}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import ChatReIDError
 from .pitfalls import check_evaluation, check_mixing, check_packing, check_records, check_streaming
+from .prompt_record import check_system_prompt
 from .recipe import Finding, Recipe, parse_recipe
 from .recipe_arguments import (
     check_deepspeed,
@@ -48,14 +49,14 @@ def examine_recipe(path: Path, overrides: Sequence[str] = (), compare: Path | No
     Args:
         path: the recipe's YAML file.
         overrides: ``key=value``, as ``llamafactory-cli train`` takes them.
-        compare: an evaluation or inference file whose image settings have to be the recipe's.
+        compare: an evaluation or inference file whose image settings and system prompt have to be the recipe's.
     """
     try:
         recipe = parse_recipe(path, overrides)
     except ChatReIDError as error:
         return [Finding("arguments", "error", str(error), "Correct this first; the other checks need it")]
     findings = [Finding("arguments", "ok", "LLaMA-Factory accepts all keys and values")]
-    for check in (*CHECKS, partial(check_image_limits, compare=compare)):
+    for check in (*CHECKS, *(partial(check, compare=compare) for check in (check_image_limits, check_system_prompt))):
         try:
             findings += check(recipe)
         except ChatReIDError as error:

@@ -1,5 +1,6 @@
 """The chat templates ``chatreid``: the base model's own template with the ChatReID image plugin."""
 
+import copy
 import dataclasses
 from functools import wraps
 from types import ModuleType
@@ -25,6 +26,7 @@ def register_templates(module: ModuleType) -> None:
     registered = get_upstream(module, "TEMPLATES")
     get_mm_plugin = get_upstream(module, "get_mm_plugin")
     get_template = get_function(module, "get_template_and_fix_tokenizer")
+    defaults = {name: registered[base].default_system for name, (base, _) in TEMPLATES.items()}
     for name, (base, plugin_name) in TEMPLATES.items():
         stock = registered[base]
         plugin = get_mm_plugin(
@@ -35,6 +37,10 @@ def register_templates(module: ModuleType) -> None:
     @wraps(get_template)
     def get_chatreid_template(tokenizer: Any, data_args: Any) -> Any:
         template = get_template(tokenizer, data_args)
+        if data_args.template in defaults:
+            # LLaMA-Factory writes default_system into the registered template, for every later fetch.
+            template = copy.copy(template)
+            registered[data_args.template].default_system = defaults[data_args.template]
         if isinstance(template.mm_plugin, ChatReIDPlugin):
             # getattr: LLaMA-Factory's own DataArguments, made in Python, know no stage.
             template.mm_plugin.policy = ImagePolicy(

@@ -8,16 +8,13 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from functools import wraps
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
 from transformers import TrainerCallback
 
 from ..printing import say
-from .compat import get_function
 
 
 LIST_NAME = "chatreid_thinned.txt"
@@ -118,14 +115,3 @@ class ThinnedReport(TrainerCallback):
         line = describe_thinned() if state.is_world_process_zero else None
         if line is not None:
             say(f"chatreid: {line}", aside=True)
-
-
-def report_thinned(module: ModuleType) -> None:
-    """Add the report to the trainer's callbacks, inside ``llamafactory.train.tuner``."""
-    training_function = get_function(module, "_training_function")
-
-    @wraps(training_function)
-    def train_and_report(config: dict[str, Any]) -> None:
-        training_function(config | {"callbacks": [*(config.get("callbacks") or ()), ThinnedReport()]})
-
-    module._training_function = train_and_report  # type: ignore[attr-defined]

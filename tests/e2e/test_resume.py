@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
+from chatreid_plugin.system_prompts import read_system_prompt
 from chatreid_plugin.training.stages import find_part
 
 
@@ -93,7 +94,7 @@ def test_lora_through_stage_2_export_and_stage_3(run_llamafactory: RunCommand, w
         return load_file(folder / "model.safetensors")
 
     adapter, merged, last = tmp_path / "stage2", tmp_path / "merged", tmp_path / "stage3"
-    overrides = workshop.list_overrides(2, adapter)
+    overrides = workshop.list_overrides(2, adapter, default_system="Compare people.")
     result = run_llamafactory("train", "examples/stage2_lora.yaml", overrides=overrides)
     assert result.returncode == 0, result.stderr[-3000:]
     composed = adapter / "chatreid_initial"
@@ -109,6 +110,8 @@ def test_lora_through_stage_2_export_and_stage_3(run_llamafactory: RunCommand, w
     right = {"model_name_or_path": str(composed)}
     result = run_llamafactory("export", "examples/merge_lora.yaml", overrides=folders | right)
     assert result.returncode == 0, result.stderr[-3000:]
+
+    assert [read_system_prompt(folder) for folder in (adapter, merged)] == ["Compare people."] * 2
 
     base: Any = Qwen2VLForConditionalGeneration.from_pretrained(composed, dtype=torch.float32)
     exported: Any = Qwen2VLForConditionalGeneration.from_pretrained(merged, dtype=torch.float32)

@@ -14,6 +14,7 @@ from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import describe_plan
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json
+from chatreid_plugin.system_prompts import write_system_prompt
 
 
 MakeWorld = Callable[..., Path]
@@ -38,6 +39,18 @@ def take_model_away(settings: EvalSettings) -> None:
 
 def list_scores(settings: EvalSettings) -> list[Path]:
     return sorted(settings.output_dir.rglob("scores-*.jsonl"))
+
+
+def test_system_prompt_is_part_of_what_scores_depend_on(settings: EvalSettings) -> None:
+    write_system_prompt(Path(str(settings.model_name_or_path)), "Compare people.")
+    recorded = run_evaluation(settings)
+    named = run_evaluation(change(settings, system_prompt="Compare people."))
+    assert len(list_scores(settings)) == 1 and named.fingerprint == recorded.fingerprint
+    take_model_away(settings)
+    for prompt in (None, "Compare people."):
+        run_evaluation(change(settings, saved_scores=True, system_prompt=prompt))
+    with pytest.raises(ConfigError, match='system_prompt was "Compare people.", is "Mine."'):
+        run_evaluation(change(settings, saved_scores=True, system_prompt="Mine."))
 
 
 @pytest.mark.parametrize("fusion", ["linear", "k_reciprocal"])

@@ -27,6 +27,8 @@ from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.serve import server as server_module
+from chatreid_plugin.serve.bodies import Message
+from chatreid_plugin.serve.completions import render_messages
 from chatreid_plugin.serve.server import run_server
 from chatreid_plugin.tasks import format_chat_prompt
 
@@ -55,6 +57,16 @@ def test_health_and_models_are_told(server: Any) -> None:
     status, models = server.ask("/v1/models")
     assert status == 200 and [entry["id"] for entry in models["data"]] == ["tiny"]
     assert models["data"][0]["chatreid"]["chatreid_stage"] == 2
+    assert models["data"][0]["chatreid"]["system_prompt"] == "You are a helpful assistant."
+
+
+@pytest.mark.parametrize("system", ["", "Compare."])
+def test_messages_begin_with_the_system_prompt_unless_they_bring_one(system: str) -> None:
+    user, own = Message(role="user", content="Hello"), Message(role="system", content="Mine.")
+    plain = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    first = "<|im_start|>system\nCompare.<|im_end|>\n" if system else ""
+    assert render_messages([user], system) == first + plain
+    assert render_messages([own, user], system) == "<|im_start|>system\nMine.<|im_end|>\n" + plain
 
 
 def test_logprobs_are_those_of_a_plain_forward_pass(

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from ...adapters import ADAPTER_CONFIG, describe_other_base, find_base, guard_peft
 from ...errors import ConfigError, UpstreamError
 from ...eval_settings import EvalSettings
+from ...system_prompts import read_system_prompt
+from ...tasks import find_default_system
 from ...weight_files import find_weight_files, find_weights_entry
 from .memory import is_out_of_memory
 
@@ -49,6 +51,19 @@ def find_checkpoint(settings: EvalSettings) -> tuple[str, str | None]:
     if (Path(base) / ADAPTER_CONFIG).is_file():
         raise ConfigError(f"{file} names the adapter {base} as its base. Merge that one first, and name the result.")
     return base, name
+
+
+def find_system_prompt(settings: EvalSettings, family: str) -> str:
+    """Return the settings' system prompt, else the one that the checkpoint or its adapter was trained with.
+
+    Raises:
+        DataError: its record cannot be read.
+    """
+    if settings.system_prompt is not None:
+        return settings.system_prompt
+    name, adapter = find_checkpoint(settings)
+    recorded = read_system_prompt(Path(adapter or name))
+    return find_default_system(family) if recorded is None else recorded
 
 
 def pick_device(name: str) -> str:

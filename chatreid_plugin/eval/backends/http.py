@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from ...crops import encode_picture, open_crop, prepare_crop
-from ...errors import UpstreamError
+from ...errors import ConfigError, UpstreamError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...servers.answers import BrokenAnswer
@@ -88,6 +88,7 @@ class HttpScorer:
         self._loop.end_with(self, self._client.close)
         probing = probe_server(self._client, settings.model, settings.extra_body, settings.votes)
         self.traits = self._loop.run(probing)
+        self._check_system_prompt()
         self.confidence = "margins" if self.traits.gives == "logprobs" else "answers"
         # Our own server works on one request at a time: a queue there would count as time-outs here.
         most = settings.concurrency if self.traits.own is None else min(2, settings.concurrency)
@@ -97,6 +98,15 @@ class HttpScorer:
                 "%s gives no log-probabilities: scores are hard answers (votes: %d), so that most images tie.",
                 self._client.host,
                 settings.votes,
+            )
+
+    def _check_system_prompt(self) -> None:
+        """Refuse a system prompt that is not the one `chatreid serve` was started with, which asks in its own."""
+        own, wanted = self.traits.own, self.settings.system_prompt
+        if own is not None and wanted not in (None, own.get("system_prompt")):
+            raise ConfigError(
+                f"system_prompt: {wanted!r} is not that of {self._client.host}, {own.get('system_prompt')!r}. Remove "
+                "it, or start `chatreid serve` with it: system_prompt=..."
             )
 
     @property
@@ -109,6 +119,7 @@ class HttpScorer:
         return {
             **server,
             **votes,
+            "system_prompt": own.get("system_prompt") if own else self.settings.system_prompt,
             "model": self.traits.model,
             "gives": self.traits.gives,
             "top_logprobs": self.traits.top_logprobs,
@@ -217,7 +228,7 @@ class HttpScorer:
             changes |= {"temperature": 1.0} if votes > 1 else {}
             changes |= {"n": votes} if votes > 1 and self.traits.several_choices else {}
             count = 1 if self.traits.several_choices else votes
-        body = make_body(self.traits.model, parts, extra, **changes)
+        body = make_body(self.traits.model, parts, extra, self.settings.system_prompt, **changes)
         return [await self._client.ask("/chat/completions", body) for _ in range(count)]
 
     async def _ask_pair(self, prompt: Prompt, images: Sequence[ImageRecord], task: str) -> float:

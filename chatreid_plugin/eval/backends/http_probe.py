@@ -43,9 +43,12 @@ class ServerTraits:
     own: Mapping[str, Any] | None = None
 
 
-def make_body(model: str, parts: list[dict[str, Any]], extra: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """Return the body of a chat completion; ``extra`` may replace all but the model and the message."""
-    messages = [{"role": "user", "content": parts}]
+def make_body(
+    model: str, parts: list[dict[str, Any]], extra: Mapping[str, Any], system: str | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Return the body of a chat completion; ``extra`` may replace all but the model and the messages."""
+    before: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages = [*before, {"role": "user", "content": parts}]
     return {"max_tokens": 1, "temperature": 0} | changes | dict(extra) | {"model": model, "messages": messages}
 
 

@@ -44,8 +44,9 @@ class Tokens:
 class Tokenizer:
     """Makes tokens of prompts; they depend on the words and the images' grids alone, so those that recur are kept."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, system_prompt: str) -> None:
         """``model`` gives the positions, ``processor`` the tokens."""
+        self.system_prompt = system_prompt
         self.model = model
         self.tokenizer = processor.tokenizer
         self.merged = model.config.vision_config.spatial_merge_size**2
@@ -72,10 +73,11 @@ class Tokenizer:
         return self._known[key]
 
     def _encode(self, prompt: Prompt, grids: Sequence[Grid]) -> Tokens:
-        text = format_chat_prompt(IMAGE_MARK.join(prompt.segments), self.model.config.model_type)
+        text = IMAGE_MARK.join(prompt.segments)
         for grid in grids:
             pads = IMAGE_PAD * (int(np.prod(grid)) // self.merged)
             text = text.replace(IMAGE_MARK, IMAGE_START + pads + IMAGE_END, 1)
+        text = format_chat_prompt(text, self.model.config.model_type, self.system_prompt)
         ids = torch.tensor([self.tokenizer.encode(text, add_special_tokens=False)], device=self.model.device)
         is_image = ids == self.model.config.image_token_id
         positions, _ = self.model.model.get_rope_index(

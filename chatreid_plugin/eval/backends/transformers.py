@@ -25,7 +25,12 @@ from ...vision_tower import speed_up_vision_tower
 from ..arrays import ScoreArray
 from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt, list_pair_tasks
 from ..queries import QUERY_BLOCK, Query
-from .checkpoint import compute_configuration_fingerprint, compute_weights_fingerprint, load_checkpoint
+from .checkpoint import (
+    compute_configuration_fingerprint,
+    compute_weights_fingerprint,
+    find_system_prompt,
+    load_checkpoint,
+)
 from .decoder import Decoder, KeysAndValues
 from .memory import Batcher
 from .prefixes import Beginning, Prefixes, make_beginning
@@ -55,14 +60,16 @@ class TransformersScorer:
         self.settings = settings
         self.model, self.processor = load_checkpoint(settings)
         _speed_up_vision_tower(self.model)
+        self.system_prompt = find_system_prompt(settings, self.model.config.model_type)
         self.fingerprint: dict[str, Any] = {
             "weights": compute_weights_fingerprint(self.model),
             "configuration": compute_configuration_fingerprint(self.model, self.processor),
             "image_order": settings.image_order,
+            "system_prompt": self.system_prompt,
         }
         on_host = settings.features_on == "host"
         self.features = VisionFeatures(self.model, self.processor, image_root, settings.policy, on_host=on_host)
-        self._tokenizer = Tokenizer(self.model, self.processor)
+        self._tokenizer = Tokenizer(self.model, self.processor, self.system_prompt)
         self._decoder = Decoder(self.model)
         self._prefixes = Prefixes(self._decoder, self._tokenizer, self.features)
         self._blocks: dict[str, Sequence[Query]] = {}

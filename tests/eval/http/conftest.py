@@ -36,7 +36,7 @@ def make_completion(best: dict[str, float] | None = None, texts: tuple[str, ...]
 
 def read_colours(body: dict[str, Any]) -> list[list[int]]:
     """Return the first pixel (3,) of every image of a request."""
-    parts = body["messages"][0]["content"]
+    parts = body["messages"][-1]["content"]
     urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
     pictures = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
     return [np.asarray(picture)[0, 0].tolist() for picture in pictures]

@@ -104,6 +104,15 @@ def test_passing_fault_of_the_list_of_models_keeps_a_server_of_ours(
     assert not lists
 
 
+def test_system_prompt_that_a_server_of_ours_does_not_have_is_refused(
+    server: Any, make: Callable[..., HttpScorer]
+) -> None:
+    server.models = lambda: {"data": [{"id": "any", "chatreid": {"weights": "1", "system_prompt": "Compare."}}]}
+    assert make().fingerprint["system_prompt"] == make(system_prompt="Compare.").fingerprint["system_prompt"]
+    with pytest.raises(ConfigError, match=r"system_prompt: 'Mine.' is not that of .*'Compare.'.*system_prompt="):
+        make(system_prompt="Mine.")
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -48,6 +48,13 @@ def test_query_of_words_is_asked_about_one_image(
     assert "a red coat" in parts[2]["text"]
 
 
+def test_system_prompt_is_the_first_message(
+    server: Any, make: Callable[..., HttpScorer], records: list[ImageRecord]
+) -> None:
+    make(system_prompt="Compare.").score_pairs(make_image_query(records[0]), records[1:2], PAIR)
+    assert server.pairs[0]["messages"][0] == {"role": "system", "content": "Compare."}
+
+
 def test_images_are_prepared_by_the_image_policy(
     server: Any, make: Callable[..., HttpScorer], records: list[ImageRecord]
 ) -> None:
