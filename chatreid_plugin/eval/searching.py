@@ -17,6 +17,7 @@ from ..crops import encode_thumbnail, open_crop
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..pages import render_template
+from ..printing import make_printable
 from ..records import ImageRecord
 from ..shards import write_text
 from .arrays import ScoreArray
@@ -89,7 +90,8 @@ class Search:
         """Whom was asked for, and who ranked how many images."""
         words = f'"{self.text}"' if self.text else ""
         asked = " and ".join(part for part in ("" if self.image is None else str(self.image), words) if part)
-        return f"{asked} in {self.images:,} images of {self.folder}, {self.scored:,} of them scored by {self.scorer}"
+        where = f"{self.images:,} images of {self.folder}, {self.scored:,} of them"
+        return make_printable(f"{asked} in {where} scored by {self.scorer}")
 
     def write_page(self, path: Path) -> None:
         """Write an HTML page with the pictures inside, which opens from disk."""
@@ -188,6 +190,8 @@ def _read_gallery(folder: Path) -> tuple[list[ImageRecord], dict[str, str]]:
     """Return a record of each image below a folder, and what is wrong with the others; every one is decoded."""
 
     def read(path: str) -> ImageRecord | str:
+        if path != make_printable(path):
+            return f"{make_printable(path)}: the name is not UTF-8, or cannot be shown. Rename the file."
         try:
             return _make_record(folder / path, path)
         except DataError as error:
@@ -197,7 +201,7 @@ def _read_gallery(folder: Path) -> tuple[list[ImageRecord], dict[str, str]]:
     with ThreadPoolExecutor(THREADS) as pool:
         read_files = dict(zip(files, pool.map(read, files), strict=True))
     records = [one for one in read_files.values() if isinstance(one, ImageRecord)]
-    return records, {path: one for path, one in read_files.items() if isinstance(one, str)}
+    return records, {make_printable(path): one for path, one in read_files.items() if isinstance(one, str)}
 
 
 def _make_record(file: Path, path: str) -> ImageRecord:

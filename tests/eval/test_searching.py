@@ -1,6 +1,7 @@
 """``chatreid rank``: one's own folder for a photo or words, by the evaluator's parts, without labels."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ def gallery(tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 80 + number), colour).save(file)
     (folder / "0" / "damaged.jpg").write_bytes(b"no picture")
+    (folder / "0" / os.fsdecode(b"\xff.png")).write_bytes((folder / "0" / "red.png").read_bytes())
     (folder / "note.txt").touch()
     (folder / "1" / "loop").symlink_to(folder)
     Image.new("RGB", (50, 90), (250, 5, 5)).save(tmp_path / "photo.png")
@@ -40,7 +42,10 @@ def test_ranks_by_colours_where_there_is_no_model(
     search = rank_folder(gallery, tmp_path / "photo.png", "", None, top=4)
     assert [found.rank for found in search.found] == [1, 2, 3, 4]
     assert search.found[0].path == "0/red.png" and search.images == 6
-    assert list(search.unreadable) == ["0/damaged.jpg"] and "cannot be read as an image" in search.render()
+    assert (
+        list(search.unreadable) == ["0/damaged.jpg", r"0/\udcff.png"]
+        and "cannot be read as an image" in search.render()
+    )
     assert "6 images" in search.title and search.title.endswith("colour features alone, no model")
 
     command = ["rank", str(gallery), "--image", str(tmp_path / "photo.png"), "--json", "top_k=2", "floor=0"]
@@ -50,6 +55,7 @@ def test_ranks_by_colours_where_there_is_no_model(
     assert [found["score"] is None for found in told["found"]] == [False] * 2 + [True] * 4
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == 7 and "http" not in page and "damaged.jpg" in page
+    assert "is not UTF-8" in page
 
 
 @pytest.mark.slow
