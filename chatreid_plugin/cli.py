@@ -4,6 +4,8 @@ Everything heavy is imported inside the commands, so that ``--help`` stays quick
 command: ``llamafactory-cli train examples/stage2.yaml``.
 """
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -11,7 +13,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from . import __version__
-from .errors import ChatReIDError
+from .errors import ChatReIDError, DataError
 from .interruption import end_on_sigterm
 from .printing import say
 
@@ -22,6 +24,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+# A full disk, a used-up quota, a limit of the shell.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the data engine.")]
 Overrides = Annotated[
@@ -383,10 +388,21 @@ def exit_with(error: ChatReIDError) -> NoReturn:
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 130 interrupted (Ctrl-C or SIGTERM), else the error's code."""
     try:
-        with end_on_sigterm():
-            app(prog_name="chatreid")
+        try:
+            with end_on_sigterm():
+                app(prog_name="chatreid")
+        finally:
+            sys.stdout.flush()
     except ChatReIDError as error:
         exit_with(error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (*_NO_ROOM, errno.EPIPE):
+            raise
+        # Python writes what is left once more as it ends, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # the reader, such as `head`, has enough
+            sys.exit(1)
+        exit_with(DataError(f"{error.filename or 'The output'} cannot be written: {error.strerror}. Make room first."))
     sys.exit(0)

@@ -4,6 +4,7 @@ import base64
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -121,6 +122,19 @@ def prepare_crop(image: Image.Image, policy: ImagePolicy) -> Image.Image:
     for size in list_resizes(*image.size, policy):
         image = image.resize(size)
     return image
+
+
+def save_image(image: Image.Image, path: Path, *, format: str | None = None, **options: Any) -> None:
+    """Write an image in the format of its name's ending, or in the one given.
+
+    Pillow takes a write that a full disk cuts short for a whole one and says nothing.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, format or Image.registered_extensions()[path.suffix.lower()], **options)
+    path.write_bytes(buffer.getvalue())
 
 
 def encode_picture(image: Image.Image) -> str:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from .errors import ConfigError, DataError
+from .shards import open_folder_atomically
 
 
 # What a user gets, as patterns below the root. dataset_info also holds built shards, which are nobody's to copy.
@@ -42,6 +43,7 @@ def copy_resources(destination: Path, *, force: bool = False) -> list[Path]:
 
     Raises:
         ConfigError: a file there differs and ``force`` is not set; then nothing has been written.
+        DataError: the disk is full or cannot be written; nothing has been written either.
     """
     root = find_resource_root()
     if destination.exists() and not destination.is_dir():
@@ -54,9 +56,10 @@ def copy_resources(destination: Path, *, force: bool = False) -> list[Path]:
             f"{destination} has {len(changed)} file(s) that differ from the shipped ones: {names}. "
             "Nothing was copied; use another folder, or --force to overwrite them."
         )
-    for file in files:
-        (destination / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / file, destination / file)
+    with open_folder_atomically(destination, keep_others=True) as temporary:
+        for file in files:
+            (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / file, temporary / file)
     return [destination / file for file in files]
 
 

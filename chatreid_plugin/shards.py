@@ -6,6 +6,8 @@ LLaMA-Factory refuses a data set folder with files of two types.
 
 import json
 import os
+import platform
+import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,51 @@ def open_atomically(path: Path, temporary_folder: Path | None = None) -> Generat
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_folder_atomically(
+    path: Path, *, keep_others: bool = False, failures: tuple[type[Exception], ...] = ()
+) -> Generator[Path, None, None]:
+    """Yield an empty temporary folder, which takes the place of ``path`` if the block succeeds, else is removed.
+
+    Args:
+        path: the folder to write; those above it are made.
+        keep_others: move the files into a folder that is there already, instead of replacing it whole. The temporary
+            folder then lies in it (beside it otherwise), since its parent may be another's, as that of a home is.
+        failures: what a library raises instead of OSError when the disk is full.
+
+    Raises:
+        DataError: the disk is full or cannot be written; ``path`` is as it was.
+    """
+    target = path.resolve()
+    # The host's name: on a shared file system, two nodes may have the same process id.
+    parent = target if keep_others and target.is_dir() else target.parent
+    temporary = parent / f".{target.name}.{platform.node()}.{os.getpid()}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed run; containers give the same ids again
+        temporary.mkdir(parents=True)
+        yield temporary
+        if parent == target:
+            _move_files(temporary, target)
+        else:
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+    except (OSError, *failures) as error:
+        raise DataError(
+            f"{path} cannot be written: {error}. Make room or check the permissions, then run again."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_files(source: Path, target: Path) -> None:
+    files = sorted(file for file in source.rglob("*") if file.is_file())
+    for folder in sorted({target / file.relative_to(source).parent for file in files}):
+        folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        os.replace(file, target / file.relative_to(source))
 
 
 def write_text(path: Path, text: str) -> None:

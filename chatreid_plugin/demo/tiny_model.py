@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -28,6 +29,7 @@ from transformers import (
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
+from ..shards import open_folder_atomically
 from ..tasks import LETTERS, NO, SYSTEM_PROMPT, YES
 from .people import Person
 from .texts import list_vocabulary_texts
@@ -217,11 +219,15 @@ def write_tiny_model(
         warm_up_steps: steps of language training; 0 leaves the weights random.
         seed: of weights and texts.
         family: of the model.
+
+    Raises:
+        DataError: the disk is full or cannot be written; the folder is as it was.
     """
     sizes = sizes or TinySizes()
     tokenizer = train_tokenizer(list_vocabulary_texts(people[:100], seed), sizes.vocabulary)
     model = make_model(tokenizer, sizes, seed, family)
     losses = warm_up(model, tokenizer, people, warm_up_steps, seed=seed) if warm_up_steps else []
-    model.save_pretrained(folder)
-    make_processor(tokenizer, sizes, family).save_pretrained(folder)
+    with open_folder_atomically(folder, keep_others=True, failures=(SafetensorError,)) as temporary:
+        model.save_pretrained(temporary)
+        make_processor(tokenizer, sizes, family).save_pretrained(temporary)
     return losses

@@ -3,12 +3,9 @@
 import json
 import multiprocessing
 import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -17,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..crops import save_image
 from ..errors import ConfigError, DataError
+from ..shards import open_folder_atomically
 from .people import CAPTION_VARIANTS, Person, describe_person, sample_people
 from .render import Camera, make_cameras, render_background, render_partial, render_person
 from .scene import MAXIMUM_CAMERAS
@@ -108,7 +107,7 @@ def write_world(
 
     Raises:
         ConfigError: a number is out of range.
-        DataError: ``root`` is in use.
+        DataError: ``root`` is in use, or the disk is full or cannot be written; then ``root`` is as it was.
     """
     queries = cameras if queries_per_person is None else queries_per_person
     _check_range(0, _LARGEST_IDENTITY, train_people=train_people, test_people=test_people)
@@ -125,7 +124,9 @@ def write_world(
     known += _plan_test(tested, network, images_per_camera, queries, seed)
     extra = _plan_extra(strangers[:distractors], _DISTRACTOR, network, seed)
     extra += _plan_extra(strangers[distractors:], _JUNK, network, seed)
-    with _replace_when_complete(root) as folder:
+    with open_folder_atomically(root) as folder:
+        for name in (TRAIN_FOLDER, GALLERY_FOLDER, QUERY_FOLDER):
+            (folder / name).mkdir()
         postures = _take_shots(folder, known + extra, workers)
         _write_captions(folder / CAPTIONS_FILE, known, postures)
     return _summarise(root, known + extra)
@@ -187,22 +188,6 @@ def _name_file(identity: str, camera: Camera, index: int) -> str:
     return f"{identity}_c{camera.number}s1_{index + 1:06d}_00.jpg"
 
 
-@contextmanager
-def _replace_when_complete(root: Path) -> Generator[Path, None, None]:
-    """Yield a temporary folder beside ``root`` that takes its place if the block ends well."""
-    target = root.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        # The scratch folder is private to its owner; one inside it has the usual permissions.
-        folder = Path(scratch) / target.name
-        for name in (TRAIN_FOLDER, GALLERY_FOLDER, QUERY_FOLDER):
-            (folder / name).mkdir(parents=True)
-        yield folder
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
-
-
 def _take_shots(folder: Path, shots: list[_Shot], workers: int) -> list[str]:
     """Write the images and return the posture seen in each; empty where no caption is needed."""
     take = partial(_take_shot, folder)
@@ -227,7 +212,7 @@ def _take_shot(folder: Path, shot: _Shot) -> str:
         image = render_background(shot.camera, rng)
     else:
         image, posture = render_person(shot.person, shot.camera, rng)
-    image.save(folder / shot.path, quality=shot.camera.jpeg_quality)
+    save_image(image, folder / shot.path, quality=shot.camera.jpeg_quality)
     return posture
 
 

@@ -3,18 +3,17 @@
 A folder (not a change to a loaded model) works unchanged under DDP, ZeRO-3, FSDP and Ray, and can be inspected.
 """
 
-import os
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..errors import ConfigError, UpstreamError
 from ..printing import say
-from ..shards import read_json, write_json
+from ..shards import open_folder_atomically, read_json, write_json
 from ..weight_files import INDEX, find_weight_files, find_weights_entry, open_weights, read_shapes
 
 
@@ -131,6 +130,7 @@ def compose_checkpoint(encoder: Path, decoder: Path, output: Path, projector: st
 
     Raises:
         ConfigError: a folder without weights, another architecture, other shapes; nothing is written then.
+        DataError: the disk is full or cannot be written; ``output`` is as it was.
         UpstreamError: ``output`` exists and was not composed by this function.
     """
     replaced = _match_vision_tensors(encoder, decoder, projector)
@@ -140,11 +140,7 @@ def compose_checkpoint(encoder: Path, decoder: Path, output: Path, projector: st
             raise UpstreamError(f"{output} exists and is no composed checkpoint; choose another folder or remove it.")
         if read_json(output / MARKER)["fingerprint"] == fingerprint:
             return output
-    # The host's name: on a shared file system, two nodes may have the same process id.
-    temporary = output.with_name(f".{output.name}.{platform.node()}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run; containers give the same ids again
-    temporary.mkdir(parents=True)
-    try:
+    with open_folder_atomically(output, failures=(SafetensorError,)) as temporary:
         for path in sorted(decoder.iterdir()):
             stale = path.name == INDEX and path != find_weights_entry(decoder)
             if path.suffix in COPIED_SUFFIXES and path.name != MARKER and not stale:
@@ -152,11 +148,6 @@ def compose_checkpoint(encoder: Path, decoder: Path, output: Path, projector: st
         _write_weights(encoder, decoder, replaced, temporary)
         origin = {"fingerprint": fingerprint, "encoder": str(encoder), "decoder": str(decoder), "projector": projector}
         write_json(temporary / MARKER, origin | {"vision_tensors": len(replaced)})
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     say(
         f"chatreid: {len(replaced)} vision tensors from {encoder}, the rest from {decoder} -> {output}",
         aside=True,

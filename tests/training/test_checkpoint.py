@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chatreid_plugin import shards
 from chatreid_plugin.errors import ChatReIDError, ConfigError, DataError, UpstreamError
 from chatreid_plugin.training import checkpoint
 from chatreid_plugin.training.checkpoint import MARKER, compose_checkpoint, find_local_checkpoint, find_vision_suffix
@@ -287,7 +288,7 @@ def test_failure_while_writing_leaves_the_old_folder_and_no_temporary_one(
     output = compose_checkpoint(workshop.other_model, workshop.model, tmp_path / "initial")
     before = (output / MARKER).read_text()
     monkeypatch.setattr(checkpoint, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match="initial cannot be written: disk full"):
         compose_checkpoint(workshop.model, workshop.other_model, output)
     assert [path.name for path in tmp_path.iterdir()] == ["initial"]
     assert (output / MARKER).read_text() == before
@@ -296,8 +297,8 @@ def test_failure_while_writing_leaves_the_old_folder_and_no_temporary_one(
 def test_leftover_of_a_killed_run_with_the_same_process_id_is_no_obstacle(
     workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint.os, "getpid", lambda: 17)
-    monkeypatch.setattr(checkpoint.platform, "node", lambda: "node-1")
+    monkeypatch.setattr(shards.os, "getpid", lambda: 17)
+    monkeypatch.setattr(shards.platform, "node", lambda: "node-1")
     leftover = tmp_path / ".initial.node-1.17.tmp"
     leftover.mkdir()
     (leftover / "half").touch()

@@ -1,10 +1,9 @@
 """``chatreid synth``: one synthetic layout, written whole into a new folder or not at all."""
 
-import os
-import shutil
 from pathlib import Path
 
 from ...errors import ConfigError, DataError
+from ...shards import open_folder_atomically
 from . import LAYOUTS
 
 
@@ -32,19 +31,13 @@ def write_layout(name: str, directory: Path, seed: int = 0) -> str:
 
     Raises:
         ConfigError: no such layout.
-        DataError: the folder is not empty, or is a file.
+        DataError: the folder is not empty or is a file, or the disk is full; nothing is left then.
     """
     key = find_layout(name)
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise DataError(f"{directory} is not an empty folder. Name a new one: nothing is overwritten.")
-    target = directory.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with open_folder_atomically(directory) as temporary:
         layout = LAYOUTS[key](temporary, seed)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     parser, _, variant = key.partition(":")
     option = f" --variant {variant}" if variant else ""
     return f"{len(layout.records)} labelled images. Next: chatreid inspect {parser} {directory}{option}"

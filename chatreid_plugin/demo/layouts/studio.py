@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from ...crops import save_image
 from ...records import ImageRecord, Modality, Split
 from ..people import CAPTION_VARIANTS, Person, describe_person, sample_people
 from ..render import make_cameras, render_background, render_partial, render_person
@@ -98,7 +99,7 @@ class Studio:
         """Write an image below the layout's root, in the format that the name's ending says."""
         target = layout.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        image.save(target)
+        save_image(image, target)
 
     def add(
         self,

@@ -147,11 +147,25 @@ class LineLog:
     file: BinaryIO
 
     def append(self, value: Mapping[str, Any]) -> None:
-        """Write one line and wait until the disk has it: an answer has been paid for."""
+        """Write one line and wait until the disk has it: an answer has been paid for.
+
+        Raises:
+            DataError: the disk is full or cannot be written; no part of the line is left.
+        """
         # Half a character in a reason becomes JSON's escape of it.
-        self.file.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        left = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        number = self.file.fileno()
+        end = os.fstat(number).st_size
+        try:
+            while left:
+                left = left[os.write(number, left) :]
+            os.fsync(number)
+        except OSError as error:
+            os.ftruncate(number, end)
+            raise DataError(
+                f"{self.file.name} cannot be written: {error}. Make room or check the permissions, then run again: "
+                "the lines in it are kept, and the command goes on behind them."
+            ) from None
 
 
 @contextmanager

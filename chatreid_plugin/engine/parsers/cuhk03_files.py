@@ -19,6 +19,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 from tqdm import tqdm
 
+from ...crops import save_image
 from ...errors import ConfigError, DataError
 from ...records import Split
 
@@ -88,7 +89,7 @@ def extract_images(path: Path, boxes: str, folder: Path) -> None:
     try:
         temporary.mkdir()
         for name, image in _read_images(path, boxes):
-            image.save(temporary / name)
+            save_image(image, temporary / name)
         temporary.rename(folder)
     except OSError as error:
         raise DataError(f"The images of {path} cannot be written to {folder}: {error}.") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ...crops import open_crop
+from ...crops import open_crop, save_image
 from ...errors import DataError
 from ...shards import open_atomically
 
@@ -63,4 +63,4 @@ def _draw_cell(path: Path) -> Image.Image:
 def write_contact_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
     """Write a contact sheet as PNG, atomically."""
     with open_atomically(path) as temporary:
-        draw_contact_sheet(rows).save(temporary, format="PNG")
+        save_image(draw_contact_sheet(rows), temporary, format="PNG")

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from chatreid_plugin.config import SourceSettings
+from chatreid_plugin.crops import save_image
 from chatreid_plugin.demo.layouts import LAYOUTS
 from chatreid_plugin.demo.layouts.cuhk03 import TRIALS, write_cuhk03_classic
 from chatreid_plugin.engine.catalog import read_catalog
@@ -89,15 +90,14 @@ def test_interrupted_extraction_leaves_nothing_behind(
     list_cuhk03: ListCuhk03, raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {path.name for path in raw.iterdir()}
-    save = Image.Image.save
 
     def fill_the_disk(image: Image.Image, path: Path) -> None:
         if path.name == "2_001_1_01.png":
             raise OSError(28, "No space left on device")
-        save(image, path)
+        save_image(image, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", fill_the_disk)
+        patch.setattr(cuhk03_files, "save_image", fill_the_disk)
         with pytest.raises(DataError, match=r"cannot be written to .*images_detected: .*No space left on device"):
             list_cuhk03()
     assert {path.name for path in raw.iterdir()} == names
