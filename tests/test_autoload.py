@@ -22,7 +22,7 @@ AUTOLOAD = "import chatreid_plugin._autoload as autoload\n"
 def root(tmp_path: Path) -> Path:
     """A path entry with the plugin's loading part, hooks that print, and every target module."""
     (tmp_path / "chatreid_plugin" / "training").mkdir(parents=True)
-    for name in ("__init__.py", "_autoload.py", "errors.py"):
+    for name in ("__init__.py", "_autoload.py", "errors.py", "printing.py"):
         shutil.copy(PACKAGE / name, tmp_path / "chatreid_plugin")
     write(tmp_path, "chatreid_plugin.training.hooks", HOOKS)
     for name in TARGETS:
