@@ -77,6 +77,8 @@ class EvalSettings(Settings):
     # top500 takes equal scores in gallery order; the others over all their orders.
     average_precision: Literal["mean", "trapezoid", "top500"] = "mean"
     camera_rule: bool = True
+    # Whether gallery images that are the query's own file, byte for byte, are ignored.
+    ignore_copies: bool = False
     max_queries: Annotated[int, Field(ge=1)] | None = None
     # model
     model_name_or_path: str | None = None
@@ -234,6 +236,11 @@ class EvalSettings(Settings):
         if self.splits and "{trial}" not in str(file):
             faults.append("save_matrix: with splits it needs {trial} in its name, a file for each")
         return faults
+
+    def choose(self, key: str) -> Any:
+        """Return the value of a key of ``PROTOCOL_CHOICES``, or what null stands for."""
+        value = getattr(self, key)
+        return PROTOCOL_CHOICES[key].get(self.protocol, (value,))[0] if value is None else value
 
     @property
     def asks_model(self) -> bool:

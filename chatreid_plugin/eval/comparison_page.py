@@ -16,6 +16,7 @@ from .finished import (
     find_disagreements,
     find_runs,
     find_unlike_published,
+    find_warnings,
     read_published,
     read_run,
 )
@@ -36,6 +37,7 @@ def describe_comparison(runs: Sequence[Run]) -> dict[str, Any]:
         "disagreements": find_disagreements(runs),
         "unlike_published": find_unlike_published(runs),
         "differences": find_differences(runs),
+        "warnings": find_warnings(runs),
         "runs": [
             {"folder": str(run.folder), "scorer": run.scorer, "benchmark": run.benchmark}
             | {key: run.content[key] for key in ("protocol", "metrics", "strict", "filter")}
@@ -75,6 +77,7 @@ def render_text(runs: Sequence[Run]) -> str:
     lines += [f"Not comparable: {reason}" for reason in find_disagreements(runs)]
     lines += [f"Not comparable with the published rows: {reason}" for reason in find_unlike_published(runs)]
     lines += [f"Note: {reason}" for reason in find_differences(runs)]
+    lines += [f"Warning: {warning}" for warning in find_warnings(runs)]
     return "\n".join(lines)
 
 
@@ -88,6 +91,7 @@ def render_page(runs: Sequence[Run], curves: bytes, radar: bytes) -> str:
         disagreements=find_disagreements(runs),
         unlike_published=find_unlike_published(runs),
         differences=find_differences(runs),
+        warnings=find_warnings(runs),
         curves=embed_png(curves),
         radar=embed_png(radar),
     )

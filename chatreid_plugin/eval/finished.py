@@ -55,6 +55,7 @@ class Run:
         most, definition = self.content["settings"]["max_queries"], self.protocol["average_precision"]
         parts = [str(self.protocol["variant"]).replace(f", {self.protocol['ignored']}", "")]
         parts += [f"at most {most} queries"] if most is not None else []
+        parts += [self.protocol["unlike_published"]] if self.protocol["unlike_published"] else []
         return ", ".join([*parts, f"AP {definition}"] if definition != "mean" else parts)
 
     @property
@@ -96,7 +97,7 @@ def read_run(folder: Path) -> Run:
     try:
         protocol = content["protocol"]
         run = Run(folder, content["scores"]["scorer"], str(protocol["name"]).partition("_")[0], content)
-        _ = run.cell, run.variant, run.key, content["filter"]["recall_at"], content["cmc_curve"]
+        _ = run.cell, run.variant, run.key, content["filter"]["recall_at"], content["cmc_curve"], content["warnings"]
         _ = [protocol[key] for key in DEFINING]
     except (KeyError, TypeError) as error:
         raise DataError(
@@ -145,8 +146,10 @@ def list_unlike_published(run: Run) -> list[str]:
     for key, wanted in {**published["all"], **published.get(run.benchmark, {})}.items():
         choices = PROTOCOL_CHOICES.get(key, {}).get(run.benchmark, (None,))
         value = choices[0] if settings.get(key) is None else settings[key]
-        if value != wanted:
+        if value != wanted and (value or wanted):
             found.append(f"{key} is {value}, theirs {wanted or 'not set'}")
+    if run.protocol["unlike_published"]:
+        found.append(f"queries x gallery images are {run.protocol['unlike_published']}")
     return found
 
 
@@ -167,6 +170,11 @@ def find_disagreements(runs: Sequence[Run]) -> list[str]:
             if len(values) > 1:
                 found.append(f"{benchmark}: runs differ in {key}: {' | '.join(values)}")
     return found
+
+
+def find_warnings(runs: Sequence[Run]) -> list[str]:
+    """Return what the runs' own files say has to be known before their figures are quoted."""
+    return [f"{run.benchmark} in {run.folder}: {text}" for run in runs for text in run.content["warnings"]]
 
 
 def find_differences(runs: Sequence[Run]) -> list[str]:

@@ -17,7 +17,7 @@ from .arrays import BoolArray, IntArray, ScoreArray
 from .protocols import Protocol
 from .queries import Query
 from .report import HEADLINE_RANKS, Results, describe_method
-from .terms import WARNINGS, define_terms
+from .terms import define_terms
 
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -108,7 +108,7 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
         method=describe_method(results.settings),
         figures=figures,
         definitions=define_terms(results.protocol),
-        warning=WARNINGS.get(results.confidence),
+        warnings=results.warnings,
         curves=draw_curves(results),
         views=views,
         query_count=ranking.valid_queries,

@@ -36,6 +36,7 @@ class Measured:
         recall_at: the same if it had kept the first k alone, for several k; empty without a filter.
         cut_tie_rate: share of queries of which the filter left out an image as similar as one it kept.
         trials: the ``ranking`` of each trial.
+        doubt: why the scores of a file seem to stand the wrong way round; empty if they do not.
     """
 
     ranking: RankingMetrics
@@ -46,6 +47,7 @@ class Measured:
     recall_at: dict[int, float]
     cut_tie_rate: float
     trials: tuple[RankingMetrics, ...]
+    doubt: str = ""
 
 
 class _Trial:
@@ -56,7 +58,10 @@ class _Trial:
         self.labels = plan.labels.take_gallery(places)
         self.whole = len(places) == len(plan.protocol.gallery)
         names = ["ranking", "strict", "ceiling"] + (["baseline"] if plan.gallery_features is not None else [])
-        self.meters = {name: self._make_meter(plan, self.labels) for name in names}
+        matrix = plan.matrix
+        # Features have no direction, and of pairs without a score nobody knows on which side they stand.
+        probe = matrix is not None and matrix.values is not None and not matrix.may_lack
+        self.meters = {name: self._make_meter(plan, self.labels, probe and name == "ranking") for name in names}
         self.shares: list[float] = []
         self.cut_ties: list[bool] = []
         most = max(map(len, candidates), default=0) if plan.gallery_features is not None else 0
@@ -64,10 +69,10 @@ class _Trial:
         self.shares_at = np.zeros(len(self.cuts))
 
     @staticmethod
-    def _make_meter(plan: Plan, labels: Labels) -> RankingMeter:
+    def _make_meter(plan: Plan, labels: Labels, probe: bool) -> RankingMeter:
         rule = plan.protocol.rule
         ignore: Ignore = labels.find_ignored
-        if rule in ("nothing", "same_camera"):
+        if rule in ("nothing", "same_camera") and not labels.copies:
             ignore = rule
         return RankingMeter(
             labels.query_person,
@@ -79,6 +84,7 @@ class _Trial:
             cmc=plan.protocol.cmc,
             ties=plan.protocol.ties,
             topk=CURVE_RANKS,
+            probe=probe,
         )
 
     def add(self, query: int, scores: ScoreArray, similarities: ScoreArray | None) -> None:
@@ -179,6 +185,7 @@ def _measure_matrix(plan: Plan, matrix: Matrix) -> Measured:
         recall_at={},
         cut_tie_rate=0.0,
         trials=tuple(trial.meters["ranking"].summarise() for trial in trials),
+        doubt=trials[0].meters["ranking"].direction.explain(f"save them negated in {matrix.path}"),
     )
 
 

@@ -5,6 +5,7 @@ among them; no argsort of the gallery and one row in memory. Ties follow a state
 unstable sort, which lets rank-1 of yes/no scores fall anywhere between 0 and 100 %.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from ..errors import ConfigError, DataError
 from .arrays import FloatArray, IntArray
+from .direction import DirectionProbe
 from .identity_cmc import Cmc, Ties, cuts_through_ties, measure_identities
 from .inputs import iterate_rows, read_retrieved, read_row, read_topk
 from .matches import Ignore, Matches
@@ -153,7 +155,8 @@ def _summarise(
 class RankingMeter:
     """``evaluate_ranking``, row by row: for several rankings of the same queries in one pass.
 
-    The options are those of ``evaluate_ranking``; its errors are raised by the same causes.
+    The options are those of ``evaluate_ranking``; its errors are raised by the same causes. With ``probe`` it looks
+    whether the scores stand the wrong way round (``direction``).
     """
 
     def __init__(
@@ -168,6 +171,7 @@ class RankingMeter:
         cmc: Cmc = "standard",
         ties: Ties = "expected",
         topk: Iterable[int] = (1, 5, 10, 20),
+        probe: bool = False,
     ) -> None:
         _check_choice("average_precision", average_precision, AveragePrecision)
         _check_choice("cmc", cmc, Cmc)
@@ -182,6 +186,7 @@ class RankingMeter:
         self._cmc: Cmc = cmc
         self._ties: Ties = ties
         self._topk = read_topk(topk)
+        self.direction = DirectionProbe(self.query_count if probe else 0)
         self._found: list[tuple[QueryMetrics, bool]] = []
         self._valid: list[int] = []
         self._invalid: list[int] = []
@@ -220,6 +225,11 @@ class RankingMeter:
             metrics = replace(metrics, cmc=hits)
         self._valid.append(query)
         self._found.append((metrics, has_ties))
+        if query in self.direction.sample:
+            ways = [
+                _measure_row(way, positives, excluded, "expected", (1,), "mean", len(row)) for way in (values, -values)
+            ]
+            self.direction.precisions.append((ways[0][0].average_precision, ways[1][0].average_precision))
 
     def summarise(self) -> RankingMetrics:
         """Return the means over the valid queries, once every query was added."""
@@ -247,6 +257,8 @@ def evaluate_ranking(
     retrieved: Sequence[int] | npt.NDArray[np.integer] | None = None,
 ) -> RankingMetrics:
     """Measure a ranking of Q queries over G gallery items.
+
+    Warns where the reversed order ranks far better, as it does with distances.
 
     Args:
         scores: (Q, G) array or tensor, or Q rows of (G,) one after another; real numbers, higher is better; float32
@@ -289,8 +301,12 @@ def evaluate_ranking(
         cmc=cmc,
         ties=ties,
         topk=topk,
+        probe=True,
     )
     limits = None if retrieved is None else read_retrieved(retrieved, meter.query_count)
     for query, row in enumerate(iterate_rows(scores, meter.query_count, meter.gallery_size)):
         meter.add(query, row, None if limits is None else limits[query])
-    return meter.summarise()
+    metrics = meter.summarise()
+    if doubt := meter.direction.explain("hand over -scores"):
+        warnings.warn(doubt, stacklevel=2)
+    return metrics

@@ -1,6 +1,8 @@
 """An evaluation from settings to files: protocol, filter, scorer, store, ranking, metrics, report, in this order."""
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,7 +22,7 @@ from .matrix_file import check_target, iterate_ranked_scores, write_matrix
 from .measuring import Measured, average_metrics, average_recalls, measure
 from .modes import name_scores
 from .output_folder import hold_folder, make_folder
-from .plan import Plan, choose_split, make_plan
+from .plan import Plan, choose_split, list_shared_parts, make_plan
 from .processes import Processes
 from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
@@ -28,6 +30,9 @@ from .saved_scores import SavedScorer, find_saved, name_model
 from .scoring import check_agreement, describe_fingerprint, describe_questions, score_queries
 from .store import ScoreStore, remove_scores
 from .turning import turn_plan, turn_scores
+
+
+logger = logging.getLogger(__name__)
 
 
 def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[ScoreArray]) -> None:
@@ -80,21 +85,29 @@ def run_evaluation(settings: EvalSettings, processes: Processes | None = None) -
         DataError: a missing manifest, image or feature, or no query with a match.
         UpstreamError: the model cannot be loaded or gives scores that are not numbers.
     """
-    started, processes = time.monotonic(), processes or Processes()
+    return _run(settings, processes or Processes(), ())
+
+
+def _run(settings: EvalSettings, processes: Processes, remarks: tuple[str, ...]) -> Results:
+    """Run an evaluation, or one of its splits, of which all is to be said that is said of the whole."""
+    started = time.monotonic()
     make_folder(settings.output_dir)
     with hold_folder(settings.output_dir) if processes.is_first else nullcontext():
         if settings.splits:
-            splits = [run_evaluation(choose_split(settings, trial), processes) for trial in settings.splits]
+            remarks = list_shared_parts(settings)
+            for remark in remarks if processes.is_first else ():
+                logger.warning("%s", remark)
+            splits = [_run(choose_split(settings, trial), processes, remarks) for trial in settings.splits]
             settings = settings.model_copy(update={"filter": splits[0].settings.filter})
             results = replace(average_splits(splits), settings=settings)
         else:
-            results = _evaluate(settings, processes)
+            results = _evaluate(settings, processes, remarks)
         if processes.is_first:
             write_results(settings.output_dir, describe_results(results), time.monotonic() - started, processes.count)
     return results
 
 
-def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
+def _evaluate(settings: EvalSettings, processes: Processes, remarks: tuple[str, ...]) -> Results:
     if settings.save_matrix is not None:
         check_target(settings.save_matrix)
     saved = _find_saved(settings, processes) if settings.saved_scores else None
@@ -110,7 +123,10 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
         fingerprint: dict[str, Any] = {"backend": settings.backend, "file": str(path), "bytes": path.stat().st_size}
         settings = settings.model_copy(update={"filter": "none"})  # whatever the YAML says, nothing was filtered
         confidence = "external" if settings.backend == "scores" else "similarities"
-        results = Results(settings, plan.protocol, measure(plan, []), pairs, fingerprint, path, confidence)
+        measured = measure(plan, [])
+        results = Results(settings, plan.protocol, measured, pairs, fingerprint, path, confidence, (), remarks)
+        if measured.doubt and processes.is_first:
+            logger.warning("%s", measured.doubt)
         if processes.is_first:
             _write_rankings_and_page(results, plan, [])
             _save_matrix(settings, plan, [])
@@ -132,7 +148,7 @@ def _evaluate(settings: EvalSettings, processes: Processes) -> Results:
     pairs = sum(len(indices) for indices in plan.kept)
     measured = measure(plan, fused)
     named = name_scores(settings, confidence)
-    results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, named)
+    results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, named, (), remarks)
     if processes.is_first:
         _write_rankings_and_page(results, plan, fused[0])
         _save_matrix(settings, plan, fused)
@@ -161,6 +177,13 @@ def _find_saved(settings: EvalSettings, processes: Processes) -> SavedScorer:
     return processes.gather(found)[0][0]
 
 
+def _merge_cautions(cautions: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return what is to be said of all splits, each once; what only some have, with how many."""
+    counts = Counter(text for texts in cautions for text in texts)
+    total = len(cautions)
+    return tuple(text if count == total else f"{text} ({count} of {total} splits)" for text, count in counts.items())
+
+
 def average_splits(splits: Sequence[Results]) -> Results:
     """Return the unweighted mean of several splits' results.
 
@@ -178,14 +201,22 @@ def average_splits(splits: Sequence[Results]) -> Results:
         cut_tie_rate=float(np.mean([one.cut_tie_rate for one in measured])),
         recall_at=average_recalls([one.recall_at for one in measured]),
         trials=tuple(one.ranking for one in measured),
+        doubt=next(filter(None, (one.doubt for one in measured)), ""),
     )
     first, mean_of = splits[0].protocol, f"mean of {len(splits)} splits"
     variant = first.variant.replace(first.split, mean_of) if first.split else f"{first.variant}; {mean_of}"
-    skipped = tuple(query for one in splits for query in one.protocol.skipped)
+    protocol = replace(
+        first,
+        variant=variant,
+        skipped=tuple(query for one in splits for query in one.protocol.skipped),
+        copied_queries=sum(one.protocol.copied_queries for one in splits),
+        unlike_published=next(filter(None, (one.protocol.unlike_published for one in splits)), ""),
+        cautions=_merge_cautions([one.protocol.cautions for one in splits]),
+    )
     return replace(
         splits[0],
         measured=mean,
-        protocol=replace(first, variant=variant, skipped=skipped),
+        protocol=protocol,
         pairs=sum(one.pairs for one in splits),
         confidence=max(splits, key=lambda one: rank_weakness(one.confidence)).confidence,
         splits=tuple(splits),

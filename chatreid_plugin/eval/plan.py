@@ -149,7 +149,8 @@ def describe_plan(settings: EvalSettings) -> str:
     if settings.splits:
         trial = settings.splits[0]
         first = describe_plan(choose_split(settings, trial))
-        return f"{len(settings.splits)} splits; split {trial}:\n{first}"
+        remarks = "".join(f"\nWarning: {remark}" for remark in list_shared_parts(settings))
+        return f"{len(settings.splits)} splits; split {trial}:\n{first}{remarks}"
     protocol = load_protocol(settings)
     gallery = len(protocol.gallery)
     trials = protocol.trial_galleries
@@ -161,13 +162,40 @@ def describe_plan(settings: EvalSettings) -> str:
         most = gallery
     saved = "Saved scores are ranked; no model is asked."
     cost = saved if settings.saved_scores else describe_cost(settings, most, len(protocol.queries))
+    cautions = "".join(f"Warning: {caution}\n" for caution in protocol.cautions)
     return (
         f"{protocol.name} ({protocol.variant}): {len(protocol.queries):,} queries "
         f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images{several}, at most "
         f"{most * len(protocol.queries):,} pairs to score with backend {settings.backend}.\n"
         f"{cost}\n"
+        f"{cautions}"
         f"Results would go to {settings.output_dir}. Nothing was written; neither a checkpoint nor a server was tried."
     )
+
+
+def list_shared_parts(settings: EvalSettings) -> tuple[str, ...]:
+    """Warn, in words, of a model or features that all of ``splits`` share: trained on one, they know others' people.
+
+    A public network (``filter: clip``) or colours know nobody, so they may be shared.
+    """
+    keys = {
+        "transformers": ("model_name_or_path", "adapter_name_or_path"),
+        "http": ("model", "base_url"),
+        "features": ("features",),
+        "scores": ("scores",),
+    }
+    parts = [keys.get(settings.backend, ()), () if settings.reads_scores else ("filter_features",)]
+    remarks: list[str] = []
+    for part in parts:
+        named = {key: str(value) for key in part if (value := getattr(settings, key)) is not None}
+        if len(settings.splits) > 1 and named and not any("{trial}" in value for value in named.values()):
+            what = ", ".join(f"{key}: {value}" for key, value in named.items())
+            remarks.append(
+                f"All {len(settings.splits)} splits are measured with the same {what}. A model that was trained on "
+                "one split has seen people whom other splits test, and its mean is too high: train a model a split, "
+                f"and put {{trial}} into {next(iter(named))}. One that was trained on none of them may be shared."
+            )
+    return tuple(remarks)
 
 
 def choose_split(settings: EvalSettings, trial: int) -> EvalSettings:

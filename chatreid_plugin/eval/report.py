@@ -58,6 +58,7 @@ class Results:
         scores_path: the saved scores.
         confidence: what the scores are (``backends.Confidence``).
         splits: the results whose mean this is, if it is one; pairs and skipped queries are then those of all of them.
+        remarks: what a reader has to know of this run, beside what the protocol and the scores say of themselves.
     """
 
     settings: EvalSettings
@@ -68,6 +69,7 @@ class Results:
     scores_path: Path
     confidence: Confidence
     splits: tuple["Results", ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def scorer(self) -> str:
@@ -84,6 +86,13 @@ class Results:
             return f"{self.fingerprint['model']} (http)"
         file = settings.features or settings.scores
         return f"{settings.backend} {file}" if file is not None else settings.backend
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader has to know before the figures are quoted."""
+        scores = [WARNINGS[self.confidence]] if self.confidence in WARNINGS else []
+        doubt = [self.measured.doubt] if self.measured.doubt else []
+        return (*self.remarks, *self.protocol.cautions, *doubt, *scores)
 
     @property
     def ranking(self) -> RankingMetrics:
@@ -148,6 +157,7 @@ def describe_results(results: Results) -> dict[str, Any]:
     sizes = [len(one.protocol.gallery) for one in parts]
     return {
         "metrics": _describe_metrics(results.ranking),
+        "warnings": list(results.warnings),
         "cmc_curve": [results.ranking.cmc[k] for k in CURVE_RANKS],
         "trials": [{"mAP": one.mean_ap, "Rank-1": one.cmc[1]} for one in results.measured.trials],
         "strict": _describe_metrics(results.strict),
@@ -170,6 +180,8 @@ def describe_results(results: Results) -> dict[str, Any]:
             "cmc": protocol.cmc,
             "ties": protocol.ties,
             "ignored": RULES[protocol.rule],
+            "copied_queries": protocol.copied_queries,
+            "unlike_published": protocol.unlike_published,
             "trials": len(parts[0].measured.trials),
             "splits": len(parts),
             "skipped_queries": [{"query": item.query_id, "reason": item.reason} for item in protocol.skipped],
@@ -306,7 +318,7 @@ def render_table(results: Results) -> str:
         f"{protocol.name} ({protocol.variant}), scored by {results.scorer}",
         describe_method(settings),
         _describe_counts(results),
-        *([WARNINGS[results.confidence]] if results.confidence in WARNINGS else []),
+        *(f"Warning: {text}" for text in results.warnings),
         "",
         f"{'%':<9}" + "".join(f"{name:>10}" for name in columns),
         *(f"{name:<9}" + "".join(f"{100 * value:>10.2f}" for value in values) for name, values in rows),

@@ -29,7 +29,8 @@ from chatreid_plugin.shards import read_manifest
 
 MakeWorld = Callable[..., Path]
 MakeSettings = Callable[..., EvalSettings]
-SUBSET = "random (market1501: single query, at most 3 queries)"
+SIZE = "4 x 12 instead of 3,368 x 15,913"
+SUBSET = f"random (market1501: single query, at most 3 queries, {SIZE})"
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_measured_rows_stand_below_the_published_ones(runs: dict[str, Path]) -> 
     first = tables[0]
     assert [row.published for row in first.rows] == [True] * 6 + [False] * 2
     assert {row.name: row.cells for row in first.rows}["ChatReID"] == ((96.4, 97.2), (87.5, 90.1), (91.3, 92.7))
-    assert first.rows[-2].name == "oracle"
+    assert first.rows[-2].name == f"oracle (market1501: single query, {SIZE})"
     assert first.rows[-2].cells == ((100.0, 100.0), (None, None), (None, None))
     assert tables[2].benchmarks == ("folder",)
     assert not any(row.published for row in tables[2].rows)
@@ -77,13 +78,15 @@ def make_run(folder: str, benchmark: str, scorer: str = "tiny", variant: str = "
     """Return a run with these settings; the rest as in the files of eval/."""
     known = {"backend": "transformers", "mode": "pointwise", "fusion": "none", "fusion_weight": 0.5, "top_k": 100}
     rest = dict.fromkeys(("max_queries", "setting", "shots"))
-    protocol = {"variant": variant, "ignored": "", "average_precision": settings.get("average_precision", "mean")}
+    protocol = {"unlike_published": settings.pop("unlike_published", ""), "variant": variant, "ignored": ""}
+    protocol |= {"average_precision": settings.get("average_precision", "mean")}
     content = {
         "settings": known | rest | {"protocol": benchmark, "restrict": False, "average_precision": "mean"} | settings,
         "protocol": protocol | {"name": benchmark, "cmc": "standard", "ties": "expected", "queries": 3, "gallery": 9},
         "metrics": {"mAP": 0.5, "Rank-1": 0.25},
         "filter": {"source": settings.get("filter", "colour")},
         "cmc_curve": [0.25, 0.5],
+        "warnings": [],
     }
     return Run(Path(folder), scorer, benchmark.partition("_")[0], content)
 
@@ -149,12 +152,16 @@ def test_variants_other_than_the_published_ones_are_named_and_warned_of() -> Non
         make_run("d", "market1501", max_queries=200),
         make_run("e", "regdb", setting="visible_to_infrared"),
         make_run("f", "prcc"),
+        make_run("g", "msmt17", unlike_published="4 x 12 instead of 11,659 x 82,161"),
+        make_run("h", "rstpreid", ignore_copies=True),
     ]
     assert find_unlike_published(runs) == [
         "ltcc in a: setting is standard, theirs cc",
         "sysumm01 in b: shots is multi, theirs single",
         "cuhk03 in c: protocol is cuhk03_classic, theirs cuhk03",
         "market1501 in d: max_queries is 200, theirs not set",
+        "msmt17 in g: queries x gallery images are 4 x 12 instead of 11,659 x 82,161",
+        "rstpreid in h: ignore_copies is True, theirs not set",
     ]
     (table,) = [table for table in build_tables(runs) if table.title.startswith("Table 2")]
     assert table.rows[-1].name == "tiny (ltcc: standard)"
@@ -192,7 +199,8 @@ def test_files_of_other_models_have_rows_of_their_own(
         changes = {"backend": "features", "features": tmp_path / f"{name}.npz", "protocol": "market1501"}
         run_evaluation(make_settings(manifest, output_dir=tmp_path / "results" / name, **changes))
     found = [read_run(folder) for folder in find_runs([tmp_path / "results"])]
-    assert list(list_measured(found)) == [f"features {tmp_path / 'one.npz'}", f"features {tmp_path / 'two.npz'}"]
+    names = [name.partition(" (")[0] for name in list_measured(found)]
+    assert names == [f"features {tmp_path / 'one.npz'}", f"features {tmp_path / 'two.npz'}"]
 
 
 def test_a_file_for_each_benchmark_is_one_row_of_one_name(

@@ -99,7 +99,7 @@ def test_refuses_a_manifest_without_queries_or_gallery(
 def test_names_missing_images_and_the_root(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:
     manifest = make_world(images=False)
     with pytest.raises(DataError) as caught:
-        load_protocol(make_settings(manifest))
+        load_protocol(make_settings(manifest, filter="colour"))
     assert "16 image file(s)" in str(caught.value)
     assert str(tmp_path / "images") in str(caught.value)
     assert str(caught.value).count(".png") == 10

@@ -15,7 +15,8 @@ from ...eval_settings import EvalSettings
 from ..queries import Query
 from .cloth_changing import load_ltcc, load_prcc
 from .cross_modality import load_llcm, load_regdb, load_sysumm01
-from .definition import REASONS, Labels, Protocol, SkippedQuery, label_protocol
+from .definition import REASONS, Labels, Protocol, SkippedQuery, count_copied_queries, label_protocol
+from .sizes import compare_size
 from .source import EXAMPLES_SHOWN, Source, check_images, read_source, take_evenly
 from .standard import load_cuhk03, load_cuhk03_classic, load_folder, load_market1501, load_msmt17
 from .words import load_attributes, load_multimodal, load_text
@@ -42,6 +43,7 @@ PROTOCOLS: dict[str, Callable[[Source, EvalSettings], Protocol]] = {
     "multimodal": load_multimodal,
     "folder": load_folder,
 }
+COPIES_IGNORED = "the query's own file ignored"
 # In these the queries are no split of their own.
 WITHOUT_QUERIES = ("cuhk03_classic", "cuhkpedes", "icfgpedes", "rstpreid", "attributes", "multimodal")
 
@@ -63,11 +65,32 @@ def load_protocol(settings: EvalSettings) -> Protocol:
         )
     source = read_source(settings, queries_needed=settings.protocol not in WITHOUT_QUERIES)
     protocol = PROTOCOLS[settings.protocol](source, settings)
+    if settings.ignore_copies:
+        protocol = replace(protocol, ignore_copies=True, variant=f"{protocol.variant}, {COPIES_IGNORED}")
     protocol = _leave_out_unranked(_skip_unmatched(protocol, settings))
+    unlike = compare_size(protocol, settings, source.variant)
     queries = take_evenly(protocol.queries, settings.max_queries)
     pictures = [query.image for query in queries if query.image is not None]
     check_images([*pictures, *protocol.gallery], protocol.image_root, required=settings.opens_images)
-    return replace(protocol, queries=queries, average_precision=settings.average_precision)
+    limits = f"Only {len(queries):,} of {len(protocol.queries):,} queries ask (max_queries)."
+    cautions = [limits] if len(queries) < len(protocol.queries) else []
+    if unlike:
+        cautions.append(f"Not the published test set: queries x gallery images are {unlike}.")
+    changes = {"queries": queries, "unlike_published": unlike, "average_precision": settings.average_precision}
+    return _note_copies(replace(protocol, **changes, cautions=tuple(cautions)))
+
+
+def _note_copies(protocol: Protocol) -> Protocol:
+    """Count the queries whose own file no rule ignores, and warn where it is ranked."""
+    copied = count_copied_queries(protocol)
+    if not copied or protocol.ignore_copies:
+        return replace(protocol, copied_queries=copied)
+    caution = (
+        f"{copied:,} of {len(protocol.queries):,} queries have their own file in the gallery, byte for byte, and no "
+        "rule ignores it: any model finds it first. Set ignore_copies: true, or take such images out of the gallery."
+    )
+    logger.warning("%s", caution)
+    return replace(protocol, copied_queries=copied, cautions=(*protocol.cautions, caution))
 
 
 def _skip_unmatched(protocol: Protocol, settings: EvalSettings) -> Protocol:
@@ -107,6 +130,8 @@ def _explain(protocol: Protocol, labels: Labels, place: int, unmatched_trials: i
     if len(labels.list_positives(place)):
         trials = len(protocol.trial_galleries)
         return f"identity {query.person_id} has no match in the gallery of {unmatched_trials} of {trials} trials"
+    if place in labels.copies:
+        return f"identity {query.person_id} has no other match than the query's own file"
     return f"identity {query.person_id} {REASONS[protocol.rule].format(camera=query.camera_id)}"
 
 

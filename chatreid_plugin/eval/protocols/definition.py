@@ -1,7 +1,7 @@
 """What a benchmark is, once a protocol has read it: queries, gallery, trials, what is ignored, how it is measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from ..arrays import BoolArray, IntArray
 from ..identity_cmc import Cmc, Ties
 from ..queries import Query
 from ..ties import AveragePrecision
+from .copies import find_copies
 
 
 # What is removed from a query's ranking before it is measured, always of the query's own identity but for same_room:
@@ -65,6 +66,10 @@ class Protocol:
         split: what in ``variant`` names the split, where the manifest is one of several.
         ranks_captions: the gallery are captions: records of the images that they describe, each with its one caption
             and ``<image id>#<number>`` for an id.
+        ignore_copies: whether a query's own file in the gallery is ignored, whatever the rule says.
+        copied_queries: how many queries have their own file in the gallery, where the rule does not ignore it.
+        unlike_published: how queries and gallery differ in number from the published ones; empty if they do not.
+        cautions: what a reader has to know before figures of this protocol are quoted.
     """
 
     name: str
@@ -79,6 +84,10 @@ class Protocol:
     skipped: tuple[SkippedQuery, ...] = ()
     split: str = ""
     ranks_captions: bool = False
+    ignore_copies: bool = False
+    copied_queries: int = 0
+    unlike_published: str = ""
+    cautions: tuple[str, ...] = ()
 
     @property
     def ties(self) -> Ties:
@@ -93,7 +102,10 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Identities, cameras and clothes of a protocol as integer codes: (Q,) for the queries, (G,) for the gallery."""
+    """Identities, cameras and clothes of a protocol as integer codes: (Q,) for the queries, (G,) for the gallery.
+
+    ``copies`` has the gallery indices of a query's own file, where such are ignored.
+    """
 
     query_person: IntArray
     gallery_person: IntArray
@@ -103,6 +115,7 @@ class Labels:
     gallery_clothes: IntArray
     rule: Rule
     same_room: tuple[int, int] = (-1, -1)
+    copies: Mapping[int, IntArray] = field(default_factory=dict[int, IntArray])
     _places: dict[int, IntArray] = field(default_factory=dict[int, IntArray])
 
     def _list_same(self, query: int) -> IntArray:
@@ -114,6 +127,10 @@ class Labels:
 
     def _is_ignored(self, query: int, places: IntArray) -> BoolArray:
         """Return which of these gallery images, all of the query's identity, are ignored."""
+        ignored = self._is_ignored_by_rule(query, places)
+        return ignored | np.isin(places, self.copies[query]) if query in self.copies else ignored
+
+    def _is_ignored_by_rule(self, query: int, places: IntArray) -> BoolArray:
         if self.rule == "nothing":
             return np.zeros(len(places), dtype=np.bool_)
         if self.rule == "same_room":
@@ -132,6 +149,8 @@ class Labels:
         mask = np.zeros(len(self.gallery_person), dtype=np.bool_)
         same = self._list_same(query)
         mask[same] = self._is_ignored(query, same)
+        if query in self.copies:  # labelled as somebody else, too
+            mask[self.copies[query]] = True
         return mask
 
     def list_positives(self, query: int) -> IntArray:
@@ -148,6 +167,7 @@ class Labels:
     def take_gallery(self, places: IntArray) -> "Labels":
         """Return the labels of one trial, whose gallery are these places."""
         person, camera, clothes = self.gallery_person, self.gallery_camera, self.gallery_clothes
+        inside = {query: own[np.isin(own, places)] for query, own in self.copies.items()}
         queries = self.query_person, self.query_camera, self.query_clothes
         return Labels(
             queries[0],
@@ -158,6 +178,7 @@ class Labels:
             clothes[places],
             self.rule,
             self.same_room,
+            {query: np.searchsorted(places, own) for query, own in inside.items()},
         )
 
 
@@ -179,4 +200,20 @@ def label_protocol(protocol: Protocol) -> Labels:
     clothes = _encode([record.clothes_id or f"?{place}" for place, record in enumerate(records)], count)
     codes = dict(zip(names, np.concatenate(cameras).tolist(), strict=True))
     room = codes.get(SYSU_QUERY_CAMERA, -1), codes.get(SYSU_GALLERY_CAMERA, -1)
-    return Labels(persons[0], persons[1], cameras[0], cameras[1], clothes[0], clothes[1], protocol.rule, room)
+    copies = _find_copies(protocol) if protocol.ignore_copies else {}
+    sides = *persons, *cameras, *clothes
+    return Labels(*sides, protocol.rule, room, copies)
+
+
+def _find_copies(protocol: Protocol) -> Mapping[int, IntArray]:
+    """Return ``find_copies`` of the protocol; a caption is no copy of the image that it describes."""
+    return {} if protocol.ranks_captions else find_copies(protocol.queries, protocol.gallery)
+
+
+def count_copied_queries(protocol: Protocol) -> int:
+    """Return how many queries have their own file in the gallery, where the rule does not ignore it."""
+    copies = _find_copies(protocol)
+    if not copies:
+        return 0
+    labels = label_protocol(replace(protocol, ignore_copies=False))
+    return sum(not labels.find_ignored(query)[places].all() for query, places in copies.items())
