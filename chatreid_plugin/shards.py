@@ -4,6 +4,7 @@ A file is written under a temporary name and renamed; provenance stands beside a
 LLaMA-Factory refuses a data set folder with files of two types.
 """
 
+import codecs
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from .errors import DataError
 from .records import IMAGE_RECORD_SCHEMA, ImageRecord, convert_image_record_to_row, convert_row_to_image_record
+from .regular_files import open_regular, read_regular
 
 
 @contextmanager
@@ -100,20 +102,43 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, with or without the byte order mark that editors on Windows put first.
+
+    Raises:
+        DataError: the file is missing, is no regular file, or is not UTF-8.
+    """
+    try:
+        return read_regular(path).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text in UTF-8 ({error}). Save it as UTF-8.") from None
+
+
+def _parse_json(text: str | bytes, where: str) -> Any:
+    """Return the value of a JSON text, whatever a stranger wrote.
+
+    Raises:
+        DataError: it is not JSON, a number is too long, or it is nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise DataError(f"{where} not valid JSON (nested too deep).") from None
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
+        raise DataError(f"{where} not valid JSON ({error}).") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
         DataError: the file is missing or is not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}.") from None
+    return _parse_json(read_text(path), f"{path} is")
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -122,17 +147,19 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: the file is missing, or a line is not a JSON object.
     """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.")
-    with path.open("rb") as lines:
+    try:
+        lines = open_regular(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    with lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
+            # Editors on Windows put a byte order mark first.
+            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not content.strip():
                 continue
-            try:
-                # Editors on Windows put a byte order mark first.
-                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error}).") from None
+            value = _parse_json(content, f"{path}, line {number}:")
             if not isinstance(value, dict):
                 raise DataError(f"{path}, line {number}: expected a JSON object, found {type(value).__name__}.")
             yield number, value

@@ -56,7 +56,7 @@ def test_inspect_hands_variant_and_pattern_over(
     assert run(monkeypatch, "synth", "celebreid:light", folder) == 0
     assert run(monkeypatch, "inspect", "celebreid", folder, "--variant", "light") == 0
     assert "celebreid, variant light" in capsys.readouterr().out
-    pattern = "{part}/{split}/{person}_{camera}_0.jpg"
+    pattern = "{_part}/{split}/{person}_{camera}_0.jpg"
     assert run(monkeypatch, "inspect", "pattern", folder, "--pattern", pattern) == 0
     assert "train    16 " in capsys.readouterr().out
 

@@ -1,0 +1,37 @@
+"""Files of strangers are opened here: a pipe would be waited for, and a device read, for ever."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, if it is a regular file or a link to one.
+
+    Raises:
+        OSError: it is missing or cannot be read, or is a folder, a pipe, a socket or a device.
+    """
+    # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "a pipe or device, not a file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: see ``open_regular``.
+    """
+    with open_regular(path) as file:
+        return file.read()
