@@ -106,12 +106,13 @@ def inspect(
     variant: Annotated[str | None, typer.Option(help="Form of the data set, e.g. v2; the first by default.")] = None,
     trial: Annotated[int, typer.Option(min=1, help="Which of its published splits.")] = 1,
     pattern: Annotated[str | None, typer.Option(help="For NAME `pattern`: {person}/{camera}_{index}.jpg")] = None,
+    labels: Annotated[Path | None, typer.Option(help="For NAME `list`: CSV or JSON Lines file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Show what would be read from a raw data set; opens no image (CUHK03's raw .mat is unpacked first)."""
     from .engine.listing_summary import inspect_source
 
-    summary = inspect_source(name, root, variant, trial, pattern)
+    summary = inspect_source(name, root, variant, trial, pattern, labels)
     say(summary.to_json() if as_json else summary.render())
 
 

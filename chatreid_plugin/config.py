@@ -36,9 +36,10 @@ class SourceSettings(Settings):
     ``variant`` chooses a form of the data set (MSMT17 v1 or v2, CUHK03 detected or labelled, ...), ``trial`` one of
     its published train/test splits (RegDB 1 to 10, CUHK03 classic 1 to 20). ``stages`` are those it trains: none
     means that it is only tested, and kept out of training. Sources give records in proportion to their images, times
-    ``weight``. ``pattern`` and the keys after it belong to the
-    ``pattern`` parser, which reads any folder of crops; ``queries_per_person`` takes the place of ``query_cameras``
-    where cameras are unknown.
+    ``weight``. ``pattern`` belongs to the ``pattern`` parser,
+    which reads any folder of crops, ``labels`` to the ``list`` parser, which reads a CSV or JSON Lines file (of a
+    text-to-image set it names the label file, where several fit), and the keys after them to both;
+    ``queries_per_person`` takes the place of ``query_cameras`` where cameras are unknown.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]+$")]
@@ -52,6 +53,7 @@ class SourceSettings(Settings):
     allow_count_mismatch: bool = False
     unreadable: Literal["raise", "skip"] = "raise"
     pattern: str | None = None
+    labels: Path | None = None
     train_share: Share = 0.5
     query_cameras: tuple[str, ...] = ()
     queries_per_person: Annotated[int, Field(ge=0)] = 0

@@ -28,7 +28,8 @@ class ImageRecord:
         height: pixels.
         clothes_id: outfit label where the data set has one.
         modality: ``visible`` or ``infrared``.
-        captions: sentences that describe the person.
+        captions: sentences that describe the person, in the order of the data set's file; of a tested image, an empty
+            text stands where the file has an empty one.
         attributes: attribute name to value, e.g. ``{"upper_colour": "red"}``.
         content_hash: of the file's bytes, hexadecimal; empty if nobody looked at the file.
         perceptual_hash: pHash, 256 bits, hexadecimal; empty if nobody looked.

@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from ..errors import DataError
 from ..records import ImageRecord
 from ..shards import read_json_lines
+
+
+# The last two are what `chatreid caption` writes: whether the clothing was seen, and who was asked.
+KEYS = ("path", "person", "captions", "attributes", "clothing_recognised", "model")
 
 
 def attach_annotations(records: list[ImageRecord], path: Path) -> tuple[list[ImageRecord], int]:
@@ -18,7 +23,8 @@ def attach_annotations(records: list[ImageRecord], path: Path) -> tuple[list[Ima
     image's own line says replaces what its person's line says.
 
     Raises:
-        DataError: a line is wrong, names an image or person that the data set does not have, or one named before.
+        DataError: a line is wrong, has an unknown key, names an image or person that the data set does not have, or
+            one named before.
     """
     known = {
         "path": {record.path for record in records},
@@ -26,13 +32,17 @@ def attach_annotations(records: list[ImageRecord], path: Path) -> tuple[list[Ima
     }
     found: dict[str, dict[str, Mapping[str, Any]]] = {"path": {}, "person": {}}
     for number, line in read_json_lines(path):
+        where = f"{path}, line {number}"
+        _check_keys(line, where)
         key = "path" if "path" in line else "person"
-        value = line.get(key)
-        if not isinstance(value, str) or value not in known[key]:
-            raise DataError(f"{path}, line {number}: the data set has no {key} {value!r}.")
+        value = _read_name(line.get(key))
+        if value not in known[key]:
+            near = get_close_matches(value, known[key], 1, 0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DataError(f"{where}: the data set has no {key} {line.get(key)!r}.{hint}")
         if value in found[key]:
-            raise DataError(f"{path}, line {number}: {key} {value!r} was described before; write one line for it.")
-        _check_line(line, f"{path}, line {number}")
+            raise DataError(f"{where}: {key} {value!r} was described before; write one line for it.")
+        _check_line(line, where)
         found[key][value] = line
 
     kept: list[ImageRecord] = []
@@ -47,6 +57,23 @@ def attach_annotations(records: list[ImageRecord], path: Path) -> tuple[list[Ima
 
 def _get_person(record: ImageRecord) -> str:
     return record.person_id.partition(":")[2]
+
+
+def _read_name(value: object) -> str:
+    """Return a path or identity; a number stands for its digits."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, str | int | None) and not isinstance(value, bool) else ""
+
+
+def _check_keys(line: Mapping[str, Any], where: str) -> None:
+    for key in line:
+        if key not in KEYS:
+            near = get_close_matches(key.lower(), KEYS, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise DataError(f"{where}: unknown key {key!r}.{hint} Keys are {', '.join(KEYS)}.")
+    if ("path" in line) == ("person" in line):
+        raise DataError(f"{where}: a line describes one image or one person: it needs either `path` or `person`.")
 
 
 def _check_line(line: Mapping[str, Any], where: str) -> None:

@@ -123,7 +123,7 @@ def check_counts(source: SourceSettings, crops: Sequence[Crop]) -> list[str]:
             "images": len(chosen),
             # In Market-1501's gallery, 0000 is nobody: its images are distractors.
             "identities": len({crop.person for crop in chosen} - ({"0000"} if split == "gallery" else set())),
-            "captions": sum(len(crop.captions) for crop in chosen),
+            "captions": sum(bool(caption) for crop in chosen for caption in crop.captions),
         }
         for what, number in found.items():
             published = getattr(count, what)

@@ -8,6 +8,12 @@ from typing import Any
 
 from ..errors import DataError
 from ..records import Modality, Split
+from ..shards import read_text
+
+
+# The number that data sets give to what is nobody: cut-off people, background, wrong detections.
+JUNK = "-1"
+JUNK_REASON = "junk (identity -1)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class Crop:
         camera: as published.
         clothes: outfit label, unique within the person, where the data set has one.
         modality: ``visible`` or ``infrared``.
-        captions: sentences that describe the person.
+        captions: sentences that describe the person; see ``keep_captions``.
         attributes: attribute name to value.
     """
 
@@ -108,12 +114,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: the file is missing or is not text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"List file {path} is missing. Get it from the data set's authors.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"List file {path} cannot be read: {error}.") from None
+    if not path.exists():
+        raise DataError(f"List file {path} is missing. Get it from the data set's authors.")
+    lines = read_text(path).splitlines()
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, line.strip()
@@ -152,3 +155,29 @@ def _advise_on_missing(path: Path) -> str:
     if present:
         return f"The folder has {len(present)} other files. Copy the missing ones, or get labels that fit the images."
     return "Unpack that part of the data set."
+
+
+def keep_captions(listing: Listing, texts: Sequence[str], split: Split) -> tuple[str, ...]:
+    """Return an image's captions, stripped; empty ones are counted and dropped.
+
+    Of a tested image an empty caption keeps its place, as an empty text: scores from elsewhere name a caption by its
+    number in the file (``<path>#<number>``), which would shift.
+    """
+    stripped = tuple(text.strip() for text in texts)
+    empty = stripped.count("")
+    if empty:
+        listing.skip("empty caption", empty)
+    return stripped if split in ("query", "gallery") else tuple(text for text in stripped if text)
+
+
+def find_shared_people(crops: Sequence[Crop]) -> list[str]:
+    """Return a warning if people are trained and tested: of the benchmarks, none may be."""
+    trained = {crop.person for crop in crops if crop.split == "train"}
+    shared = sorted(trained & {crop.person for crop in crops if crop.split in ("query", "gallery")})
+    if not shared:
+        return []
+    first = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+    return [
+        f"identities that are both in train and in query or gallery: {len(shared):,} ({first}). If they are other "
+        "people whose numbers start again, give the tested ones names of their own"
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import SourceSettings
 from .catalog import get_variant
 from .catalog_view import SPLITS, align_columns, find_entry, simplify_name
-from .listing import Crop, Listing
+from .listing import Crop, find_shared_people
 from .parsing import list_source
 
 
@@ -90,7 +90,12 @@ class ListingSummary:
 
 
 def inspect_source(
-    name: str, root: Path, variant: str | None = None, trial: int = 1, pattern: str | None = None
+    name: str,
+    root: Path,
+    variant: str | None = None,
+    trial: int = 1,
+    pattern: str | None = None,
+    labels: Path | None = None,
 ) -> ListingSummary:
     """List a raw data set and sum up what is there; counts that differ from the published ones are warnings.
 
@@ -100,6 +105,7 @@ def inspect_source(
         variant: a form of it; the default one if None.
         trial: which of its published splits.
         pattern: of the paths, for the ``pattern`` parser.
+        labels: the label file, for the ``list`` parser and text-to-image sets.
 
     Raises:
         ConfigError: no such data set, variant or trial, or a data set that was withdrawn.
@@ -112,6 +118,7 @@ def inspect_source(
         variant=variant,
         trial=trial,
         pattern=pattern,
+        labels=labels,
         allow_count_mismatch=True,
     )
     listing = list_source(source)
@@ -122,7 +129,7 @@ def inspect_source(
         root=str(listing.root),
         splits=tuple(_sum_up_splits(listing.crops)),
         skipped=listing.skipped,
-        warnings=(*listing.warnings, *_find_shared_people(listing)),
+        warnings=tuple(dict.fromkeys([*listing.warnings, *find_shared_people(listing.crops)])),
         protocol={key: _shorten(value) for key, value in listing.protocol.items()},
     )
 
@@ -140,23 +147,12 @@ def _sum_up_splits(crops: Sequence[Crop]) -> list[SplitSummary]:
             cameras=len({crop.camera for crop in chosen}),
             clothes=len({(crop.person, crop.clothes) for crop in chosen if crop.clothes is not None}),
             modalities=dict(Counter(crop.modality for crop in chosen)),
-            captions=sum(len(crop.captions) for crop in chosen),
+            captions=sum(bool(caption) for crop in chosen for caption in crop.captions),
             attributed=sum(bool(crop.attributes) for crop in chosen),
             example=asdict(min(chosen, key=lambda crop: crop.path)),
         )
         summaries.append(summary)
     return summaries
-
-
-def _find_shared_people(listing: Listing) -> list[str]:
-    """Warn of people who are trained and tested: of the benchmarks, none may be."""
-    trained = {crop.person for crop in listing.crops if crop.split == "train"}
-    tested = {crop.person for crop in listing.crops if crop.split in ("query", "gallery")}
-    shared = sorted(trained & tested)
-    if not shared:
-        return []
-    first = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
-    return [f"identities that are both in train and in query or gallery: {len(shared):,} ({first})"]
 
 
 def _shorten(value: Any) -> Any:

@@ -36,11 +36,30 @@ class ParseReport:
     protocol: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
+_OWN = ("pattern", "list")
+# Settings that only some parsers read; elsewhere they would be passed over in silence.
+_READERS = {
+    "pattern": ("pattern",),
+    "labels": ("list", "cuhkpedes", "icfgpedes", "rstpreid", "ufine6926"),
+    "query_cameras": _OWN,
+    "queries_per_person": _OWN,
+}
+
+
+def _refuse_keys_of_others(source: SourceSettings) -> None:
+    for key, readers in _READERS.items():
+        if getattr(source, key) and source.parser_name not in readers:
+            raise ConfigError(
+                f"Source {source.name}: `{key}` belongs to the parsers {', '.join(readers)}; this source's parser is "
+                f"{source.parser_name}. Remove the key, or set `parser`."
+            )
+
+
 def list_source(source: SourceSettings) -> Listing:
     """Return the crops of a source without opening any image; published counts are checked.
 
     Raises:
-        ConfigError: an unknown parser or variant, or a data set that was withdrawn.
+        ConfigError: an unknown parser or variant, a key of another parser, or a data set that was withdrawn.
         DataError: see the parsers and ``check_places``; or counts differ from the published ones and
             ``allow_count_mismatch`` is off.
     """
@@ -49,6 +68,7 @@ def list_source(source: SourceSettings) -> Listing:
         raise ConfigError(
             f"Source {source.name}: unknown parser {source.parser_name!r}. Known: {', '.join(sorted(PARSERS))}."
         )
+    _refuse_keys_of_others(source)
     listing = PARSERS[source.parser_name](source)
     check_places(listing)
     listing.warnings += check_counts(source, listing.crops)

@@ -44,6 +44,13 @@ def test_captions_of_a_person_go_to_all_their_images(path: Path) -> None:
     assert records[3].attributes == {"hat": "cap"}
 
 
+@pytest.mark.parametrize("number", [7, 7.0])
+def test_a_number_stands_for_its_digits(path: Path, number: float) -> None:
+    write_lines(path, {"person": number, "captions": ["tall"]})
+    records, _ = attach_annotations([replace(RECORDS[0], person_id="own:7")], path)
+    assert records[0].captions == ("tall",)
+
+
 @pytest.mark.parametrize("path_first", [True, False])
 def test_what_an_image_says_replaces_what_its_person_says(path: Path, path_first: bool) -> None:
     lines: list[dict[str, Any]] = [
@@ -86,10 +93,15 @@ def test_parsing_counts_what_was_dropped_as_occluded(make_source: Any, world: Pa
     ("line", "message"),
     [
         ({"path": "0001/c.jpg", "captions": ["x"]}, r"no path '0001/c\.jpg'"),
-        ({"person": "1", "captions": ["x"]}, "no person '1'"),
-        ({"person": 1, "captions": ["x"]}, "no person 1"),
+        ({"person": "1", "captions": ["x"]}, r"no person '1'\. Did you mean '0001'\?"),
+        ({"person": 1, "captions": ["x"]}, r"no person 1\. Did you mean '0001'\?"),
         ({"person": ["0001"], "captions": ["x"]}, r"no person \['0001'\]"),
-        ({"captions": ["x"]}, "no person None"),
+        ({"person": None, "captions": ["x"]}, "no person None"),
+        ({"captions": ["x"]}, "needs either `path` or `person`"),
+        ({"path": "0001/a.jpg", "person": "0001", "captions": ["x"]}, "needs either `path` or `person`"),
+        ({"path": "0001/a.jpg", "caption": ["x"]}, r"unknown key 'caption'\. Did you mean captions\?"),
+        ({"path": "0001/a.jpg", "Captions": ["x"]}, r"unknown key 'Captions'\. Did you mean captions\?"),
+        ({"path": "0001/a.jpg", "zzz": 1}, r"unknown key 'zzz'\. Keys are path, person, captions"),
         ({"path": "0001/a.jpg", "captions": "x"}, "captions must be a list of texts"),
         ({"path": "0001/a.jpg", "captions": ["x", 3]}, "captions must be a list of texts"),
         ({"path": "0001/a.jpg", "captions": [" "]}, "captions must be a list of texts"),

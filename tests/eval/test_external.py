@@ -55,10 +55,10 @@ def test_captions_are_called_by_path_and_number(
 ) -> None:
     manifest = make_world()
     records, root = read_manifest(manifest)
-    described = [replace(record, captions=("a man", "in red")) for record in records]
+    described = [replace(record, captions=("a man", "", "in red")) for record in records]
     write_manifest(manifest, described, root, read_manifest_provenance(manifest) | {"image_root": "../images"})
     protocol = load_protocol(make_settings(manifest, protocol="cuhkpedes"))
-    assert list_query_names(protocol.queries[1])[0].endswith(".png#1")
+    assert list_query_names(protocol.queries[1])[0].endswith(".png#2")
     write_scores(tmp_path / "s.npz", protocol)
     settings = make_settings(manifest, protocol="cuhkpedes", backend="scores", scores=tmp_path / "s.npz")
     assert run_evaluation(settings).ranking.mean_ap == 1.0

@@ -9,6 +9,7 @@ from .captioned import list_lupersonmllm, list_mals, list_synthpedes
 from .clothes import list_ltcc, list_prcc
 from .cuhk03 import list_cuhk03
 from .infrared import list_llcm, list_regdb
+from .labelled_list import list_labelled
 from .long_term import list_celebreid, list_deepchange, list_last, list_vcclothes
 from .market import list_market1501
 from .msmt17 import list_msmt17
@@ -52,4 +53,5 @@ PARSERS: dict[str, Parser] = {
     "viper": list_viper,
     "occludedreid": list_occludedreid,
     "pattern": list_pattern,
+    "list": list_labelled,
 }

@@ -1,14 +1,13 @@
 """Large described sets to train on (shared notes on protocols, section 5): SYNTH-PEDES, LUPerson-MLLM and MALS."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, cast
 
 from ...config import SourceSettings
 from ...errors import DataError
 from ...shards import read_json
-from ..listing import Crop, Listing, check_files, find_root
+from ..listing import JUNK, JUNK_REASON, Crop, Listing, check_files, find_root, keep_captions
 from .json_records import ADVICE, Record, describe_type, get_identity, get_path, get_texts, read_records
 
 
@@ -49,7 +48,10 @@ def list_synthpedes(source: SourceSettings) -> Listing:
     listing = Listing(find_root(source.root, [name], "SYNTH-PEDES", ["SYNTH-PEDES"]))
     for where, record in read_records(listing.root / name):
         path, person = get_path(record, "file_path", where), get_identity(record, "id", where)
-        captions = _keep_captions(listing, get_texts(record, "captions", where))
+        if person == JUNK:
+            listing.skip(JUNK_REASON)
+            continue
+        captions = keep_captions(listing, get_texts(record, "captions", where), "train")
         values = [value.strip() for value in ",".join(get_texts(record, "attributes", where)[:1]).split(",")]
         attributes: dict[str, str] = {}
         if len(values) == len(SYNTHPEDES_ATTRIBUTES):
@@ -87,7 +89,7 @@ def list_lupersonmllm(source: SourceSettings) -> Listing:
             listing.skip("caption with leftovers of its prompt", len(texts) - len(clean))
         path = f"LUPerson-MLLM/{name}"
         person = PurePosixPath(name).stem
-        listing.crops.append(Crop(path, "train", person, path, captions=_keep_captions(listing, clean)))
+        listing.crops.append(Crop(path, "train", person, path, captions=keep_captions(listing, clean, "train")))
     return _finish(listing)
 
 
@@ -105,17 +107,10 @@ def list_mals(source: SourceSettings) -> Listing:
     for file in files:
         for where, record in read_records(file):
             path, person = get_path(record, "image", where), get_identity(record, "image_id", where)
-            captions = _keep_captions(listing, get_texts(record, "caption", where))
+            captions = keep_captions(listing, get_texts(record, "caption", where), "train")
             attributes = _read_mals_attributes(record, where)
             listing.crops.append(Crop(path, "train", person, path, captions=captions, attributes=attributes))
     return _finish(listing)
-
-
-def _keep_captions(listing: Listing, texts: Sequence[str]) -> tuple[str, ...]:
-    captions = tuple(text.strip() for text in texts if text.strip())
-    if len(captions) < len(texts):
-        listing.skip("empty caption", len(texts) - len(captions))
-    return captions
 
 
 def _finish(listing: Listing) -> Listing:

@@ -1,5 +1,6 @@
 """JSON label files: lists of records, checked field by field; messages name the file and the record."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -41,17 +42,29 @@ def _fail(where: str, record: Record, key: str, expected: str) -> DataError:
 
 
 def get_identity(record: Record, key: str, where: str) -> str:
-    """Return an identity: a number or a text; a number written as a text is the same identity.
+    """Return an identity: a number or a text; 7, 7.0 (as pandas writes numbers), "7" and "007" are the same one.
+
+    Raises:
+        DataError: it is missing, empty or of another type.
+    """
+    text = get_label(record, key, where)
+    number = re.fullmatch(r"0*(\d+)", text, re.ASCII)
+    return number[1] if number else text
+
+
+def get_label(record: Record, key: str, where: str) -> str:
+    """Return a label: a number or a text as it stands, but 7 where a table wrote 7.0 for want of whole numbers.
 
     Raises:
         DataError: it is missing, empty or of another type.
     """
     value = record.get(key)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value.strip():
-        text = value.strip()
-        return str(int(text)) if text.isdecimal() else text
+        return re.sub(r"^(-?\d+)\.0+$", r"\1", value.strip(), flags=re.ASCII)
     raise _fail(where, record, key, "a number or a text that is not empty")
 
 

@@ -4,14 +4,13 @@ import re
 
 from ...config import SourceSettings
 from ...records import Split
-from ..listing import Crop, Listing, find_root
+from ..listing import JUNK, JUNK_REASON, Crop, Listing, find_root
 from ..walking import find_named
 
 
 MARKET_NAME = re.compile(r"(?P<person>-1|\d{4})_c(?P<camera>[1-6])s\d_\d{6}_\d{2}\.jpg", re.IGNORECASE | re.ASCII)
 MARKET_EXAMPLE = "0002_c1s1_000451_03.jpg"
 MARKET_FOLDERS: dict[str, Split] = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
-MARKET_JUNK = "-1"
 
 
 def list_market1501(source: SourceSettings) -> Listing:
@@ -26,8 +25,8 @@ def list_market1501(source: SourceSettings) -> Listing:
     listing = Listing(find_root(source.root, list(MARKET_FOLDERS), "Market-1501", ["Market-1501-v15.09.15"]))
     for folder, split in MARKET_FOLDERS.items():
         for path, match in find_named(listing, listing.root / folder, MARKET_NAME, MARKET_EXAMPLE):
-            if match["person"] == MARKET_JUNK:
-                listing.skip("junk (identity -1)")
+            if match["person"] == JUNK:
+                listing.skip(JUNK_REASON)
             else:
                 listing.crops.append(Crop(path, split, match["person"], match["camera"]))
     return listing

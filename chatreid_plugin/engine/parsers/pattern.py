@@ -1,70 +1,71 @@
 """Any folder of crops, described by a pattern such as ``{person}/{camera}_{index}.png``."""
 
 import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from difflib import get_close_matches
 
 from ...config import SourceSettings
 from ...errors import ConfigError, DataError
-from ...records import Split
-from ..listing import Crop, Listing, check_folder
+from ..listing import Listing, check_folder
 from ..walking import find_images
+from .own_labels import FIELDS, assign_splits, make_crop
+
+
+# Fields that say nothing a record needs; so does every name that begins with _.
+IGNORED = ("index", "image", "frame", "sequence", "time", "rest")
+# What other code bases call the labels.
+_SYNONYMS = {"pid": "person", "id": "person", "identity": "person", "cam": "camera", "camid": "camera", "set": "split"}
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Return the regular expression of a pattern such as ``{person}/{camera}_{index}.png``.
 
-    ``{person}`` is required; ``{camera}`` and ``{clothes}`` are optional; any other name matches and is ignored. A
-    field takes the shortest text without a slash; everything else is literal.
+    ``{person}`` is required; ``{camera}``, ``{clothes}``, ``{modality}`` and ``{split}`` are optional. The names in
+    ``IGNORED``, and those that begin with ``_``, match and are ignored. A field takes the shortest text without a
+    slash; everything else is literal.
 
     Raises:
-        ConfigError: no ``{person}``, a field twice, or a brace that belongs to no field.
+        ConfigError: no ``{person}``, a field twice, an unknown one, or a brace that belongs to no field.
     """
-    parts = re.split(r"\{([a-z_]+)\}", pattern)
-    names = parts[1::2]
-    if "person" not in names or len(set(names)) != len(names):
-        raise ConfigError(f"Pattern {pattern!r} must name {{person}}, and each field once.")
+    parts = re.split(r"\{([^{}]*)\}", pattern)
     if any(brace in part for part in parts[::2] for brace in "{}"):
-        raise ConfigError(f"Pattern {pattern!r}: field names are lower-case letters and _ in braces, e.g. {{camera}}.")
-    pieces = [re.escape(part) if i % 2 == 0 else f"(?P<{part}>[^/]+?)" for i, part in enumerate(parts)]
+        raise ConfigError(f"Pattern {pattern!r}: a brace is open or too many; fields are written {{camera}}.")
+    labels = [name for name in parts[1::2] if not _is_ignored(name)]
+    unknown = [name for name in labels if name not in FIELDS]
+    if unknown:
+        raise ConfigError(f"Pattern {pattern!r}: unknown field {{{unknown[0]}}}.{_suggest(unknown[0])}")
+    if "person" not in labels or len(set(labels)) != len(labels):
+        raise ConfigError(f"Pattern {pattern!r} must name {{person}}, and each field once.")
+    pieces = [
+        re.escape(part) if place % 2 == 0 else "[^/]+?" if _is_ignored(part) else f"(?P<{part}>[^/]+?)"
+        for place, part in enumerate(parts)
+    ]
     return re.compile("".join(pieces))
 
 
-def assign_splits(crops: Sequence[Crop], source: SourceSettings) -> list[Crop]:
-    """Return the crops with splits: the first ``train_share`` of the sorted identities trains, the rest is tested.
+def _is_ignored(name: str) -> bool:
+    return name in IGNORED or name.startswith("_")
 
-    Of the tested identities, images of ``query_cameras`` are queries, or the first ``queries_per_person`` by path, and
-    the others the gallery.
-    """
-    people = sorted({crop.person for crop in crops})
-    training = set(people[: round(len(people) * source.train_share)])
-    asked: Counter[str] = Counter()
-    splits: dict[str, Split] = {}
-    for crop in sorted(crops, key=lambda crop: crop.path):
-        splits[crop.path] = "train" if crop.person in training else "gallery"
-        first = asked[crop.person] < source.queries_per_person
-        if crop.person not in training and (crop.camera in source.query_cameras or first):
-            splits[crop.path] = "query"
-            asked[crop.person] += 1
-    return [replace(crop, split=splits[crop.path]) for crop in crops]
+
+def _suggest(name: str) -> str:
+    key = name.lower()
+    near = [_SYNONYMS[key]] if key in _SYNONYMS else get_close_matches(key, [*FIELDS, *IGNORED], 1)
+    hint = f" Did you mean {{{near[0]}}}?" if near else ""
+    known = ", ".join(f"{{{field}}}" for field in FIELDS)
+    ignored = ", ".join(f"{{{field}}}" for field in IGNORED)
+    return f"{hint} Labels are {known}; ignored are {ignored}, and names that begin with _, such as {{_{name}}}."
 
 
 def list_pattern(source: SourceSettings) -> Listing:
-    """List any folder of crops by ``source.pattern``; identities are split by ``train_share``, so never shared.
-
-    Without ``{camera}`` every image counts as a camera of its own, so that nothing is ignored in evaluation.
+    """List any folder of crops by ``source.pattern``; ``own_labels`` says what its fields mean.
 
     Raises:
         ConfigError: the pattern is missing or wrong, or queries are chosen in two ways.
-        DataError: missing folder, or no file that matches.
+        DataError: missing folder, no file that matches, or an unknown split or modality.
     """
     if not source.pattern:
         raise ConfigError(f'Source {source.name} needs `pattern`, e.g. "{{person}}/{{camera}}_{{index}}.jpg".')
-    if source.query_cameras and source.queries_per_person:
-        raise ConfigError(f"Source {source.name} has query_cameras and queries_per_person; set one of them.")
-    check_folder(source.root)
     expression = compile_pattern(source.pattern)
+    check_folder(source.root)
     listing = Listing(source.root)
     example = ""
     for path in find_images(source.root, listing):
@@ -74,27 +75,15 @@ def list_pattern(source: SourceSettings) -> Listing:
             example = example or relative
             listing.skip("path does not match the pattern")
             continue
-        fields = match.groupdict()
-        camera = fields.get("camera", relative)
-        listing.crops.append(Crop(relative, "train", fields["person"], camera, fields.get("clothes")))
+        crop = make_crop(listing, relative, match.groupdict(), str(path))
+        if crop:
+            listing.crops.append(crop)
     if not listing.crops:
-        hint = f" For example {example!r} does not match." if example else " It holds no image files."
-        raise DataError(f"No file below {source.root} matches the pattern {source.pattern!r}.{hint}")
-    listing.crops = assign_splits(listing.crops, source)
-    listing.warnings += _find_split_warnings(listing.crops, source)
+        left_out = "; ".join(f"{count}: {reason}" for reason, count in listing.skipped.items())
+        hint = f"For example {example!r} does not match. " if example else ""
+        raise DataError(
+            f"No file below {source.root} matches the pattern {source.pattern!r}. {hint}"
+            + (f"Left out: {left_out}." if left_out else "It holds no image files.")
+        )
+    assign_splits(listing, source, labelled="split" in expression.groupindex)
     return listing
-
-
-def _find_split_warnings(crops: Sequence[Crop], source: SourceSettings) -> list[str]:
-    splits = {crop.split for crop in crops}
-    cameras = sorted({crop.camera for crop in crops})
-    found = f"cameras found: {', '.join(cameras[:10])}"
-    warnings: list[str] = []
-    unknown = [camera for camera in source.query_cameras if camera not in cameras]
-    if unknown:
-        warnings.append(f"query_cameras names {', '.join(unknown)}, which no image has ({found})")
-    if splits - {"train"} and not {"query", "gallery"} <= splits:
-        missing = "query" if "query" not in splits else "gallery"
-        how = f"query_cameras ({found})" if "{camera}" in str(source.pattern) else "queries_per_person, e.g. 1,"
-        warnings.append(f"no {missing} images: set {how} to evaluate")
-    return warnings

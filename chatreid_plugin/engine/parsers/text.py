@@ -9,7 +9,7 @@ from pathlib import Path
 from ...config import SourceSettings
 from ...errors import DataError
 from ...records import Split
-from ..listing import Crop, Listing, check_files, check_folder
+from ..listing import JUNK, JUNK_REASON, Crop, Listing, check_files, check_folder, keep_captions
 from .json_records import Record, get_identity, get_path, get_texts, read_records
 
 
@@ -50,19 +50,22 @@ def _list_described(
     """List the records of a JSON list with ``split``, ``captions``, ``id`` and ``file_path`` or ``img_path``.
 
     Test images are split ``gallery``: their captions are the queries. Where ``camera`` does not match a file name,
-    the image counts as a camera of its own, so that nothing is ignored in evaluation. Empty captions are dropped.
+    the image counts as a camera of its own, so that nothing is ignored in evaluation.
 
     Raises:
         DataError: no JSON has these fields, a record is wrong, an identity is in two splits, or images are missing.
     """
     check_folder(source.root)
     listing = Listing(source.root)
-    labels = _find_labels(source.root, title, names)
+    labels = _find_labels(source, title, names)
     prefix = "imgs/" if (source.root / "imgs").is_dir() else ""
     crops: dict[str, Crop] = {}
     splits: dict[str, Split] = {}
     for where, record in read_records(labels):
         crop = _read_crop(listing, record, where, prefix, camera)
+        if crop.person == JUNK:
+            listing.skip(JUNK_REASON)
+            continue
         if splits.setdefault(crop.person, crop.split) != crop.split:
             raise DataError(
                 f"{where}: identity {crop.person} is in split {crop.split} here and in {splits[crop.person]} before: "
@@ -90,17 +93,13 @@ def _read_crop(listing: Listing, record: Record, where: str, prefix: str, camera
     if not isinstance(split, str) or split.lower() not in SPLITS:
         raise DataError(f"{where}: `split` must be train, val or test, found {split!r}. {_ADVICE}")
     path = get_path(record, next(key for key in PATH_KEYS if key in record), where)
-    texts = get_texts(record, "captions", where)
-    captions = tuple(text.strip() for text in texts if text.strip())
-    if len(captions) < len(texts):
-        listing.skip("empty caption", len(texts) - len(captions))
     match = camera.fullmatch(path.rpartition("/")[2]) if camera else None
     return Crop(
         path=prefix + path,
         split=SPLITS[split.lower()],
         person=get_identity(record, "id", where),
         camera=match["camera"] if match else prefix + path,
-        captions=captions,
+        captions=keep_captions(listing, get_texts(record, "captions", where), SPLITS[split.lower()]),
     )
 
 
@@ -111,13 +110,14 @@ def _find_missing(record: Record) -> list[str]:
     return missing
 
 
-def _find_labels(root: Path, title: str, names: Sequence[str]) -> Path:
-    """Return the JSON list that has the fields: one of the published names, or any other of the folder.
+def _find_labels(source: SourceSettings, title: str, names: Sequence[str]) -> Path:
+    """Return the JSON list that has the fields: ``labels``, one of the published names, or any other of the folder.
 
     The fields count, not the name: CUHK-PEDES archives hold ``caption_all.json``, which users rename.
     """
-    published = [root / name for name in names if (root / name).is_file()]
-    found = published or sorted(path for path in root.glob("*.json") if not path.name.startswith("."))
+    root = source.root
+    named = [source.labels] if source.labels else [root / name for name in names if (root / name).is_file()]
+    found = named or sorted(path for path in root.glob("*.json") if not path.name.startswith("."))
     reasons: list[str] = []
     fitting: list[Path] = []
     for path in found:
@@ -133,9 +133,10 @@ def _find_labels(root: Path, title: str, names: Sequence[str]) -> Path:
             reasons.append(f"{path}, record 1: {', '.join(missing)} missing (found: {', '.join(first[1])}).")
         else:
             fitting.append(path)
-    if len(fitting) > 1 and not published:
+    if len(fitting) > 1:
         raise DataError(
-            f"{root} holds several label files of {title}: {', '.join(map(str, fitting))}. Keep one of them."
+            f"{root} holds several files that may label {title}: {', '.join(map(str, fitting))}. Name the right "
+            "one as the source's `labels`; if the set is in several files, write their lists into one."
         )
     if fitting:
         return fitting[0]

@@ -25,6 +25,7 @@ def load_text(source: Source, settings: EvalSettings) -> Protocol:
         replace(record, image_id=f"{record.image_id}#{number}", captions=(caption,))
         for record in source.gallery
         for number, caption in enumerate(record.captions)
+        if caption  # the numbers are those of the data set's file, where a caption may be empty
     ]
     if not captions:
         raise DataError(
@@ -118,8 +119,8 @@ def load_multimodal(source: Source, settings: EvalSettings) -> Protocol:
         return _ask_with_attributes(source, settings)
     queries: list[Query] = []
     for record in asking:
-        if record.captions or record.attributes:
-            text = record.captions[0] if record.captions else ""
+        text = next(filter(None, record.captions), "")
+        if text or record.attributes:
             queries.append(replace(make_image_query(record), text=text, attributes={} if text else record.attributes))
     if not queries:
         raise DataError(f"{source.path}: no query has a caption or attributes; use the data set's own protocol.")

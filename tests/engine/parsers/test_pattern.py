@@ -1,13 +1,15 @@
 """Tests of chatreid_plugin.engine.parsers.pattern: any folder of crops, split by identity."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from chatreid_plugin.config import SourceSettings
+from chatreid_plugin.engine.catalog_view import SPLITS
 from chatreid_plugin.engine.parsers.pattern import compile_pattern
-from chatreid_plugin.engine.parsing import parse_source
+from chatreid_plugin.engine.parsing import list_source, parse_source
 from chatreid_plugin.errors import ConfigError, DataError
 
 
@@ -73,7 +75,7 @@ def test_queries_chosen_in_two_ways_are_refused(make_source: MakeSource, crops: 
     source = make_source(
         name="own", parser="pattern", root=crops, pattern=PATTERN, query_cameras=["a"], queries_per_person=1
     )
-    with pytest.raises(ConfigError, match="set one of them"):
+    with pytest.raises(ConfigError, match="query_cameras and queries_per_person; set one of them"):
         parse_source(source)
 
 
@@ -105,9 +107,14 @@ def test_fields_never_cross_a_folder_and_take_the_shortest_text() -> None:
     [
         ("{camera}_{index}.png", "must name {person}"),
         ("{person}/{person}.png", "each field once"),
-        ("{Person}.png", "must name {person}"),
-        ("{person}/{Camera}.png", "lower-case letters"),
-        ("{person}/{camera.png", "lower-case letters"),
+        ("{Person}.png", r"unknown field {Person}\. Did you mean {person}\?"),
+        ("{person}/{Camera}.png", r"unknown field {Camera}\. Did you mean {camera}\?"),
+        (
+            "{pid}/{camera}.png",
+            r"unknown field {pid}\. Did you mean {person}\? Labels are .*{split}; ignored are {index}",
+        ),
+        ("{person}/{day}_{camera}.png", "unknown field {day}.*such as {_day}"),
+        ("{person}/{camera.png", "a brace is open"),
     ],
 )
 def test_wrong_pattern_is_a_configuration_error(
@@ -137,3 +144,76 @@ def test_files_that_do_not_match_are_counted(make_source: MakeSource, crops: Pat
 def test_pattern_is_needed(make_source: MakeSource, crops: Path) -> None:
     with pytest.raises(ConfigError, match="Source own needs `pattern`, e.g."):
         parse_source(make_source(name="own", parser="pattern", root=crops))
+
+
+@pytest.fixture
+def split_crops(tmp_path: Path) -> Path:
+    """Two people who train, two who are tested, and junk; the files are empty, as nobody opens them here."""
+    for split, people in (("bounding_box_train", "01"), ("query", "23"), ("bounding_box_test", ("2", "3", "-1"))):
+        for person in people:
+            for camera in "ab":
+                path = tmp_path / "split" / split / f"{person}_{camera}_0.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    return tmp_path / "split"
+
+
+SPLIT_PATTERN = "{split}/{person}_{camera}_{index}.png"
+
+
+def test_split_of_the_path_is_kept(make_source: MakeSource, split_crops: Path) -> None:
+    listing = list_source(make_source(name="own", parser="pattern", root=split_crops, pattern=SPLIT_PATTERN))
+    people = {split: {crop.person for crop in listing.crops if crop.split == split} for split in SPLITS}
+    assert people == {"train": {"0", "1"}, "val": set(), "query": {"2", "3"}, "gallery": {"2", "3"}}
+    assert (listing.skipped, listing.warnings) == ({"junk (identity -1)": 2}, [])
+
+
+@pytest.mark.parametrize("name", ["test", "Testing", "gallery", "image_test", "bounding_box_test", "test set"])
+def test_queries_are_chosen_from_a_test_folder(make_source: MakeSource, split_crops: Path, name: str) -> None:
+    shutil.rmtree(split_crops / "query")
+    (split_crops / "bounding_box_test").rename(split_crops / name)
+    options = {"name": "own", "parser": "pattern", "root": split_crops, "pattern": SPLIT_PATTERN}
+    assert list_source(make_source(**options)).warnings == [
+        "no query images: set query_cameras (cameras found: a, b) to evaluate"
+    ]
+    listing = list_source(make_source(**options, query_cameras=["a"]))
+    assert sorted(crop.path for crop in listing.crops if crop.split == "query") == [
+        f"{name}/{person}_a_0.png" for person in "23"
+    ]
+
+
+def test_labels_that_say_less_than_the_recipe_thinks_are_told(make_source: MakeSource, split_crops: Path) -> None:
+    options = {"name": "own", "parser": "pattern", "root": split_crops, "pattern": SPLIT_PATTERN}
+    with pytest.raises(ConfigError, match="query_cameras and labels that say query; set one of them"):
+        list_source(make_source(**options, query_cameras=["a"]))
+    (split_crops / "query" / "1_a_0.png").touch()
+    warnings = list_source(make_source(**options, train_share=0.5)).warnings
+    assert warnings[0] == "train_share is not used: the labels say who trains"
+    assert warnings[1].startswith("identities that are both in train and in query or gallery: 1 (1).")
+
+
+def test_unknown_split_is_named_with_its_file(make_source: MakeSource, split_crops: Path) -> None:
+    (split_crops / "query").rename(split_crops / "querry")
+    source = make_source(name="own", parser="pattern", root=split_crops, pattern=SPLIT_PATTERN)
+    with pytest.raises(DataError, match=r"querry/2_a_0\.png: split 'querry' is unknown\. Did you mean query\?"):
+        list_source(source)
+
+
+def test_modality_of_the_path_is_kept(make_source: MakeSource, tmp_path: Path) -> None:
+    for modality in ("RGB", "thermal"):
+        (tmp_path / "own" / modality).mkdir(parents=True)
+        (tmp_path / "own" / modality / "1.png").touch()
+    source = make_source(name="own", parser="pattern", root=tmp_path / "own", pattern="{modality}/{person}.png")
+    assert [crop.modality for crop in list_source(source).crops] == ["visible", "infrared"]
+
+
+def test_ignored_fields_may_stand_twice(make_source: MakeSource, crops: Path) -> None:
+    source = make_source(name="own", parser="pattern", root=crops, pattern="{_}{person}/{camera}{_}{_day}.png")
+    assert len(list_source(source).crops) == 36
+
+
+def test_keys_of_another_parser_are_refused(make_source: MakeSource, world: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`pattern` belongs to the parsers pattern; this source's parser is market"):
+        list_source(make_source(pattern=PATTERN))
+    with pytest.raises(ConfigError, match=r"`labels` belongs to the parsers list, cuhkpedes"):
+        list_source(make_source(labels=Path("a.csv")))

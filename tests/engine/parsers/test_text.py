@@ -1,5 +1,6 @@
 """CUHK-PEDES, ICFG-PEDES, RSTPReid, UFine6926: label files are known by their fields; wrong records are refused."""
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,32 @@ def test_numbers_as_texts_are_the_same_identity(tmp_path: Path) -> None:
     assert {crop.person for crop in list_crops(write_labels(tmp_path, records)).crops} == {"7"}
 
 
+def test_numbers_of_tables_are_the_same_identity(tmp_path: Path) -> None:
+    records = [make_record("1.jpg", id=7.0), make_record("2.jpg", id="7.0"), make_record("3.jpg", id=7)]
+    assert {crop.person for crop in list_crops(write_labels(tmp_path, records)).crops} == {"7"}
+
+
+def test_junk_is_nobody(tmp_path: Path) -> None:
+    records = [make_record("1.jpg"), *(make_record(f"{junk}.jpg", id=junk) for junk in (-1, "-1", -1.0))]
+    listing = list_crops(write_labels(tmp_path, records))
+    assert ([crop.person for crop in listing.crops], listing.skipped) == (["1"], {"junk (identity -1)": 3})
+
+
+def test_byte_order_mark_is_no_part_of_the_labels(tmp_path: Path) -> None:
+    root = write_labels(tmp_path, [make_record()])
+    file = root / "reid_raw.json"
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert len(list_crops(root).crops) == 1
+
+
+def test_empty_captions_keep_the_numbers_of_the_tested_ones(tmp_path: Path) -> None:
+    captions = ["one", " ", "three"]
+    records = [make_record(f"{split}.jpg", split=split, id=split, captions=captions) for split in ("train", "test")]
+    listing = list_crops(write_labels(tmp_path, records))
+    assert [crop.captions for crop in listing.crops] == [("one", "three"), ("one", "", "three")]
+    assert listing.skipped == {"empty caption": 2}
+
+
 def test_label_file_is_found_by_its_fields(tmp_path: Path) -> None:
     write_labels(tmp_path, [{"id": 1, "file_path": "1.jpg", "captions": ["A man."]}], "caption_all.json")
     write_labels(tmp_path, {"note": "no list"}, "notes.json")
@@ -65,8 +92,10 @@ def test_published_name_goes_before_other_lists(tmp_path: Path) -> None:
 def test_several_label_files_are_refused(tmp_path: Path) -> None:
     write_labels(tmp_path, [make_record()], "a.json")
     write_labels(tmp_path, [make_record()], "b.json")
-    with pytest.raises(DataError, match=r"several label files of CUHK-PEDES: .*a\.json, .*b\.json\. Keep one"):
+    with pytest.raises(DataError, match=r"may label CUHK-PEDES: .*a\.json, .*b\.json\. Name the .*`labels`"):
         list_crops(tmp_path)
+    source = SourceSettings(name="cuhkpedes", root=tmp_path, labels=tmp_path / "b.json")
+    assert len(PARSERS["cuhkpedes"](source).crops) == 1
 
 
 @pytest.mark.parametrize("name", ["caption_all.json", "reid_raw.json"])
