@@ -1,17 +1,15 @@
 """Where shards are written: in this process, in a pool of processes, or on a Ray cluster; the bytes are the same."""
 
-import multiprocessing
 import os
-import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..config import BuildSettings
 from ..errors import ConfigError, DataError
 from .shard_jobs import ShardJob, write_shard_job
+from .worker_pool import open_pool
 
 
 # Below this many records starting processes takes longer than they save.
@@ -32,16 +30,8 @@ def open_workers(settings: BuildSettings) -> Generator[ProcessPoolExecutor | Non
     if not needs_processes(settings):
         yield None
         return
-    # Spawned, not forked: pyarrow has started threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(settings.count_workers(), mp_context=context, initializer=_end_with_parent)
-    try:
-        # Each job that finds no idle process starts one.
-        for _ in range(settings.count_workers()):
-            pool.submit(os.getpid)
+    with open_pool(settings.count_workers()) as pool:
         yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def run_jobs(
@@ -66,27 +56,9 @@ def run_jobs(
         yield from map(write_shard_job, jobs)
 
 
-def _end_with_parent() -> None:
-    """Let a worker end when its parent was killed; it would wait for jobs for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def _run_in_pool(jobs: Sequence[ShardJob], pool: ProcessPoolExecutor) -> Iterator[ShardJob]:
-    try:
-        for future in as_completed([pool.submit(write_shard_job, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise DataError(
-            "A worker process was killed, most likely for want of memory. Finished shards are kept: run again, with "
-            "fewer `workers`."
-        ) from None
+    for future in as_completed([pool.submit(write_shard_job, job) for job in jobs]):
+        yield future.result()
 
 
 def _run_on_ray(jobs: Sequence[ShardJob]) -> Iterator[ShardJob]:

@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from ..crops import DAMAGE, convert_to_rgb
 from ..errors import DataError
+from .worker_pool import open_pool
 
 
 # Side of the perceptual hash: 16 x 16 = 256 bits. Crops of one camera share a background, and the usual 64 bits cannot
@@ -103,8 +102,7 @@ def inspect_images(
     if workers == 1 or len(unknown) < SMALLEST_PARALLEL:
         found = _show_progress(map(inspect, unknown), name, len(unknown))
     else:
-        # Forking a process that has started threads (pyarrow) may hang, so the workers are spawned.
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with open_pool(workers) as pool:
             found = _show_progress(pool.map(inspect, unknown, chunksize=_CHUNK), name, len(unknown))
     facts: dict[str, ImageFacts | str] = {**known, **dict(zip(unknown, found, strict=True))}
     return [facts[path] for path in paths]

@@ -123,6 +123,6 @@ def test_number_of_workers_does_not_matter(
 
 
 def test_few_images_start_no_process(tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "ProcessPoolExecutor", lambda *rest: pytest.fail("a process was started"))
+    monkeypatch.setattr(inspection, "open_pool", lambda *rest: pytest.fail("a process was started"))
     paths = [make_image(tmp_path / f"{number}.jpg").name for number in range(3)]
     assert len(inspect_images(tmp_path, paths, "own", 2)) == 3
