@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+import xxhash
+
 from .errors import DataError
 from .records import Answer, Attribute, Instruction
 from .tasks import LETTERS, NO, ORDINALS, YES, clean_text, format_attributes, get_task
@@ -30,7 +32,17 @@ def _render_choice(record: Instruction, options: Sequence[str]) -> str:
             f"Record {record.id}: answer index {outside[0] if outside else '(none)'} is outside the "
             f"{len(options)} options of the record (0 to {len(options) - 1})."
         )
-    return ", ".join(options[index] for index in sorted(set(indices)))
+    return ", ".join(options[index] for index in order_answers(record.id, indices))
+
+
+def order_answers(record_id: str, indices: Sequence[int]) -> list[int]:
+    """Return the right answers of a record, each once, in an order drawn from its id.
+
+    Sorted, the first letter of an answer would always be the alphabetically first match: a model that learnt this
+    perfectly gives the other matches nothing, and ``mode: choice``, which reads the first letter's probabilities,
+    would rank them as misses. In random order each match is first equally often.
+    """
+    return sorted(set(indices), key=lambda index: xxhash.xxh3_64_intdigest(f"{record_id}/{index}".encode()))
 
 
 def render_answer(record: Instruction) -> str:

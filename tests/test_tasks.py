@@ -1,12 +1,14 @@
 """Tests of chatreid_plugin.tasks: the paper's words, the answers, and reading them back."""
 
-import dataclasses
 import re
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from chatreid_plugin.answers import read_answer, render_answer
 from chatreid_plugin.errors import DataError
@@ -187,9 +189,17 @@ def test_captions_carry_ordinals_in_their_order() -> None:
     ]
 
 
-def test_letters_are_sorted_and_each_named_once() -> None:
+def test_each_match_is_named_once_and_first_equally_often() -> None:
     record = make_record("standard_reid", gallery=5, answer=Answer((4, 0, 2, 4)))
-    assert render_answer(record) == "A, C, E"
+    answers = [render_answer(replace(record, id=f"record-{number}")) for number in range(3000)]
+    assert {tuple(sorted(answer.split(", "))) for answer in answers} == {("A", "C", "E")}
+    assert chisquare(list(Counter(answers).values())).pvalue > 0.001
+    assert len(set(answers)) == 6
+
+
+def test_order_of_the_letters_is_the_records_own() -> None:
+    record = make_record("standard_reid", gallery=5, answer=Answer((4, 0, 2)))
+    assert render_answer(record) == render_answer(replace(record, answer=Answer((0, 2, 4))))
 
 
 def test_comparison_names_common_and_unique_attributes() -> None:
@@ -225,7 +235,7 @@ def test_prompt_has_one_mark_for_each_image(
     record = make_record(task.name, gallery, described, variant)
     if spoiled:
         captions = tuple(f"<image>{text} {{image}} {{gallery}}<|image_pad|>" for text in record.captions)
-        record = dataclasses.replace(record, captions=captions)
+        record = replace(record, captions=captions)
     prompt = render_prompt(record)
     assert prompt.count("<image>") == len(record.images)
     assert prompt.count("person number") == len(record.captions)

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from chatreid_plugin.answers import render_answer
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.backends.simple import OracleScorer
 from chatreid_plugin.eval.choosing import choose_in_turns, choose_in_windows, count_turn_questions, draw_windows
@@ -17,7 +19,8 @@ from chatreid_plugin.eval.prompts import IMAGE_PAIR, TEXT_PAIR
 from chatreid_plugin.eval.queries import Query
 from chatreid_plugin.eval.scoring import describe_fingerprint
 from chatreid_plugin.eval_settings import EvalSettings
-from chatreid_plugin.records import ImageRecord
+from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction
+from chatreid_plugin.tasks import LETTERS
 
 
 MakeSettings = Callable[..., EvalSettings]
@@ -241,6 +244,51 @@ def test_a_perfect_chooser_ranks_perfectly(
     run_evaluation(settings)
     results = json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))
     assert results["metrics"]["mAP"] == 1.0
+
+
+@lru_cache(maxsize=None)
+def learn_first_letters(matches: frozenset[int], size: int) -> Any:
+    """Return the logits (N,) of an ideal model: the shares of first letters among the answers that training shows."""
+    counts = np.full(size, 0.01)
+    if not matches:
+        return np.log(counts)
+    images = (ImageReference(""),) * (1 + size)
+    for number in range(60):
+        answer = render_answer(Instruction(f"{number}", "standard_reid", images, 1, Answer(tuple(matches))))
+        counts[LETTERS.index(answer[0])] += 1
+    return np.log(counts)
+
+
+class IdealChooser(Preferences):
+    """Answers as the training records do; the first candidates, by number, are the matches."""
+
+    def __init__(self, matches: int) -> None:
+        super().__init__({})
+        self.matches = matches
+
+    def choose(self, query: Query, windows: Sequence[Sequence[ImageRecord]], task: str) -> Any:
+        return [
+            learn_first_letters(
+                frozenset(place for place, image in enumerate(window) if int(image.image_id) < self.matches),
+                len(window),
+            )
+            for window in windows
+        ]
+
+
+@pytest.mark.parametrize("mode", ["choice", "turns"])
+@pytest.mark.parametrize("matches", [1, 5, 15, 30])
+@pytest.mark.parametrize("best", ["a match", "none"])
+def test_model_that_learnt_the_answers_perfectly_ranks_all_matches_first(
+    make_settings: MakeSettings, mode: str, matches: int, best: str
+) -> None:
+    candidates = [make_image(i) for i in range(100)]
+    if best == "none":  # what the baseline puts first, which stands in every window, is no match
+        candidates.reverse()
+    scores = score_query(make_settings(Path(), mode=mode, window=10), IdealChooser(matches), IMAGE_QUERY, candidates)
+    relevant = np.array([int(image.image_id) < matches for image in candidates])
+    found = np.flatnonzero(relevant[np.argsort(-scores, kind="stable")])
+    assert np.mean(np.arange(1, matches + 1) / (found + 1)) >= 0.99
 
 
 def test_modes_have_scores_of_their_own(make_settings: MakeSettings) -> None:
