@@ -67,12 +67,13 @@ class SourceSettings(Settings):
 class GallerySettings(Settings):
     """How galleries are drawn (paper section 3.2, equation 1).
 
-    ``matches: inverse`` draws n with probability proportional to 1/(k-1), ``uniform`` with 1/(N-1).
+    ``matches`` is the law of n, the number of matches; ``engine/sampler.py`` has its three readings.
     """
 
     min_size: Annotated[int, Field(ge=2, le=len(LETTERS))] = 2
     max_size: Annotated[int, Field(ge=2, le=len(LETTERS))] = 10
-    matches: Literal["inverse", "uniform"] = "inverse"
+    # The one under which every number of matches is as frequent, the purpose that the paper states for equation 1.
+    matches: Literal["uniform_overall", "inverse", "uniform"] = "uniform_overall"
     hard_negatives: Share = 0.25
 
     @model_validator(mode="after")

@@ -169,7 +169,7 @@ def test_settings_cannot_change() -> None:
         ({"gallery": {"min_size": 1}}, "greater than or equal to 2"),
         ({"gallery": {"max_size": 27}}, "less than or equal to 26"),
         ({"gallery": {"hard_negatives": 1.1}}, "less than or equal to 1"),
-        ({"gallery": {"matches": "some"}}, "'inverse' or 'uniform'"),
+        ({"gallery": {"matches": "some"}}, "'uniform_overall', 'inverse' or 'uniform'"),
         ({"prompt_variants": 0}, "greater than or equal to 1"),
         ({"cutoff_len": 63}, "greater than or equal to 64"),
         ({"records_per_shard": 0}, "greater than or equal to 1"),

@@ -242,7 +242,7 @@ ENGINES: dict[str, Values] = {
         "stage2_ratios": STAGE_2_RATIOS,
         "stage3_ratios": dict.fromkeys(STAGE_3_TASK_NAMES, 1.0),
         "validation_share": 0,  # every identity trains, as in the paper
-        "gallery": {"min_size": 2, "max_size": 10, "matches": "inverse", "hard_negatives": 0.25},
+        "gallery": {"min_size": 2, "max_size": 10, "matches": "uniform_overall", "hard_negatives": 0.25},
         "prompt_variants": 3,
         "prompts": {},
         "cutoff_len": 2048,

@@ -12,7 +12,7 @@ from ..tasks import ORDINALS
 from .attribute_queries import build_attribute_query
 from .drafts import Draft
 from .draws import Numbers, pick
-from .sampler import Change, ImagePool, Queries, draw_gallery, draw_gallery_size, draw_number_of_matches
+from .sampler import Change, ImagePool, Queries, draw_gallery, draw_gallery_size, draw_sizes
 
 
 # Tokens kept free for the chat frame, the wording and the answer; the longest of the table need fewer, captions and
@@ -139,8 +139,7 @@ def _build_image_choice(pool: ImagePool, rng: random.Random, settings: BuildSett
 
 def _build_text_retrieval(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
     # As in the text-to-image benchmarks, every image of the described person is right, not the described one alone.
-    size = draw_gallery_size(rng, settings.gallery)
-    number = draw_number_of_matches(rng, size, 1, settings.gallery.matches)
+    size, number = draw_sizes(rng, settings.gallery, 1)
     described = pool.described_queries.draw(rng, number)
     same = [image for image in pool.people.list_alike(described) if image != described]
     matches = [described, *rng.sample(same, min(number - 1, len(same)))]
@@ -152,8 +151,7 @@ def _build_text_retrieval(pool: ImagePool, rng: random.Random, settings: BuildSe
 
 
 def _build_attribute_retrieval(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
-    size = draw_gallery_size(rng, settings.gallery)
-    number = draw_number_of_matches(rng, size, 1, settings.gallery.matches)
+    size, number = draw_sizes(rng, settings.gallery, 1)
     query = build_attribute_query(pool, rng, number, size - number)
     taken = sum(pool.attribute_tokens[number] for number in query.asked)
     images, places = _fit_gallery(pool, rng, settings, query.matches + query.others, len(query.matches), taken)

@@ -27,31 +27,61 @@ HARD_ATTRIBUTE = "upper_colour"
 Change = Literal["camera", "clothes", "modality"]
 
 
-@lru_cache(maxsize=256)
-def compute_match_probabilities(
-    gallery_size: int, smallest: int, kind: Literal["inverse", "uniform"]
-) -> tuple[float, ...]:
-    """Return P(n = k) for k from ``smallest`` to ``gallery_size``, summing to 1.
+MatchLaw = Literal["uniform_overall", "inverse", "uniform"]
 
-    ``inverse``: proportional to 1/(k-1), the reading of equation 1 drawn by inverse transform; k = 1 (allowed in
-    Stage 3 only) weighs as much as k = 2. ``uniform``: 1/(N-1) for each.
+
+@lru_cache(maxsize=64)
+def compute_size_probabilities(least: int, most: int, smallest: int, law: MatchLaw) -> tuple[tuple[float, ...], ...]:
+    """Return P(N, n): row N from 0 to ``most``, in it n from 0 to N; all of it sums to 1.
+
+    The paper (section 3.2) draws N uniformly and n by its equation 1, P(n = k) = 1/(k-1) for k in 2..N, "ensuring that
+    the probability of recording any number eventually is uniform across all numbers". As printed equation 1 is no
+    distribution (it sums to more than 1 from N = 3 on), and no reading of it makes n uniform:
+
+    - ``uniform_overall``: n first, uniform from ``smallest`` to ``most``, then N uniform from max(n, ``least``) to
+      ``most``. n is uniform, as the paper wants it; N leans to large galleries.
+    - ``inverse``: N uniform, n with probability proportional to 1/(k-1), k = 1 (Stage 3 only) as often as k = 2. n is
+      mostly 2.
+    - ``uniform``: N uniform, n uniform from ``smallest`` to N. n leans to small numbers, less than ``inverse``.
+
+    Args:
+        least: smallest gallery.
+        most: largest gallery.
+        smallest: least number of matches.
+        law: one of the three.
     """
-    numbers = np.arange(smallest, gallery_size + 1)
-    weights = 1.0 / np.maximum(numbers - 1, 1) if kind == "inverse" else np.ones(len(numbers))
-    return tuple((weights / weights.sum()).tolist())
+    joint = np.zeros((most + 1, most + 1))
+    if law == "uniform_overall":
+        for n in range(smallest, most + 1):
+            sizes = range(max(n, least), most + 1)
+            joint[sizes.start :, n] = 1.0 / len(sizes)
+    else:
+        for size in range(least, most + 1):
+            numbers = np.arange(min(smallest, size), size + 1)
+            weights = 1.0 / np.maximum(numbers - 1, 1) if law == "inverse" else np.ones(len(numbers))
+            joint[size, numbers] = weights / weights.sum()
+    joint /= joint.sum()
+    return tuple(tuple(row[: size + 1].tolist()) for size, row in enumerate(joint))
 
 
-def draw_number_of_matches(
-    rng: random.Random, gallery_size: int, smallest: int, kind: Literal["inverse", "uniform"]
-) -> int:
-    """Return n by inverse transform, at least ``smallest`` (or ``gallery_size``, if that is smaller)."""
-    smallest = min(smallest, gallery_size)
-    bounds = list(accumulate(compute_match_probabilities(gallery_size, smallest, kind)))
-    return min(smallest + bisect_right(bounds, rng.random()), gallery_size)
+@lru_cache(maxsize=64)
+def _list_sizes(
+    least: int, most: int, smallest: int, law: MatchLaw
+) -> tuple[tuple[tuple[int, int], ...], tuple[float, ...]]:
+    """Return all pairs (N, n) that may be drawn, and the sums of their probabilities up to each."""
+    rows = compute_size_probabilities(least, most, smallest, law)
+    pairs = [((size, n), p) for size, row in enumerate(rows) for n, p in enumerate(row) if p > 0]
+    return tuple(pair for pair, _ in pairs), tuple(accumulate(p for _, p in pairs))
+
+
+def draw_sizes(rng: random.Random, settings: GallerySettings, smallest: int) -> tuple[int, int]:
+    """Return the size N of a gallery and its number of matches n, at least ``smallest``, by inverse transform."""
+    pairs, bounds = _list_sizes(settings.min_size, settings.max_size, smallest, settings.matches)
+    return pairs[min(bisect_right(bounds, rng.random()), len(pairs) - 1)]
 
 
 def draw_gallery_size(rng: random.Random, settings: GallerySettings) -> int:
-    """Return N, uniform in [min_size, max_size] (paper section 3.2)."""
+    """Return N, uniform in [min_size, max_size] (paper section 3.2), for tasks with one right image."""
     return rng.randint(settings.min_size, settings.max_size)
 
 
@@ -252,7 +282,7 @@ def draw_gallery(
     queries: Queries,
     change: Change = "camera",
 ) -> tuple[int, list[int], list[int]]:
-    """Draw a query with its gallery: N uniform in [min_size, max_size], n matches by equation 1.
+    """Draw a query with its gallery of N images, n of them matches (``compute_size_probabilities``).
 
     Args:
         pool: the images.
@@ -266,8 +296,7 @@ def draw_gallery(
         The query, its matches and the other images, each in random order; fewer matches than drawn if the data set
         has no more, then more of the others.
     """
-    size = draw_gallery_size(rng, settings)
-    matches = draw_number_of_matches(rng, size, smallest_matches, settings.matches)
+    size, matches = draw_sizes(rng, settings, smallest_matches)
     query = queries.draw(rng, matches)
     positives = pool.draw_positives(rng, query, matches, change)
     # Infrared hides colours, so across modalities a negative is hard when it resembles a match.

@@ -67,7 +67,7 @@ RECIPES = st.builds(
         }
     ),
     st.tuples(st.integers(2, 26), st.integers(2, 26)),
-    st.sampled_from(("inverse", "uniform")),
+    st.sampled_from(("uniform_overall", "inverse", "uniform")),
     st.sampled_from((0.0, 0.3, 1.0)),
     st.sampled_from((280, 400, 700, 2048, 8192)),
 )

@@ -19,10 +19,10 @@ from chatreid_plugin.engine.sampler import (
     Change,
     ImagePool,
     Queries,
-    compute_match_probabilities,
+    compute_size_probabilities,
     draw_gallery,
     draw_gallery_size,
-    draw_number_of_matches,
+    draw_sizes,
 )
 from chatreid_plugin.images import ImagePolicy
 from chatreid_plugin.records import ImageRecord
@@ -33,7 +33,7 @@ MakeImages = Callable[..., list[ImageRecord]]
 IndexImages = Callable[..., ImagePool]
 
 
-def assert_follows(counts: Mapping[int, int], shares: Mapping[int, float]) -> None:
+def assert_follows(counts: Mapping[Any, int], shares: Mapping[Any, float]) -> None:
     """Compare counts with expected probabilities."""
     assert set(counts) <= set(shares)
     total = sum(counts.values())
@@ -61,28 +61,47 @@ def get_colour(pool: ImagePool, image: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("size", "smallest", "kind", "expected"),
+    ("size", "smallest", "law", "expected"),
     [
         # Equation 1 with N = 4: 1, 1/2, 1/3 over their sum, 11/6.
         (4, 2, "inverse", (6 / 11, 3 / 11, 2 / 11)),
         (4, 2, "uniform", (1 / 3, 1 / 3, 1 / 3)),
+        (4, 2, "uniform_overall", (1 / 3, 1 / 3, 1 / 3)),
         (2, 2, "inverse", (1.0,)),
         # Stage 3 allows one match, as probable as two.
         (3, 1, "inverse", (2 / 5, 2 / 5, 1 / 5)),
         (4, 1, "uniform", (1 / 4,) * 4),
     ],
 )
-def test_probabilities_are_equation_1(size: int, smallest: int, kind: Any, expected: tuple[float, ...]) -> None:
-    assert compute_match_probabilities(size, smallest, kind) == pytest.approx(expected)
+def test_matches_of_one_gallery_size(size: int, smallest: int, law: Any, expected: tuple[float, ...]) -> None:
+    rows = compute_size_probabilities(size, size, smallest, law)
+    assert rows[size][smallest:] == pytest.approx(expected)
+    assert sum(sum(row) for row in rows) == pytest.approx(sum(rows[size][smallest:]))
 
 
-@pytest.mark.parametrize("kind", ["inverse", "uniform"])
+@pytest.mark.parametrize("law", ["uniform_overall", "inverse", "uniform"])
 @pytest.mark.parametrize("smallest", [1, 2])
-def test_probabilities_sum_to_one_for_every_size(kind: Any, smallest: int) -> None:
-    for size in range(2, 27):
-        probabilities = compute_match_probabilities(size, smallest, kind)
-        assert len(probabilities) == size - smallest + 1
-        assert sum(probabilities) == pytest.approx(1.0)
+@pytest.mark.parametrize(("least", "most"), [(2, 10), (5, 6), (2, 26), (8, 8)])
+def test_sizes_and_matches_follow_their_law(law: Any, smallest: int, least: int, most: int) -> None:
+    rng = random.Random(1)
+    settings = GallerySettings(min_size=least, max_size=most, matches=law)
+    counts = Counter(draw_sizes(rng, settings, smallest) for _ in range(20000))
+    shares: dict[tuple[int, int], float] = {}
+    for size in range(least, most + 1):
+        for n in range(smallest, size + 1):
+            if law == "uniform_overall":
+                shares[size, n] = 1 / (most - smallest + 1) / (most - max(n, least) + 1)
+            else:
+                weights = {k: 1 / max(k - 1, 1) if law == "inverse" else 1.0 for k in range(smallest, size + 1)}
+                shares[size, n] = weights[n] / sum(weights.values()) / (most - least + 1)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert_follows(counts, shares)
+
+
+def test_every_number_of_matches_is_as_frequent_by_default() -> None:
+    rng = random.Random(2)
+    counts = Counter(draw_sizes(rng, GallerySettings(), 2)[1] for _ in range(20000))
+    assert_follows(counts, dict.fromkeys(range(2, 11), 1 / 9))
 
 
 @pytest.mark.parametrize(("least", "most"), [(2, 10), (5, 6), (2, 26)])
@@ -93,20 +112,6 @@ def test_gallery_sizes_are_uniform(least: int, most: int) -> None:
     assert_follows(counts, dict.fromkeys(range(least, most + 1), 1 / (most - least + 1)))
 
 
-@pytest.mark.parametrize("size", [3, 4, 10, 26])
-@pytest.mark.parametrize(("smallest", "kind"), [(2, "inverse"), (2, "uniform"), (1, "inverse"), (1, "uniform")])
-def test_numbers_of_matches_follow_equation_1(size: int, smallest: int, kind: Any) -> None:
-    rng = random.Random(1)
-    counts = Counter(draw_number_of_matches(rng, size, smallest, kind) for _ in range(20000))
-    weights = {k: 1 / max(k - 1, 1) if kind == "inverse" else 1.0 for k in range(smallest, size + 1)}
-    assert_follows(counts, {k: weight / sum(weights.values()) for k, weight in weights.items()})
-
-
-@pytest.mark.parametrize("size", [1, 2])
-def test_number_of_matches_is_never_above_the_gallerys_size(size: int) -> None:
-    assert {draw_number_of_matches(random.Random(seed), size, 2, "inverse") for seed in range(50)} == {size}
-
-
 @pytest.mark.parametrize("smallest", [1, 2])
 def test_galleries_have_the_sizes_and_matches_that_are_drawn(make_pool: MakePool, smallest: int) -> None:
     # Twelve images of a person in other cameras, so that n is never cut to what there is.
@@ -114,7 +119,7 @@ def test_galleries_have_the_sizes_and_matches_that_are_drawn(make_pool: MakePool
     sizes: Counter[int] = Counter()
     numbers: Counter[int] = Counter()
     for seed in range(4000):
-        _, matches, others = draw(pool, seed, smallest, min_size=2, max_size=10)
+        _, matches, others = draw(pool, seed, smallest, min_size=2, max_size=10, matches="inverse")
         sizes[len(matches) + len(others)] += 1
         if len(matches) + len(others) == 10:
             numbers[len(matches)] += 1

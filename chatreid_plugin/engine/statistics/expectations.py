@@ -9,7 +9,7 @@ from scipy import stats
 
 from ...config import GallerySettings
 from ...tasks import Task
-from ..sampler import compute_match_probabilities
+from ..sampler import compute_size_probabilities
 from .counts import IntArray
 
 
@@ -43,15 +43,18 @@ class Comparison:
     verdict: Verdict
 
 
-def compute_gallery_probabilities(gallery: GallerySettings) -> FloatArray:
-    """Return P(N) by N from 0: uniform from ``min_size`` to ``max_size`` (paper section 3.2)."""
+def compute_gallery_probabilities(gallery: GallerySettings, smallest: int | None) -> FloatArray:
+    """Return P(N) by N from 0: uniform (paper section 3.2), or by the law of n where the task draws n."""
+    if smallest is not None:
+        rows = compute_size_probabilities(gallery.min_size, gallery.max_size, smallest, gallery.matches)
+        return np.array([sum(row) for row in rows])
     probabilities = np.zeros(gallery.max_size + 1)
     probabilities[gallery.min_size :] = 1 / (gallery.max_size - gallery.min_size + 1)
     return probabilities
 
 
 def find_smallest_matches(task: Task) -> int | None:
-    """Return the least n of a task that draws it by equation 1: 2 in Stage 2, 1 in Stage 3; None for other tasks.
+    """Return the least n of a task that draws it (equation 1): 2 in Stage 2, 1 in Stage 3; None for other tasks.
 
     Sources: paper section 3.2 for Stage 2, section 3.1.3 for Stage 3. Text-to-image one-to-many has one right answer.
     """
@@ -62,14 +65,10 @@ def find_smallest_matches(task: Task) -> int | None:
     return 2 if task.name == "image_to_image_many_to_many" else None
 
 
-def compute_mixed_match_probabilities(gallery: GallerySettings, smallest: int) -> FloatArray:
-    """Return P(n) by n from 0: the mean of equation 1 over the gallery sizes that may be drawn."""
-    sizes = range(gallery.min_size, gallery.max_size + 1)
-    probabilities = np.zeros(gallery.max_size + 1)
-    for size in sizes:
-        least = min(smallest, size)
-        probabilities[least : size + 1] += compute_match_probabilities(size, least, gallery.matches)
-    return probabilities / len(sizes)
+def compute_match_probabilities(gallery: GallerySettings, smallest: int) -> FloatArray:
+    """Return P(n) by n from 0, over all gallery sizes."""
+    rows = compute_size_probabilities(gallery.min_size, gallery.max_size, smallest, gallery.matches)
+    return np.array([sum(row[n] for row in rows[n:]) for n in range(len(rows))])
 
 
 def compare(counts: IntArray, probabilities: FloatArray) -> Comparison:

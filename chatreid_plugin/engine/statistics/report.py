@@ -19,7 +19,7 @@ from .expectations import (
     compare,
     compare_yes_no,
     compute_gallery_probabilities,
-    compute_mixed_match_probabilities,
+    compute_match_probabilities,
     find_smallest_matches,
 )
 from .identities import IdentityStatistics, measure_identities
@@ -203,8 +203,8 @@ def _describe_dataset(
     dataset: BuiltDataset, settings: BuildSettings, counts: DatasetCounts, share: float, intended_share: float
 ) -> DatasetStatistics:
     task, gallery = dataset.task, settings.gallery
-    sizes = compare(counts.gallery_sizes, compute_gallery_probabilities(gallery))
     smallest = find_smallest_matches(task)
+    sizes = compare(counts.gallery_sizes, compute_gallery_probabilities(gallery, smallest))
     return DatasetStatistics(
         task=task.name,
         stage=task.stage,
@@ -214,7 +214,7 @@ def _describe_dataset(
         gallery_sizes=sizes if task.answer_kind == "letters" else None,
         matches=None
         if smallest is None
-        else compare(counts.matches, compute_mixed_match_probabilities(gallery, smallest)),
+        else compare(counts.matches, compute_match_probabilities(gallery, smallest)),
         yes_no=compare_yes_no(counts.right, counts.wrong) if task.answer_kind == "match" else None,
         visual_tokens=summarize_tokens(counts.visual_tokens),
         tokens=summarize_tokens(counts.tokens),

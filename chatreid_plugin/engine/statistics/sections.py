@@ -48,7 +48,7 @@ GALLERY_TEXT = (
     f"than the drawn one where cutoff_len left images out or a source has too few fitting images. {_TEST}"
 )
 MATCH_TEXT = (
-    "n is drawn by equation 1 of the paper, mixed over all N; at least 2 in Stage 2 and 1 in Stage 3. “Limited by "
+    "n is drawn as gallery.matches of the recipe says (equation 1 of the paper); at least 2 in Stage 2 and 1 in Stage 3. “Limited by "
     "data”: the test fails and n is smaller than intended, because identities have fewer fitting images than were "
     f"drawn, or because cutoff_len left some out. {_TEST}"
 )
@@ -59,7 +59,7 @@ TOKEN_TEXT = (
 )
 IDENTITY_TEXT = (
     "Training images of each source, as its manifest has them. A positive is an image of the same identity from "
-    "another camera: without one an image can be no query, and equation 1 cannot draw more matches than there are."
+    "another camera: without one an image can be no query, and a gallery cannot have more matches than there are."
 )
 
 

@@ -8,26 +8,36 @@ from chatreid_plugin.engine.statistics.expectations import (
     compare,
     compare_yes_no,
     compute_gallery_probabilities,
-    compute_mixed_match_probabilities,
+    compute_match_probabilities,
     compute_p_value,
     find_smallest_matches,
 )
 from chatreid_plugin.tasks import TASKS
 
 
-def test_gallery_sizes_are_uniform_between_their_limits() -> None:
-    probabilities = compute_gallery_probabilities(GallerySettings(min_size=2, max_size=5))
+def test_gallery_sizes_are_uniform_between_their_limits_where_one_image_is_right() -> None:
+    probabilities = compute_gallery_probabilities(GallerySettings(min_size=2, max_size=5), None)
     assert probabilities.tolist() == [0, 0, 0.25, 0.25, 0.25, 0.25]
+    drawn = compute_gallery_probabilities(GallerySettings(min_size=2, max_size=5, matches="inverse"), 2)
+    assert drawn == pytest.approx(probabilities)
+
+
+def test_gallery_sizes_lean_to_large_ones_where_every_number_of_matches_is_as_frequent() -> None:
+    # n = 2: N is 2, 3 or 4; n = 3: 3 or 4; n = 4: 4.
+    probabilities = compute_gallery_probabilities(GallerySettings(min_size=2, max_size=4), 2)
+    assert probabilities == pytest.approx([0, 0, 1 / 9, 1 / 9 + 1 / 6, 1 / 9 + 1 / 6 + 1 / 3])
 
 
 def test_matches_are_mixed_over_the_gallery_sizes() -> None:
     # N = 2: n = 2 always. N = 3: 1/1 and 1/2, so 2/3 and 1/3. Each N has half of the weight.
-    gallery = GallerySettings(min_size=2, max_size=3)
-    assert compute_mixed_match_probabilities(gallery, 2) == pytest.approx([0, 0, 1 / 2 + 1 / 3, 1 / 6])
+    gallery = GallerySettings(min_size=2, max_size=3, matches="inverse")
+    assert compute_match_probabilities(gallery, 2) == pytest.approx([0, 0, 1 / 2 + 1 / 3, 1 / 6])
     # From 1 on: 1/2, 1/2 and 2/5, 2/5, 1/5.
-    assert compute_mixed_match_probabilities(gallery, 1) == pytest.approx([0, 0.45, 0.45, 0.1])
+    assert compute_match_probabilities(gallery, 1) == pytest.approx([0, 0.45, 0.45, 0.1])
     uniform = GallerySettings(min_size=3, max_size=3, matches="uniform")
-    assert compute_mixed_match_probabilities(uniform, 2) == pytest.approx([0, 0, 0.5, 0.5])
+    assert compute_match_probabilities(uniform, 2) == pytest.approx([0, 0, 0.5, 0.5])
+    overall = GallerySettings(min_size=3, max_size=6)
+    assert compute_match_probabilities(overall, 2) == pytest.approx([0, 0, 0.2, 0.2, 0.2, 0.2, 0.2])
 
 
 def test_equation_1_holds_for_the_tasks_that_draw_several_matches() -> None:
@@ -77,7 +87,7 @@ def test_verdict_says_in_which_way_the_records_differ(counts: list[int], verdict
 def test_matches_cut_down_to_six_are_limited_by_data_whatever_their_mean() -> None:
     # 250 records of people with six positives; by chance they have few records with one match, and a larger mean.
     counts = np.array([0, 71, 83, 35, 23, 13, 25])
-    probabilities = compute_mixed_match_probabilities(GallerySettings(min_size=2, max_size=10), 1)
+    probabilities = compute_match_probabilities(GallerySettings(min_size=2, max_size=10, matches="inverse"), 1)
     assert (counts * np.arange(7)).sum() > 250 * (probabilities * np.arange(11)).sum()
     assert compare(counts, probabilities).verdict == "limited by data"
 
