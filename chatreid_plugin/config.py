@@ -16,6 +16,11 @@ from .tasks import LETTERS, TASKS, check_wording, list_stage_tasks
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+# In what a match of the same person differs from the query: in nothing that it has to (``any``), in the camera
+# (standard Re-ID), in camera and clothes (cloth-changing), in the modality (visible-infrared). The first three are of
+# the query's modality.
+Change = Literal["any", "camera", "clothes", "modality"]
 
 
 class Settings(BaseModel):
@@ -36,10 +41,12 @@ class SourceSettings(Settings):
     ``variant`` chooses a form of the data set (MSMT17 v1 or v2, CUHK03 detected or labelled, ...), ``trial`` one of
     its published train/test splits (RegDB 1 to 10, CUHK03 classic 1 to 20). ``stages`` are those it trains: none
     means that it is only tested, and kept out of training. Sources give records in proportion to their images, times
-    ``weight``. ``pattern`` belongs to the ``pattern`` parser,
-    which reads any folder of crops, ``labels`` to the ``list`` parser, which reads a CSV or JSON Lines file (of a
-    text-to-image set it names the label file, where several fit), and the keys after them to both;
-    ``queries_per_person`` takes the place of ``query_cameras`` where cameras are unknown.
+    ``weight``. ``change`` shares out in what the matches of the image-to-image tasks differ from the query, e.g.
+    ``{camera: 0.5, clothes: 0.5}``; left out, it follows the data set's setting (``engine/shard_jobs.py``), and
+    ``{any: 1}`` is for galleries of one camera. ``pattern`` belongs to the ``pattern`` parser, which reads any folder
+    of crops, ``labels`` to the ``list`` parser, which reads a CSV or JSON Lines file (of a text-to-image set it names
+    the label file, where several fit), and the keys after them to both; ``queries_per_person`` takes the place of
+    ``query_cameras`` where cameras are unknown.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]+$")]
@@ -49,6 +56,7 @@ class SourceSettings(Settings):
     trial: Annotated[int, Field(ge=1)] = 1
     stages: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    change: dict[Change, Weight] = {}
     captions: Path | None = None
     allow_count_mismatch: bool = False
     unreadable: Literal["raise", "skip"] = "raise"

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 
-from ..config import BuildSettings
+from ..config import BuildSettings, Change
 from ..errors import DataError
 from ..tasks import ORDINALS
 from .attribute_queries import build_attribute_query
 from .drafts import Draft
 from .draws import Numbers, pick
-from .sampler import Change, ImagePool, Queries, draw_gallery, draw_gallery_size, draw_sizes
+from .sampler import NO_MATCHES, ImagePool, draw_gallery, draw_gallery_size, draw_sizes
 
 
 # Tokens kept free for the chat frame, the wording and the answer; the longest of the table need fewer, captions and
@@ -87,19 +87,25 @@ def _build_captioning(pool: ImagePool, rng: random.Random, settings: BuildSettin
 def _build_image_pair(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
     # P(yes) = 0.5 (paper section 3.1.2); the order is random, since the question is symmetric.
     match = rng.random() < 0.5
-    query = pool.queries["camera"].draw(rng, 1)
-    if match:
-        other = pool.draw_positives(rng, query, 1)
-    else:
-        other = pool.draw_negatives(rng, query, 1, settings.gallery.hard_negatives)
-    pair = [query, other[0]]
+    change = pool.draw_change(rng)
+    query = pool.queries[change].draw(rng, 1)
+    pair = [query, _draw_match_or_not(pool, rng, settings, query, change, match)]
     return Draft(pair if rng.random() < 0.5 else pair[::-1], 2, match=match)
 
 
+def _draw_match_or_not(
+    pool: ImagePool, rng: random.Random, settings: BuildSettings, query: int, change: Change, match: bool
+) -> int:
+    positives = pool.list_positives(query, change)
+    if match:
+        return pick(rng, positives)
+    return pool.draw_negatives(rng, query, 1, settings.gallery.hard_negatives, positives)[0]
+
+
 def _build_gallery(
-    pool: ImagePool, rng: random.Random, settings: BuildSettings, smallest: int, change: Change
+    pool: ImagePool, rng: random.Random, settings: BuildSettings, smallest: int, change: Change | None
 ) -> Draft:
-    query, matches, others = draw_gallery(pool, rng, settings.gallery, smallest, pool.queries[change], change)
+    query, matches, others = draw_gallery(pool, rng, settings.gallery, smallest, change or pool.draw_change(rng))
     taken = pool.tokens[query] + TOKENS_AROUND_IMAGE
     gallery, places = _fit_gallery(pool, rng, settings, matches + others, len(matches), taken)
     return Draft([query, *gallery], 1, places)
@@ -107,7 +113,7 @@ def _build_gallery(
 
 def _build_multimodal(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
     # An image and a sentence about the same person (paper section 3.3, adaptive multi-modal retrieval).
-    query, matches, others = draw_gallery(pool, rng, settings.gallery, 1, pool.multimodal_queries)
+    query, matches, others = draw_gallery(pool, rng, settings.gallery, 1, queries=pool.multimodal_queries)
     caption = _draw_caption(pool, rng, query)
     taken = pool.tokens[query] + TOKENS_AROUND_IMAGE + pool.caption_tokens[caption]
     gallery, places = _fit_gallery(pool, rng, settings, matches + others, len(matches), taken)
@@ -175,7 +181,7 @@ def _build_prediction(pool: ImagePool, rng: random.Random, settings: BuildSettin
 BUILDERS: dict[str, Builder] = {
     "image_captioning": _build_captioning,
     "image_to_image_one_to_one": _build_image_pair,
-    "image_to_image_many_to_many": partial(_build_gallery, smallest=2, change="camera"),
+    "image_to_image_many_to_many": partial(_build_gallery, smallest=2, change=None),
     "text_to_image_one_to_one": _build_text_pair,
     "text_to_image_many_to_one": _build_caption_choice,
     "text_to_image_one_to_many": _build_image_choice,
@@ -189,11 +195,11 @@ BUILDERS: dict[str, Builder] = {
     "multimodal_retrieval": _build_multimodal,
 }
 
-# What the queries of a gallery task need, and what is missing without it.
-_NEEDED_QUERIES: dict[str, tuple[Callable[[ImagePool], Queries], str]] = {
-    "cloth_changing_reid": (lambda pool: pool.queries["clothes"], "no identity in two outfits and two cameras"),
-    "visible_infrared_reid": (lambda pool: pool.queries["modality"], "no identity both visible and infrared"),
-    "multimodal_retrieval": (lambda pool: pool.multimodal_queries, "no captions of an identity seen by two cameras"),
+# Tasks of a setting: in what their matches differ from the query, whatever the source's shares are.
+_TASK_CHANGES: dict[str, Change] = {
+    "standard_reid": "camera",
+    "cloth_changing_reid": "clothes",
+    "visible_infrared_reid": "modality",
 }
 
 
@@ -212,9 +218,12 @@ def explain_missing(task: str, pool: ImagePool) -> str | None:
         return None if pool.has_unlike(described) else "no two people who are described differently"
     if len(pool.people) < 2:
         return "only one identity"
-    default = (lambda pool: pool.queries["camera"], "no identity seen by two cameras")
-    get_queries, missing = _NEEDED_QUERIES.get(task, default)
-    return missing if get_queries(pool).most == 0 else None
+    if task == "multimodal_retrieval":
+        return None if pool.multimodal_queries.most else "no captions of an identity seen by two cameras"
+    if task in _TASK_CHANGES:
+        change = _TASK_CHANGES[task]
+        return None if pool.queries[change].most else NO_MATCHES[change]
+    return None if pool.list_changes() else " and ".join(NO_MATCHES[change] for change in pool.changes)
 
 
 def build_draft(task: str, pool: ImagePool, rng: random.Random, settings: BuildSettings, record_id: str) -> Draft:

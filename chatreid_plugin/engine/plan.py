@@ -11,6 +11,7 @@ from ..tasks import TASKS, list_stage_tasks
 from .builders import explain_missing
 from .built_datasets import HELD_OUT
 from .sampler import ImagePool
+from .shard_jobs import select_pools
 
 
 @dataclass(slots=True)
@@ -99,12 +100,10 @@ def plan_datasets(
     ratios = {2: settings.stage2_ratios, 3: settings.stage3_ratios}
     for stage_name, total in settings.records.items():
         stage = int(stage_name.removeprefix("stage"))
-        trained = {source.name for source in settings.sources if stage in source.stages}
+        trained = select_pools(pools, settings, stage)
         weights: dict[str, float] = {}
         for task in list_stage_tasks(stage):
-            reasons = {explain_missing(task.name, pool) for pool in pools if pool.name in trained} or {
-                "no source trains this stage"
-            }
+            reasons = {explain_missing(task.name, pool) for pool in trained} or {"no source trains this stage"}
             weight = ratios[stage].get(task.name, 0.0) if stage in ratios else 1.0
             if weight == 0:
                 reasons = {f"no share in {stage_name}_ratios"}

@@ -24,7 +24,7 @@ from .built_datasets import DATASET_INFO, FORMATTING
 from .executors import open_workers, run_jobs
 from .image_table import ImageTable, combine_images, digest_images, write_image_table
 from .plan import BuildReport, name_dataset, plan_datasets
-from .shard_jobs import ShardJob, index_sources, list_variants
+from .shard_jobs import ShardJob, choose_changes, index_sources, list_variants
 from .sources import read_training_images
 from .validation import Part, split_people
 
@@ -45,7 +45,7 @@ def compute_fingerprint(settings: BuildSettings, task: str, count: int, images_d
     digest = xxhash.xxh3_128(repr((__version__, task, list_variants(task, settings), count)).encode())
     digest.update(repr((settings.gallery, settings.cutoff_len)).encode())
     digest.update(repr((settings.records_per_shard, settings.seed, images_digest)).encode())
-    digest.update(repr([(s.name, s.weight, s.stages) for s in settings.sources]).encode())
+    digest.update(repr([(s.name, s.weight, s.stages, choose_changes(s)) for s in settings.sources]).encode())
     return digest.hexdigest()
 
 

@@ -5,15 +5,15 @@ Gallery sizes and numbers of matches follow the paper (section 3.2, equation 1).
 
 import copy
 import random
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
 
 import numpy as np
 
-from ..config import GallerySettings
+from ..config import Change, GallerySettings
 from ..images import ImagePolicy
 from .draws import Groups, Numbers, draw_among, number, pick, view
 from .image_table import Codes, ImageTable, SourceRows
@@ -22,9 +22,13 @@ from .image_table import Codes, ImageTable, SourceRows
 # Attribute whose equality makes a negative "hard": the largest coloured area of a person.
 HARD_ATTRIBUTE = "upper_colour"
 
-# In what a match of the same person must differ from the query: standard Re-ID asks for another camera (and the same
-# modality), cloth-changing for other clothes as well, visible-infrared for the other modality.
-Change = Literal["camera", "clothes", "modality"]
+# What stands against each change where no image has a match that differs so.
+NO_MATCHES: dict[Change, str] = {
+    "any": "no identity with two images",
+    "camera": "no identity seen by two cameras",
+    "clothes": "no identity in two outfits and two cameras",
+    "modality": "no identity both visible and infrared",
+}
 
 
 MatchLaw = Literal["uniform_overall", "inverse", "uniform"]
@@ -120,6 +124,7 @@ class ImagePool:
         attribute_tokens: about how many tokens each attribute of the table takes.
         attribute_codes: equal where attributes of the table have the same name and value.
         queries: for each change, the images with matches.
+        changes: shares of what matches differ in, for pairs and galleries that are of no setting of their own.
         described_queries: images with captions, and how many images show the same person, themselves included.
         multimodal_queries: images with captions, and how many matches other cameras have.
     """
@@ -129,6 +134,7 @@ class ImagePool:
         self.name, self.first, self.size = source.name, source.first, source.last - source.first
         self.table, self._rows = table, slice(source.first, source.last)
         self.everything = view(np.arange(self.size))
+        self.changes: dict[Change, float] = {"camera": 1.0}
         self._index_labels()
         self._index_descriptions()
         self.tokens = view(table.count_tokens(policy)[self._rows]) if policy else view(np.zeros(0, dtype=np.int64))
@@ -138,6 +144,23 @@ class ImagePool:
         pool = copy.copy(self)
         pool.tokens = view(self.table.count_tokens(policy)[self._rows])
         return pool
+
+    def with_changes(self, changes: Mapping[Change, float]) -> "ImagePool":
+        """Return this pool with other shares of what matches differ in."""
+        pool = copy.copy(self)
+        pool.changes = dict(changes)
+        return pool
+
+    def list_changes(self) -> list[Change]:
+        """Return the changes with a share that some image has a match for."""
+        return [change for change, share in self.changes.items() if share > 0 and self.queries[change].most > 0]
+
+    def draw_change(self, rng: random.Random) -> Change:
+        """Return in what the matches of a record differ from its query, by the shares of those that are there."""
+        possible = self.list_changes()
+        if len(possible) == 1:
+            return possible[0]
+        return rng.choices(possible, [self.changes[change] for change in possible])[0]
 
     def _index_labels(self) -> None:
         labels = (self.table.encode(name, self._rows) for name in ("person_id", "camera_id", "clothes_id", "modality"))
@@ -156,6 +179,7 @@ class ImagePool:
         # Where nobody else is seen in a modality, there is no gallery to choose from.
         alone, alone_across = own == _count_equal(modality), crossed == self.size - _count_equal(modality)
         self.queries: dict[Change, Queries] = {
+            "any": Queries(np.where(alone, 0, own - 1)),
             "camera": Queries(np.where(alone, 0, own - _count_equal(person, modality, camera))),
             "clothes": Queries(np.where(alone, 0, changed)),
             "modality": Queries(np.where(alone_across, 0, crossed)),
@@ -170,8 +194,7 @@ class ImagePool:
         self.captioned = view(np.flatnonzero(has_caption))
         self.attributed = view(np.flatnonzero(np.diff(table.attribute_starts[upto]) > 0))
         self._looks = Groups(table.looks[rows])
-        colour = table.encode_attribute(HARD_ATTRIBUTE)[rows]
-        self._by_camera_and_colour = Groups(number(np.asarray(self._by_camera.labels), colour))
+        self._index_colours(table.encode_attribute(HARD_ATTRIBUTE)[rows])
         self._caption_codes = view(table.caption_codes)
         self.caption_tokens, self.attribute_tokens = view(table.caption_tokens), view(table.attribute_tokens)
         self.attribute_codes = view(table.attribute_codes)
@@ -180,6 +203,23 @@ class ImagePool:
         self._owners = Groups(codes, owners)
         self.described_queries = Queries(np.where(has_caption, _count_equal(np.asarray(self.people.labels)), 0))
         self.multimodal_queries = Queries(np.where(has_caption, np.asarray(self.queries["camera"].matches), 0))
+
+    def _index_colours(self, colour: Codes) -> None:
+        """Group the images by camera and colour, so that those of any camera in any colour are found."""
+        self._colour, self._colours = view(colour), int(colour.max(initial=0)) + 2
+        keys = np.asarray(self._by_camera.labels) * self._colours + colour + 1
+        self._by_camera_and_colour = Groups(keys)
+        unique, first = np.unique(keys, return_index=True)
+        self._look_keys, self._look_rows = view(unique), view(first)
+
+    def _list_looking(self, camera_of: int, colour_of: int) -> Numbers | Sequence[int]:
+        """Return the images of one image's camera (and modality) in another one's colour, if that is known."""
+        colour = self._colour[colour_of]
+        key = self._by_camera.labels[camera_of] * self._colours + colour + 1
+        place = bisect_left(self._look_keys, key)
+        if colour < 0 or place == len(self._look_keys) or self._look_keys[place] != key:
+            return ()
+        return self._by_camera_and_colour.list_alike(self._look_rows[place])
 
     def list_captions(self, image: int) -> range:
         """Return the numbers of an image's captions among all captions of the table."""
@@ -198,46 +238,52 @@ class ImagePool:
         same, modality, camera = self.people.list_alike(image), self._modality[image], self._camera[image]
         if change == "modality":
             return [i for i in same if self._modality[i] != modality]
+        if change == "any":
+            return [i for i in same if i != image and self._modality[i] == modality]
         others = [i for i in same if self._camera[i] != camera and self._modality[i] == modality]
         if change == "camera":
             return others
         return [i for i in others if 0 <= self._clothes[i] != self._clothes[image]]
-
-    def draw_positives(self, rng: random.Random, query: int, count: int, change: Change = "camera") -> list[int]:
-        """Return up to ``count`` different matches of the query."""
-        positives = self.list_positives(query, change)
-        return rng.sample(positives, min(count, len(positives)))
 
     def is_other_person(self, image: int, other: int) -> bool:
         """Return whether two images show different people."""
         return self.people.labels[image] != self.people.labels[other]
 
     def draw_negatives(
-        self, rng: random.Random, query: int, count: int, hard_share: float, like: int | None = None
+        self, rng: random.Random, query: int, count: int, hard_share: float, positives: Sequence[int]
     ) -> list[int]:
         """Return up to ``count`` different images of other people, in random order.
 
-        A share of them is hard: taken by the same camera as ``like`` and, as long as there are such, with the same
-        colour of the upper clothing. Fewer are returned only if the data set has no more.
+        Each is of the camera (and modality) of one of the positives, drawn anew: cameras say nothing about who it is.
+        Were they drawn from all cameras, "the query's camera: No" could be learnt, since matches are from others. Of
+        those of that camera a share is hard: in the colour that the query wears above, as long as there are such;
+        across modalities in the positive's, since infrared hides colours. Where a camera shows nobody else, another
+        camera than the query's takes its place, and fewer are returned only if the data set has no more.
 
         Args:
             rng: the source of randomness.
             query: whose person is left out.
             count: how many.
             hard_share: probability of each to be hard.
-            like: an image that the negatives resemble, of whose modality they all are; the query if None.
+            positives: all matches of the query, at least one.
         """
-        like = query if like is None else like
 
         def is_negative(image: int) -> bool:
             return self.is_other_person(image, query)
 
-        hard = sum(rng.random() < hard_share for _ in range(count))
-        chosen = draw_among(rng, self._by_camera_and_colour.list_alike(like), is_negative, hard)
-        if len(chosen) < hard:
-            chosen += draw_among(rng, self._by_camera.list_alike(like), is_negative, hard - len(chosen), chosen)
-        among = self._rows_of_modality[self._modality[like]]
-        chosen += draw_among(rng, among, is_negative, count - len(chosen), chosen)
+        chosen: list[int] = []
+        for _ in range(count):
+            like = pick(rng, positives)
+            worn = query if self._modality[like] == self._modality[query] else like
+            hard = self._list_looking(like, worn) if rng.random() < hard_share else ()
+            found = draw_among(rng, hard, is_negative, 1, chosen)
+            chosen += found or draw_among(rng, self._by_camera.list_alike(like), is_negative, 1, chosen)
+        if len(chosen) < count:
+            among = self._rows_of_modality[self._modality[positives[0]]]
+            camera = self._camera[query]
+            missing = count - len(chosen)
+            chosen += draw_among(rng, among, lambda i: is_negative(i) and self._camera[i] != camera, missing, chosen)
+            chosen += draw_among(rng, among, is_negative, count - len(chosen), chosen)
         rng.shuffle(chosen)
         return chosen
 
@@ -279,8 +325,8 @@ def draw_gallery(
     rng: random.Random,
     settings: GallerySettings,
     smallest_matches: int,
-    queries: Queries,
     change: Change = "camera",
+    queries: Queries | None = None,
 ) -> tuple[int, list[int], list[int]]:
     """Draw a query with its gallery of N images, n of them matches (``compute_size_probabilities``).
 
@@ -289,17 +335,15 @@ def draw_gallery(
         rng: the only source of randomness.
         settings: sizes, distribution of n, share of hard negatives.
         smallest_matches: least number of matches: 2 in Stage 2 (equation 1), 1 in Stage 3 (section 3.1.3).
-        queries: which images may be the query.
         change: in what a match differs from the query.
+        queries: which images may be the query; None: all that have matches.
 
     Returns:
         The query, its matches and the other images, each in random order; fewer matches than drawn if the data set
         has no more, then more of the others.
     """
     size, matches = draw_sizes(rng, settings, smallest_matches)
-    query = queries.draw(rng, matches)
-    positives = pool.draw_positives(rng, query, matches, change)
-    # Infrared hides colours, so across modalities a negative is hard when it resembles a match.
-    like = positives[0] if change == "modality" else query
-    negatives = pool.draw_negatives(rng, query, size - len(positives), settings.hard_negatives, like)
-    return query, positives, negatives
+    query = (queries or pool.queries[change]).draw(rng, matches)
+    positives = pool.list_positives(query, change)
+    shown = rng.sample(positives, min(matches, len(positives)))
+    return query, shown, pool.draw_negatives(rng, query, size - len(shown), settings.hard_negatives, positives)

@@ -44,7 +44,8 @@ def describe_origin(source: SourceSettings) -> dict[str, Any]:
     """Return what a manifest depends on: the source's settings and the bytes of its captions file."""
     captions = source.captions
     digest = xxhash.xxh3_128_hexdigest(captions.read_bytes()) if captions is not None and captions.is_file() else None
-    return {"source": source.model_dump(mode="json"), "captions_digest": digest}
+    labels = source.model_dump(mode="json", exclude={"stages", "weight", "change"})  # these choose among the records
+    return {"source": labels, "captions_digest": digest}
 
 
 def is_current(path: Path, source: SourceSettings) -> bool:

@@ -1,6 +1,7 @@
 """Tests of chatreid_plugin.engine.builders: every task's record is true, renders, and fits the sequence."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -90,6 +91,27 @@ def test_pair_is_of_one_person_in_two_cameras_or_of_two_people(pool: ImagePool) 
         assert (record.query_images, len(record.images)) == (2, 2)
         assert (get_person(record, 0) == get_person(record, 1)) == record.answer.match
         assert not record.answer.match or get_camera(record, 0) != get_camera(record, 1)
+
+
+@pytest.mark.parametrize("task", ["image_to_image_one_to_one", "image_to_image_many_to_many"])
+def test_matches_differ_in_what_the_source_shares_out(task: str, pool: ImagePool) -> None:
+    records = draw(task, pool.with_changes({"camera": 1, "clothes": 1, "modality": 2}), 900)
+    counts: Counter[str] = Counter()
+    for record in records:
+        if record.answer.match is False:
+            continue
+        others = record.answer.indices or (0,)
+        shown = [record.images[0], *(record.images[1 + index] for index in others)]
+        parts = [image.path.removesuffix(".jpg").split("_") for image in shown]
+        infrared = [int(camera) >= 4 for _, camera, _ in parts]
+        clothes = {number for _, _, number in parts[1:]}  # an image's number in its camera is its outfit
+        if infrared[0] != infrared[1]:
+            counts["modality"] += 1
+        else:
+            counts["camera" if parts[0][2] in clothes else "clothes or camera"] += 1
+    # A match in any camera wears other clothes in two of three cases.
+    assert counts["modality"] / counts.total() == pytest.approx(0.5, abs=0.08)
+    assert counts["camera"] > 0 and counts["clothes or camera"] > counts["camera"]
 
 
 @pytest.mark.parametrize(("task", "least"), [("image_to_image_many_to_many", 2), ("standard_reid", 1)])

@@ -1,7 +1,7 @@
 """Tests of chatreid_plugin.engine.builders: what must hold for every record of any world, however odd."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatreid_plugin.answers import read_answer, render_answer
-from chatreid_plugin.config import BuildSettings
+from chatreid_plugin.config import BuildSettings, Change
 from chatreid_plugin.engine.builders import build_draft, explain_missing
 from chatreid_plugin.engine.drafts import PlacedDraft, assemble_records
 from chatreid_plugin.engine.image_table import ImageTable, combine_images
@@ -141,11 +141,21 @@ def check_asked(record: Instruction, images: Images) -> None:
     assert not any(asked <= image.attributes.items() for image in others)
 
 
+DIFFERS: dict[Change, Callable[[ImageRecord, ImageRecord], bool]] = {
+    "any": lambda one, two: one.modality == two.modality,
+    "camera": lambda one, two: one.modality == two.modality and one.camera_id != two.camera_id,
+    "clothes": lambda one, two: (
+        DIFFERS["camera"](one, two)
+        and None not in (one.clothes_id, two.clothes_id)
+        and one.clothes_id != two.clothes_id
+    ),
+    "modality": lambda one, two: one.modality != two.modality,
+}
+
+
 def check_image_pair(record: Instruction, images: Images) -> None:
     one, two = (images[image.path] for image in record.images)
     assert record.answer.match == (one.person_id == two.person_id)
-    assert one.modality == two.modality
-    assert not record.answer.match or one.camera_id != two.camera_id
 
 
 def check_text_pair(record: Instruction, images: Images) -> None:
@@ -171,7 +181,7 @@ def check_caption(record: Instruction, images: Images) -> None:
 CHECKS: dict[str, Callable[[Instruction, Images], None]] = {
     "image_captioning": check_caption,
     "image_to_image_one_to_one": check_image_pair,
-    "image_to_image_many_to_many": check_cross_camera,
+    "image_to_image_many_to_many": check_gallery,
     "text_to_image_one_to_one": check_text_pair,
     "text_to_image_many_to_one": check_caption_choice,
     "text_to_image_one_to_many": check_described,
@@ -208,20 +218,37 @@ def check_rendering(record: Instruction) -> None:
     assert read_answer(record.task, answer, max(record.gallery_size, len(record.captions))) == expected
 
 
+def check_changes(record: Instruction, images: Images, changes: Sequence[Change]) -> None:
+    """A match of a pair or a many-to-many gallery differs from the query as the source asks."""
+    if record.task == "image_to_image_many_to_many":
+        query, right, _ = split(record, images)
+    elif record.task == "image_to_image_one_to_one" and record.answer.match:
+        query, *right = (images[image.path] for image in record.images)
+    else:
+        return
+    assert any(all(DIFFERS[change](query, image) for image in right) for change in changes)
+
+
 def test_every_task_is_checked() -> None:
     assert set(CHECKS) == set(TASKS)
 
 
 @pytest.mark.parametrize("task", TASKS)
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(first=draw_images("one"), second=draw_images("two"), recipe=RECIPES, seed=st.integers(0, 2**32))
+@given(
+    first=draw_images("one"),
+    second=draw_images("two"),
+    recipe=RECIPES,
+    changes=st.sampled_from((("any",), ("camera",), ("clothes",), ("modality",), ("camera", "clothes", "modality"))),
+    seed=st.integers(0, 2**32),
+)
 def test_every_record_of_any_world_is_true(
-    task: str, first: list[ImageRecord], second: list[ImageRecord], recipe: Any, seed: int
+    task: str, first: list[ImageRecord], second: list[ImageRecord], recipe: Any, changes: tuple[Change, ...], seed: int
 ) -> None:
     images = {record.path: record for record in [*first, *second]}
     table = ImageTable(combine_images([make_manifest_table(records) for records in (first, second)]))
     for source in table.sources:
-        pool = ImagePool(table, source, ImagePolicy(TASKS[task].stage))
+        pool = ImagePool(table, source, ImagePolicy(TASKS[task].stage)).with_changes(dict.fromkeys(changes, 1.0))
         if explain_missing(task, pool) is not None:
             continue
         for number in range(10):
@@ -230,4 +257,5 @@ def test_every_record_of_any_world_is_true(
                 assert record.dataset == source.name
                 check_form(record, recipe)
                 CHECKS[task](record, images)
+                check_changes(record, images, pool.list_changes())
                 check_rendering(record)

@@ -109,6 +109,17 @@ def test_source_counts_only_for_the_stages_it_trains(make_pool: MakePool) -> Non
     assert skipped["chatreid_stage1_image_captioning"] == "no source trains this stage"
 
 
+def test_pairs_across_modalities_need_no_second_camera_of_one(make_pool: MakePool) -> None:
+    # As in RegDB: one visible and one infrared camera.
+    pool = make_pool(cameras=2, infrared=1)
+    recipe = {"records": {"stage2": 10}, "stage2_ratios": {"image_to_image_one_to_one": 1}}
+    assert plan(make_settings(**recipe), pool)[0] == {"image_to_image_one_to_one": 10}
+    same_modality = make_settings(sources=[{"name": "own", "root": "raw", "change": {"camera": 1}}], **recipe)
+    counts, skipped = plan(same_modality, pool)
+    assert counts == {}
+    assert skipped["chatreid_stage2_image_to_image_one_to_one"] == "no identity seen by two cameras"
+
+
 def test_share_of_less_than_one_record_is_said(make_pool: MakePool) -> None:
     ratios = {"attribute_prediction": 1.0, "image_to_image_one_to_one": 0.001}
     counts, skipped = plan(make_settings(records={"stage2": 10}, stage2_ratios=ratios), make_pool())

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from chatreid_plugin.config import GallerySettings
+from chatreid_plugin.config import Change, GallerySettings
 from chatreid_plugin.engine.sampler import (
-    Change,
     ImagePool,
     Queries,
     compute_size_probabilities,
@@ -41,7 +40,7 @@ def assert_follows(counts: Mapping[Any, int], shares: Mapping[Any, float]) -> No
 
 
 def draw(pool: ImagePool, seed: int, smallest: int = 2, change: Change = "camera", **settings: Any) -> Any:
-    return draw_gallery(pool, random.Random(seed), GallerySettings(**settings), smallest, pool.queries[change], change)
+    return draw_gallery(pool, random.Random(seed), GallerySettings(**settings), smallest, change)
 
 
 def get_label(pool: ImagePool, image: int, name: str) -> Any:
@@ -188,7 +187,7 @@ def test_other_galleries_are_of_the_querys_modality(
         assert len({get_label(pool, image, "modality") for image in [query, *matches, *others]}) == 1
 
 
-@pytest.mark.parametrize("change", ["camera", "clothes", "modality"])
+@pytest.mark.parametrize("change", ["any", "camera", "clothes", "modality"])
 def test_queries_count_the_matches_that_are_drawn(make_pool: MakePool, change: Any) -> None:
     pool = make_pool(people=4, cameras=4, images=3, outfits=3, infrared=2)
     counted = list(pool.queries[change].matches)
@@ -238,14 +237,18 @@ def test_pool_of_another_stage_shares_the_index_and_counts_anew(make_pool: MakeP
     assert other.people is pool.people
 
 
-def test_hard_negatives_share_camera_and_colour_as_long_as_there_are_such(make_pool: MakePool) -> None:
+def test_hard_negatives_have_a_matchs_camera_and_the_querys_colour_as_long_as_there_are_such(
+    make_pool: MakePool,
+) -> None:
     # Per camera: 3 images of each of 3 other people of the query's colour, and of 16 people of other colours.
     pool = make_pool(people=20, cameras=4, images=3, colours=5)
     colours = [get_colour(pool, image) for image in range(pool.size)]
     for query in (0, 100, 239):
-        images = pool.draw_negatives(random.Random(query), query, 12, 1.0)
+        positives = pool.list_positives(query)[:3]
+        (camera,) = {get_camera(pool, image) for image in positives}
+        images = pool.draw_negatives(random.Random(query), query, 12, 1.0, positives)
         assert len(set(images)) == 12
-        assert all(get_camera(pool, image) == get_camera(pool, query) for image in images)
+        assert {get_camera(pool, image) for image in images} == {camera}
         assert sum(colours[image] == colours[query] for image in images) == 9
         assert get_person(pool, query) not in {get_person(pool, image) for image in images}
 
@@ -258,39 +261,91 @@ def test_share_of_hard_negatives_is_the_one_asked_for(make_pool: MakePool, share
     hard = total = 0
     for _ in range(2000):
         query = rng.randrange(pool.size)
-        for image in pool.draw_negatives(rng, query, 2, share):
+        for image in pool.draw_negatives(rng, query, 2, share, pool.list_positives(query)):
             total += 1
-            hard += get_camera(pool, image) == get_camera(pool, query) and colours[image] == colours[query]
-    # 3 of 195 other people's images are hard by chance; 4 standard deviations of a share over 4,000 draws.
-    expected = share + (1 - share) * 3 / 195
+            hard += colours[image] == colours[query]
+    # 3 of 39 other people of a camera are hard by chance; 4 standard deviations of a share over 4,000 draws.
+    expected = share + (1 - share) * 3 / 39
     assert hard / total == pytest.approx(expected, abs=4 * (0.25 / total) ** 0.5)
+
+
+def measure_information(pairs: Counter[tuple[Any, bool]]) -> float:
+    """Return the mutual information of the two in bits."""
+    total = pairs.total()
+    firsts: Counter[Any] = Counter()
+    seconds: Counter[bool] = Counter()
+    for (first, second), count in pairs.items():
+        firsts[first] += count
+        seconds[second] += count
+    return sum(
+        count / total * np.log2(count * total / firsts[first] / seconds[second])
+        for (first, second), count in pairs.items()
+    )
+
+
+@pytest.mark.parametrize("change", ["any", "camera", "clothes", "modality"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_cameras_do_not_tell_the_answer(
+    make_images: MakeImages, index_images: IndexImages, change: Change, share: float
+) -> None:
+    # Camera 0 is everywhere, cameras 2 and 3 see few people, as in real sets.
+    records = make_images(people=30, cameras=4, images=4, outfits=2, infrared=1)
+    pool = index_images([r for r in records if r.camera_id in "01" or int(r.person_id[4:]) % int(r.camera_id) == 0])
+    rng = random.Random(3)
+    same: Counter[tuple[Any, bool]] = Counter()
+    cameras: Counter[tuple[Any, bool]] = Counter()
+    for _ in range(6000):
+        query = pool.queries[change].draw(rng, 1)
+        positives = pool.list_positives(query, change)
+        match = rng.random() < 0.5
+        other = rng.choice(positives) if match else pool.draw_negatives(rng, query, 1, share, positives)[0]
+        own, shown = get_camera(pool, query), get_camera(pool, other)
+        same[own == shown, match] += 1
+        cameras[(own, shown), match] += 1
+    # Of independent values about (values - 1) / (2 n ln 2) bits are found: 0.001 for twelve pairs of cameras.
+    assert measure_information(same) < 0.001
+    assert measure_information(cameras) < 0.003
 
 
 def test_negatives_come_in_random_order(make_pool: MakePool) -> None:
     # The budget drops the last ones, which must not always be the easy ones.
     pool = make_pool()
     rng = random.Random(0)
-    first = [get_camera(pool, pool.draw_negatives(rng, 0, 4, 0.5)[0]) for _ in range(400)]
-    last = [get_camera(pool, pool.draw_negatives(rng, 0, 4, 0.5)[-1]) for _ in range(400)]
-    assert abs(first.count("0") - last.count("0")) < 60
+    colour = get_colour(pool, 0)
+    positives = pool.list_positives(0)
+    first = [get_colour(pool, pool.draw_negatives(rng, 0, 4, 0.5, positives)[0]) for _ in range(400)]
+    last = [get_colour(pool, pool.draw_negatives(rng, 0, 4, 0.5, positives)[-1]) for _ in range(400)]
+    assert abs(first.count(colour) - last.count(colour)) < 60
 
 
 def test_negatives_are_all_there_are_when_few(make_images: MakeImages, index_images: IndexImages) -> None:
     records = make_images(people=2, cameras=2, images=30)
+    # Of the other person only two images of the first camera, which is the query's.
     pool = index_images([record for record in records if record.person_id == "own:0"] + records[60:62])
     for share in (0.0, 0.5, 1.0):
-        images = pool.draw_negatives(random.Random(0), 0, 5, share)
+        images = pool.draw_negatives(random.Random(0), 0, 5, share, pool.list_positives(0))
         assert sorted(images) == [60, 61]
-        assert pool.draw_negatives(random.Random(0), 60, 3, share)[0] < 60
 
 
-def test_negatives_resemble_the_image_that_is_given(make_pool: MakePool) -> None:
+def test_another_camera_than_the_querys_comes_first_where_the_matches_camera_shows_nobody_else(
+    make_images: MakeImages, index_images: IndexImages
+) -> None:
+    records = make_images(people=9, cameras=3, images=2)
+    pool = index_images([r for r in records if r.person_id == "own:0" or r.camera_id != "1"])
+    query, positives = 0, [2, 3]
+    assert {get_camera(pool, image) for image in positives} == {"1"}
+    images = pool.draw_negatives(random.Random(0), query, 20, 0.5, positives)
+    assert [get_camera(pool, image) for image in images].count("2") == 16
+    assert [get_camera(pool, image) for image in images].count("0") == 4
+
+
+def test_negatives_across_modalities_resemble_the_match(make_pool: MakePool) -> None:
     pool = make_pool(people=20, cameras=4, images=3, infrared=2)
     query, like = 0, 9
     assert get_person(pool, like) == get_person(pool, query)
-    images = pool.draw_negatives(random.Random(0), query, 8, 1.0, like)
+    images = pool.draw_negatives(random.Random(0), query, 8, 1.0, [like])
     assert {get_camera(pool, image) for image in images} == {get_camera(pool, like)}
-    images = pool.draw_negatives(random.Random(0), query, 8, 0.0, like)
+    images = pool.draw_negatives(random.Random(0), query, 8, 0.0, [like])
     assert {get_label(pool, image, "modality") for image in images} == {"infrared"}
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from scipy.stats import chisquare
 
-from chatreid_plugin.config import BuildSettings
+from chatreid_plugin.config import BuildSettings, SourceSettings
 from chatreid_plugin.engine.drafts import PlacedDraft
 from chatreid_plugin.engine.image_table import ImageTable, combine_images, digest_images, write_image_table
 from chatreid_plugin.engine.shard_jobs import (
     ShardJob,
+    choose_changes,
     draw_shard,
     index_sources,
     list_ids,
@@ -94,6 +95,20 @@ def test_sources_are_drawn_by_images_times_weight(make_job: MakeJob, table: Imag
     for weights, expected in (((1, 1), [2000, 1000]), ((1, 4), [1000, 2000])):
         counts = Counter(placed.first_row for placed in draw(make_job(count=3000, weights=weights), table))
         assert chisquare([counts[0], counts[240]], expected).pvalue > 0.001
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"name": "market1501"}, {"camera": 1}),
+        ({"name": "prcc"}, {"camera": 0.5, "clothes": 0.5}),
+        ({"name": "mine", "parser": "sysumm01"}, {"camera": 0.3, "modality": 0.7}),
+        ({"name": "mine", "parser": "pattern"}, {"camera": 1, "clothes": 1, "modality": 1}),
+        ({"name": "prcc", "change": {"any": 1}}, {"any": 1}),
+    ],
+)
+def test_matches_differ_in_what_the_data_sets_setting_is_about(source: Any, expected: dict[str, float]) -> None:
+    assert choose_changes(SourceSettings.model_validate(source | {"root": "raw"})) == expected
 
 
 def test_sources_that_cannot_give_a_task_are_left_out(make_job: MakeJob) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ def test_a_perfect_chooser_ranks_perfectly(
     assert results["metrics"]["mAP"] == 1.0
 
 
-@lru_cache(maxsize=None)
+@cache
 def learn_first_letters(matches: frozenset[int], size: int) -> Any:
     """Return the logits (N,) of an ideal model: the shares of first letters among the answers that training shows."""
     counts = np.full(size, 0.01)

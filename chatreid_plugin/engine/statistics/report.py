@@ -212,9 +212,7 @@ def _describe_dataset(
         share=share,
         intended_share=intended_share,
         gallery_sizes=sizes if task.answer_kind == "letters" else None,
-        matches=None
-        if smallest is None
-        else compare(counts.matches, compute_match_probabilities(gallery, smallest)),
+        matches=None if smallest is None else compare(counts.matches, compute_match_probabilities(gallery, smallest)),
         yes_no=compare_yes_no(counts.right, counts.wrong) if task.answer_kind == "match" else None,
         visual_tokens=summarize_tokens(counts.visual_tokens),
         tokens=summarize_tokens(counts.tokens),

@@ -148,7 +148,7 @@ def test_faulty_shards_are_errors(write_dataset: WriteDataset) -> None:
 
 
 def test_numbers_stand_beside_what_the_recipe_intends(write_dataset: WriteDataset) -> None:
-    gallery = {"min_size": 2, "max_size": 3}
+    gallery = {"min_size": 2, "max_size": 3, "matches": "inverse"}
     ratios = {"image_to_image_many_to_many": 3, "image_to_image_one_to_one": 1, "attribute_prediction": 4}
     # N = 2 has n = 2; N = 3 has n = 2 twice as often as n = 3.
     records = [make_record(2, 2)] * 30 + [make_record(3, 2)] * 20 + [make_record(3, 3)] * 10
