@@ -1,9 +1,10 @@
 """Every task in one table: its wordings and its kind of answer; training and evaluation both read it here.
 
-``answers.py`` writes the answers and reads replies.
+``answers.py`` writes the answers and reads replies. The yes-or-no tasks of Stage 3 are the questions that pointwise
+evaluation asks (section 4.1): two are Stage 2's, kept in, and two are ours, for attributes and for image with words.
 
 Prompts are verbatim from the paper (section 3.1.1, figure 4, section 3.1.3) where the wording is the first of a
-task; the others are ours, and so are all of attribute and multi-modal retrieval, whose prompts the paper does not give
+task; the others are ours, and so are all of attribute and multi-modal tasks, whose prompts the paper does not give
 (section 3.3). ``{image}`` stands for one image, ``{gallery}`` for the lettered gallery, ``{caption}`` and
 ``{captions}`` for quoted descriptions, ``{attributes}`` for what is asked for. Gallery images carry letters, since
 Qwen's tokenizer splits "10" into two tokens and a letter is one.
@@ -34,10 +35,10 @@ PROMPTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task: the stage that trains it, how its answer is written, its wordings (the paper's first)."""
+    """One task: the stages that train it, how its answer is written, its wordings (the paper's first)."""
 
     name: str
-    stage: int
+    stages: tuple[int, ...]
     answer_kind: AnswerKind
     prompts: tuple[str, ...]
     answer_form: str = "{answer}"
@@ -46,7 +47,7 @@ class Task:
 _TASKS = (
     Task(
         "image_captioning",
-        1,
+        (1,),
         "text",
         (
             "In the {image} provided, can you give a detailed description of the pedestrian, including their gender, "
@@ -58,7 +59,7 @@ _TASKS = (
     ),
     Task(
         "image_to_image_one_to_one",
-        2,
+        (2, 3),
         "match",
         (
             "Do these two images {image}{image} contain the same pedestrian identity?",
@@ -68,7 +69,7 @@ _TASKS = (
     ),
     Task(
         "image_to_image_many_to_many",
-        2,
+        (2,),
         "letters",
         (
             "Given the query image {image} of a pedestrian and a gallery set {gallery}. Please select all images from "
@@ -79,7 +80,7 @@ _TASKS = (
     ),
     Task(
         "text_to_image_one_to_one",
-        2,
+        (2, 3),
         "match",
         (
             'Does the image {image} of the pedestrian match the following caption: "{caption}"',
@@ -88,7 +89,7 @@ _TASKS = (
     ),
     Task(
         "text_to_image_many_to_one",
-        2,
+        (2,),
         "ordinal",
         (
             "Given the following image {image}, which of the captions accurately describes it? {captions}",
@@ -98,7 +99,7 @@ _TASKS = (
     ),
     Task(
         "text_to_image_one_to_many",
-        2,
+        (2,),
         "letters",
         (
             "Select the image that best matches the following description of the pedestrian's appearance: "
@@ -109,7 +110,7 @@ _TASKS = (
     ),
     Task(
         "attribute_comparison",
-        2,
+        (2,),
         "comparison",
         (
             "Given the first images {image} and the second image {image}, please describe the similarities and "
@@ -120,7 +121,7 @@ _TASKS = (
     ),
     Task(
         "attribute_prediction",
-        2,
+        (2,),
         "attributes",
         (
             "Examine the image {image} below and select the correct attribute annotations for the pedestrian.",
@@ -130,7 +131,7 @@ _TASKS = (
     ),
     Task(
         "standard_reid",
-        3,
+        (3,),
         "letters",
         (
             "Given the {image} provided, identify which of the following images show the same pedestrian as in the "
@@ -140,7 +141,7 @@ _TASKS = (
     ),
     Task(
         "cloth_changing_reid",
-        3,
+        (3,),
         "letters",
         (
             "Given the {image} provided, select which of the {gallery} shows the same person, who may be wearing "
@@ -151,7 +152,7 @@ _TASKS = (
     ),
     Task(
         "visible_infrared_reid",
-        3,
+        (3,),
         "letters",
         (
             "Using the given {image}, choose the corresponding {gallery} that matches the same pedestrian, "
@@ -162,7 +163,7 @@ _TASKS = (
     ),
     Task(
         "text_to_image_reid",
-        3,
+        (3,),
         "letters",
         (
             "Select the {gallery} that best matches the following description of the pedestrian's appearance: "
@@ -172,7 +173,7 @@ _TASKS = (
     ),
     Task(
         "attribute_retrieval",
-        3,
+        (3,),
         "letters",
         (
             "Which of the following images show a pedestrian with these attributes: {attributes}? {gallery}",
@@ -181,13 +182,32 @@ _TASKS = (
     ),
     Task(
         "multimodal_retrieval",
-        3,
+        (3,),
         "letters",
         (
             'The query image {image} shows a pedestrian, described as: "{caption}" Which of the following images show '
             "the same pedestrian? {gallery}",
             'Query image: {image} What is known besides: "{caption}" Gallery: {gallery} Select the images of the '
             "person asked for.",
+        ),
+    ),
+    Task(
+        "attribute_one_to_one",
+        (3,),
+        "match",
+        (
+            "Does the pedestrian in {image} have these attributes: {attributes}?",
+            "{image} Are these attributes true of the pedestrian shown: {attributes}?",
+        ),
+    ),
+    Task(
+        "multimodal_one_to_one",
+        (3,),
+        "match",
+        (
+            'The query image {image} shows a pedestrian, described as: "{caption}" Does the image {image} show the '
+            "same pedestrian?",
+            'Query image: {image} What is known besides: "{caption}" Is the person asked for in this image? {image}',
         ),
     ),
 )
@@ -215,7 +235,7 @@ def get_task(name: str, record_id: str = "") -> Task:
 
 def list_stage_tasks(stage: int) -> list[Task]:
     """Return the tasks that this stage trains, in the table's order."""
-    return [task for task in _TASKS if task.stage == stage]
+    return [task for task in _TASKS if stage in task.stages]
 
 
 def find_default_system(family: str) -> str:

@@ -47,7 +47,10 @@ def test_default_ratios_are_the_papers() -> None:
 
 
 def test_default_ratios_of_stage_3_are_equal() -> None:
-    assert build().stage3_ratios == {task.name: 1.0 for task in list_stage_tasks(3)}
+    ratios = build().stage3_ratios
+    assert set(ratios) == {task.name for task in list_stage_tasks(3)}
+    assert sum(ratios.values()) == pytest.approx(1)
+    assert sum(ratio for name, ratio in ratios.items() if name.endswith("one_to_one")) == pytest.approx(0.2)
 
 
 def test_sources_train_all_stages_alike_by_default() -> None:

@@ -52,6 +52,7 @@ stage2_ratios:
   text_to_image_one_to_many: 0.012
   attribute_comparison: 0.003
   attribute_prediction: 0.003
+stage3_ratios: {{image_to_image_one_to_one: 0.95, standard_reid: 0.05}}
 """
 # Learning rates for a model of a million parameters; the recipes' own are for 2 billion. Above 1e-3 the first steps of
 # Stage 2 wipe out what the decoder knows about comparing, and it does not come back within the demo.

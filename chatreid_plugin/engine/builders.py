@@ -47,7 +47,11 @@ def _draw_with_others(
         unlike = pool.draw_unlike(rng, image, count, others)
         if unlike:
             return image, unlike
-    raise DataError(
+    raise _refuse_alike(pool)
+
+
+def _refuse_alike(pool: ImagePool) -> DataError:
+    return DataError(
         f"Source {pool.name}: {ATTEMPTS} images drawn, and no other person has other attributes or captions. "
         "Describe the people in more detail, or leave text and attribute tasks out of the ratios."
     )
@@ -112,12 +116,30 @@ def _build_gallery(
 
 
 def _build_multimodal(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
-    # An image and a sentence about the same person (paper section 3.3, adaptive multi-modal retrieval).
+    # An image and words that add to it (paper section 3.3, adaptive multi-modal retrieval).
     query, matches, others = draw_gallery(pool, rng, settings.gallery, 1, queries=pool.multimodal_queries)
-    caption = _draw_caption(pool, rng, query)
+    caption = pick(rng, pool.list_other_words(query))
     taken = pool.tokens[query] + TOKENS_AROUND_IMAGE + pool.caption_tokens[caption]
     gallery, places = _fit_gallery(pool, rng, settings, matches + others, len(matches), taken)
     return Draft([query, *gallery], 1, places, captions=[caption])
+
+
+def _build_multimodal_pair(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    match = rng.random() < 0.5
+    query = pool.multimodal_queries.draw(rng, 1)
+    caption = pick(rng, pool.list_other_words(query))
+    other = _draw_match_or_not(pool, rng, settings, query, "camera", match)
+    return Draft([query, other], 2, match=match, captions=[caption])
+
+
+def _build_attribute_pair(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    match = rng.random() < 0.5
+    for _ in range(ATTEMPTS):
+        query = build_attribute_query(pool, rng, 1, 1)
+        if query.others:
+            (image,) = query.matches if match else query.others
+            return Draft([image], 1, match=match, attributes=[(-1, attribute) for attribute in query.asked])
+    raise _refuse_alike(pool)
 
 
 def _build_text_pair(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
@@ -193,6 +215,8 @@ BUILDERS: dict[str, Builder] = {
     "text_to_image_reid": _build_text_retrieval,
     "attribute_retrieval": _build_attribute_retrieval,
     "multimodal_retrieval": _build_multimodal,
+    "attribute_one_to_one": _build_attribute_pair,
+    "multimodal_one_to_one": _build_multimodal_pair,
 }
 
 # Tasks of a setting: in what their matches differ from the query, whatever the source's shares are.
@@ -218,8 +242,9 @@ def explain_missing(task: str, pool: ImagePool) -> str | None:
         return None if pool.has_unlike(described) else "no two people who are described differently"
     if len(pool.people) < 2:
         return "only one identity"
-    if task == "multimodal_retrieval":
-        return None if pool.multimodal_queries.most else "no captions of an identity seen by two cameras"
+    if task.startswith("multimodal"):
+        described = pool.multimodal_queries.most
+        return None if described else "no identity seen by two cameras and described in two ways"
     if task in _TASK_CHANGES:
         change = _TASK_CHANGES[task]
         return None if pool.queries[change].most else NO_MATCHES[change]

@@ -34,6 +34,7 @@ class BuiltDataset:
     Attributes:
         name: as in ``dataset_info.json``.
         task: of all its records.
+        stage: the one that trains it.
         image_root: the folder that the records' image paths are relative to.
         shards: its Parquet files in reading order.
         sizes: records of each shard.
@@ -43,6 +44,7 @@ class BuiltDataset:
 
     name: str
     task: Task
+    stage: int
     image_root: Path
     shards: tuple[Path, ...]
     sizes: tuple[int, ...]
@@ -87,7 +89,9 @@ def _open_dataset(dataset_dir: Path, name: str, entry: dict[str, Any]) -> BuiltD
     root = (dataset_dir.resolve() / block.get("image_root", "")).resolve()
     own_prompts = tuple(block.get("prompts", ()))
     task = get_task(first.task, first.id)
-    return BuiltDataset(name, task, root, shards, sizes, dataset_dir / f"{name}.json", own_prompts)
+    # Data sets of earlier versions do not say it; theirs is the task's first.
+    stage = int(block.get("stage", task.stages[0]))
+    return BuiltDataset(name, task, stage, root, shards, sizes, dataset_dir / f"{name}.json", own_prompts)
 
 
 def list_datasets(dataset_dir: Path, wanted: str | None = None) -> list[BuiltDataset]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..answers import render_answer
 from ..images import ImagePolicy, count_visual_tokens
 from ..records import ImageReference, Instruction
-from ..tasks import LETTERS, ORDINALS, Task, render_prompt
+from ..tasks import LETTERS, ORDINALS, render_prompt
 from .built_datasets import BuiltDataset, list_datasets, read_records
 
 
@@ -118,15 +118,13 @@ def build_example(dataset: BuiltDataset, number: int, record: Instruction) -> Ex
     return Example(
         dataset=dataset.name,
         task=task.name,
-        stage=task.stage,
+        stage=dataset.stage,
         number=number,
         records=dataset.records,
         id=record.id,
         source=record.dataset,
         variant=record.variant,
-        images=tuple(
-            _describe_image(record, position, task, dataset.image_root) for position in range(len(record.images))
-        ),
+        images=tuple(_describe_image(record, position, dataset) for position in range(len(record.images))),
         captions=tuple(
             ExampleCaption(text, position in record.answer.indices if task.answer_kind == "ordinal" else None)
             for position, text in enumerate(record.captions)
@@ -136,15 +134,15 @@ def build_example(dataset: BuiltDataset, number: int, record: Instruction) -> Ex
     )
 
 
-def _describe_image(record: Instruction, position: int, task: Task, image_root: Path) -> ExampleImage:
+def _describe_image(record: Instruction, position: int, dataset: BuiltDataset) -> ExampleImage:
     image = record.images[position]
     place = position - record.query_images
     if place >= 0:
         label, right = LETTERS[place], place in record.answer.indices
     else:
         label, right = ("query" if record.query_images == 1 else ORDINALS[position]), None
-    file = image_root / image.path
-    tokens = _count_tokens(image, task.stage)
+    file = dataset.image_root / image.path
+    tokens = _count_tokens(image, dataset.stage)
     return ExampleImage(label, image.path, str(file), file.is_file(), image.width, image.height, tokens, right)
 
 

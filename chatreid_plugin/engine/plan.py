@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import BuildSettings
 from ..errors import ConfigError
-from ..tasks import TASKS, list_stage_tasks
+from ..tasks import list_stage_tasks
 from .builders import explain_missing
 from .built_datasets import HELD_OUT
 from .sampler import ImagePool
@@ -62,9 +62,9 @@ class BuildReport:
         return json.dumps(values, indent=2, ensure_ascii=False)
 
 
-def name_dataset(task: str, held_out: bool = False) -> str:
-    """Return the name of a task's data set, or of the one with identities that were held out of training."""
-    return f"chatreid_stage{TASKS[task].stage}_{task}{HELD_OUT if held_out else ''}"
+def name_dataset(task: str, stage: int, held_out: bool = False) -> str:
+    """Return the name of the data set of a task that a stage trains, or of the one that training never sees."""
+    return f"chatreid_stage{stage}_{task}{HELD_OUT if held_out else ''}"
 
 
 def share_out(total: int, weights: Mapping[str, float]) -> dict[str, int]:
@@ -78,10 +78,25 @@ def share_out(total: int, weights: Mapping[str, float]) -> dict[str, int]:
     return parts
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedDataset:
+    """One data set to build: a task, the stage that trains it, how many records, and whether no identity trains."""
+
+    task: str
+    stage: int
+    records: int
+    held_out: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name in ``dataset_info.json``."""
+        return name_dataset(self.task, self.stage, self.held_out)
+
+
 def plan_datasets(
     settings: BuildSettings, pools: Sequence[ImagePool], report: BuildReport, held_out: bool = False
-) -> dict[str, int]:
-    """Return task name -> number of records; tasks without records are noted in the report.
+) -> list[PlannedDataset]:
+    """Return the data sets to build; tasks without records are noted in the report.
 
     The ratios of Stages 2 and 3 are rescaled over the tasks that remain.
 
@@ -96,7 +111,7 @@ def plan_datasets(
     """
     if not settings.records:
         raise ConfigError("`records` names no stage; say how many records to build, e.g. records: {stage2: 100000}.")
-    plan: dict[str, int] = {}
+    plan: list[PlannedDataset] = []
     ratios = {2: settings.stage2_ratios, 3: settings.stage3_ratios}
     for stage_name, total in settings.records.items():
         stage = int(stage_name.removeprefix("stage"))
@@ -110,10 +125,10 @@ def plan_datasets(
             if None in reasons:
                 weights[task.name] = weight
             else:
-                report.skipped[name_dataset(task.name, held_out)] = ", ".join(sorted(str(r) for r in reasons))
-        for name, count in share_out(total, weights).items():
+                report.skipped[name_dataset(task.name, stage, held_out)] = ", ".join(sorted(str(r) for r in reasons))
+        for task, count in share_out(total, weights).items():
             if count:
-                plan[name] = count
+                plan.append(PlannedDataset(task, stage, count, held_out))
             else:
-                report.skipped[name_dataset(name, held_out)] = f"its share of {total} records is less than one"
+                report.skipped[name_dataset(task, stage, held_out)] = f"its share of {total} records is less than one"
     return plan

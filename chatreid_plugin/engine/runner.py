@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from ..shards import check_shard, read_json, write_json
 from .built_datasets import DATASET_INFO, FORMATTING
 from .executors import open_workers, run_jobs
 from .image_table import ImageTable, combine_images, digest_images, write_image_table
-from .plan import BuildReport, name_dataset, plan_datasets
+from .plan import BuildReport, PlannedDataset, plan_datasets
 from .shard_jobs import ShardJob, choose_changes, index_sources, list_variants
 from .sources import read_training_images
 from .validation import Part, split_people
@@ -33,16 +33,19 @@ from .validation import Part, split_people
 class _Dataset:
     """One data set to build: its provenance, and the shards that are missing."""
 
-    task: str
-    name: str
+    plan: PlannedDataset
     values: dict[str, Any]
     jobs: list[ShardJob]
 
+    @property
+    def name(self) -> str:
+        return self.plan.name
 
-def compute_fingerprint(settings: BuildSettings, task: str, count: int, images_digest: str) -> str:
+
+def compute_fingerprint(settings: BuildSettings, plan: PlannedDataset, images_digest: str) -> str:
     """Return a hash over everything a data set's bytes depend on, the images included."""
     # The number of wordings, not their text: records hold the variant's number, so prompts may be edited afterwards.
-    digest = xxhash.xxh3_128(repr((__version__, task, list_variants(task, settings), count)).encode())
+    digest = xxhash.xxh3_128(repr((__version__, plan, list_variants(plan.task, settings))).encode())
     digest.update(repr((settings.gallery, settings.cutoff_len)).encode())
     digest.update(repr((settings.records_per_shard, settings.seed, images_digest)).encode())
     digest.update(repr([(s.name, s.weight, s.stages, choose_changes(s)) for s in settings.sources]).encode())
@@ -78,24 +81,24 @@ def _prepare_folder(settings: BuildSettings, name: str, fingerprint: str, overwr
     provenance.unlink()
 
 
-def _plan_jobs(settings: BuildSettings, task: str, name: str, count: int, table: Path, digest: str) -> list[ShardJob]:
+def _plan_jobs(settings: BuildSettings, plan: PlannedDataset, table: Path, digest: str) -> list[ShardJob]:
     """Return the shards of a data set that are missing or cut short."""
     jobs: list[ShardJob] = []
-    for shard, first in enumerate(range(0, count, settings.records_per_shard)):
-        size = min(settings.records_per_shard, count - first)
-        path = settings.output_dir.resolve() / name / f"{shard:05d}.parquet"
+    for shard, first in enumerate(range(0, plan.records, settings.records_per_shard)):
+        size = min(settings.records_per_shard, plan.records - first)
+        path = settings.output_dir.resolve() / plan.name / f"{shard:05d}.parquet"
         if not _is_complete(path, size):
-            jobs.append(ShardJob(table, digest, settings, task, name, shard, size, path))
+            jobs.append(ShardJob(table, digest, settings, plan.task, plan.stage, plan.name, shard, size, path))
     return jobs
 
 
 def _prepare_dataset(
-    settings: BuildSettings, task: str, name: str, count: int, table: Path, digest: str, overwrite: bool
+    settings: BuildSettings, plan: PlannedDataset, table: Path, digest: str, overwrite: bool
 ) -> _Dataset:
     """Make room for a data set, note in its provenance that it is under way, and find out what is missing."""
-    fingerprint = compute_fingerprint(settings, task, count, digest)
-    _prepare_folder(settings, name, fingerprint, overwrite)
-    provenance = settings.output_dir / f"{name}.json"
+    fingerprint = compute_fingerprint(settings, plan, digest)
+    _prepare_folder(settings, plan.name, fingerprint, overwrite)
+    provenance = settings.output_dir / f"{plan.name}.json"
     values = {
         "fingerprint": fingerprint,
         "images_digest": digest,
@@ -103,19 +106,19 @@ def _prepare_dataset(
         # Shards are byte-identical for equal versions of these; another pyarrow may lay a file out differently.
         "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "numpy": np.__version__},
         "settings": settings.model_dump(mode="json"),
-        "records": count,
+        "records": plan.records,
     }
     if not provenance.is_file():
         write_json(provenance, {**values, "complete": False})
-    return _Dataset(task, name, values, _plan_jobs(settings, task, name, count, table, digest))
+    return _Dataset(plan, values, _plan_jobs(settings, plan, table, digest))
 
 
 def _finish_dataset(settings: BuildSettings, dataset: _Dataset, image_root: Path) -> None:
     provenance = settings.output_dir / f"{dataset.name}.json"
     if dataset.jobs or not read_json(provenance).get("complete"):
         write_json(provenance, {**dataset.values, "complete": True})
-    own_prompts = settings.prompts.get(dataset.task, ())
-    enter_dataset(settings.output_dir, dataset.name, image_root, own_prompts)
+    own_prompts = settings.prompts.get(dataset.plan.task, ())
+    enter_dataset(settings.output_dir, dataset.plan, image_root, own_prompts)
 
 
 def _write_datasets(
@@ -178,7 +181,7 @@ def _build_datasets(
     return report
 
 
-def _plan_part(part: Part, report: BuildReport) -> tuple[Part, ImageTable, dict[str, int]]:
+def _plan_part(part: Part, report: BuildReport) -> tuple[Part, ImageTable, list[PlannedDataset]]:
     """Enter in the report what can be built of a part, and return it with its images."""
     table = ImageTable(combine_images(part.images))
     plan = plan_datasets(part.settings, index_sources(table), report, part.held_out)
@@ -186,27 +189,24 @@ def _plan_part(part: Part, report: BuildReport) -> tuple[Part, ImageTable, dict[
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
         whom = " of the identities that validation_share holds out" if part.held_out else ""
         raise DataError(f"Nothing can be built{whom}. {reasons}.")
-    report.datasets |= {name_dataset(task, part.held_out): count for task, count in plan.items()}
+    report.datasets |= {dataset.name: dataset.records for dataset in plan}
     return part, table, plan
 
 
 def _build_part(
     part: Part,
     table: ImageTable,
-    plan: Mapping[str, int],
+    plan: Sequence[PlannedDataset],
     root: Path,
     pool: ProcessPoolExecutor | None,
     overwrite: bool,
     report: BuildReport,
 ) -> None:
-    """Build the data sets of one part; task -> records is their ``plan``."""
+    """Build the data sets of one part."""
     settings, digest = part.settings, digest_images(table.table)
     # Not beside the manifests: another build that reads them may be under way.
     path = settings.output_dir.resolve() / f".training_images.{digest}.arrow"
-    names = {task: name_dataset(task, part.held_out) for task in plan}
-    datasets = [
-        _prepare_dataset(settings, task, names[task], count, path, digest, overwrite) for task, count in plan.items()
-    ]
+    datasets = [_prepare_dataset(settings, planned, path, digest, overwrite) for planned in plan]
     missing = [dataset for dataset in datasets if dataset.jobs]
     for dataset in datasets:
         if not dataset.jobs:
@@ -222,7 +222,7 @@ def _build_part(
             path.unlink(missing_ok=True)
 
 
-def enter_dataset(output_dir: Path, name: str, image_root: Path, own_prompts: Sequence[str] = ()) -> None:
+def enter_dataset(output_dir: Path, plan: PlannedDataset, image_root: Path, own_prompts: Sequence[str] = ()) -> None:
     """Enter a data set in ``dataset_info.json`` (LLaMA-Factory's file), other entries untouched.
 
     The user's wordings stand there too, where they may be edited without building again.
@@ -232,8 +232,8 @@ def enter_dataset(output_dir: Path, name: str, image_root: Path, own_prompts: Se
     if not isinstance(entries, dict):
         raise DataError(f"{path} is not a JSON object of data sets. Move it away.")
     relative = Path(os.path.relpath(image_root, output_dir.resolve())).as_posix()
-    block: dict[str, Any] = {"image_root": relative}
+    block: dict[str, Any] = {"image_root": relative, "stage": plan.stage}
     if own_prompts:
         block["prompts"] = list(own_prompts)
-    entries[name] = {"file_name": name, "formatting": FORMATTING, "chatreid": block}
+    entries[plan.name] = {"file_name": plan.name, "formatting": FORMATTING, "chatreid": block}
     write_json(path, entries)

@@ -126,7 +126,8 @@ class ImagePool:
         queries: for each change, the images with matches.
         changes: shares of what matches differ in, for pairs and galleries that are of no setting of their own.
         described_queries: images with captions, and how many images show the same person, themselves included.
-        multimodal_queries: images with captions, and how many matches other cameras have.
+        multimodal_queries: images of people who are described in other words too, and how many matches other cameras
+            have.
     """
 
     def __init__(self, table: ImageTable, source: SourceRows, policy: ImagePolicy | None = None) -> None:
@@ -202,7 +203,14 @@ class ImagePool:
         codes = table.attribute_codes[self.attribute_starts[0] : self.attribute_starts[self.size]]
         self._owners = Groups(codes, owners)
         self.described_queries = Queries(np.where(has_caption, _count_equal(np.asarray(self.people.labels)), 0))
-        self.multimodal_queries = Queries(np.where(has_caption, np.asarray(self.queries["camera"].matches), 0))
+        person = np.asarray(self.people.labels)
+        owners = np.repeat(np.arange(self.size), np.diff(table.caption_starts[upto]))
+        codes = table.caption_codes[self.caption_starts[0] : self.caption_starts[self.size]]
+        # An image's captions are among its person's, so that there are others where there are more.
+        others = _count_distinct(person[owners], codes, len(self.people))[person] > _count_distinct(
+            owners, codes, self.size
+        )
+        self.multimodal_queries = Queries(np.where(others, np.asarray(self.queries["camera"].matches), 0))
 
     def _index_colours(self, colour: Codes) -> None:
         """Group the images by camera and colour, so that those of any camera in any colour are found."""
@@ -224,6 +232,19 @@ class ImagePool:
     def list_captions(self, image: int) -> range:
         """Return the numbers of an image's captions among all captions of the table."""
         return range(self.caption_starts[image], self.caption_starts[image + 1])
+
+    def list_other_words(self, image: int) -> list[int]:
+        """Return the numbers of captions that say more of the person than the image's own: never one of its own.
+
+        They come from images of the same person in other clothes; where there are none, from another camera, and only
+        then from other images of the same camera. Users add words where the image does not tell (paper section 3.3).
+        """
+        known, clothes, camera = self._get_captions(image), self._clothes[image], self._camera[image]
+        words: list[list[int]] = [[], [], []]
+        for other in self.people.list_alike(image):
+            rank = 0 if 0 <= self._clothes[other] != clothes >= 0 else 1 if self._camera[other] != camera else 2
+            words[rank] += [number for number in self.list_captions(other) if self._caption_codes[number] not in known]
+        return next(filter(None, words), [])
 
     def list_attributes(self, image: int) -> range:
         """Return the numbers of an image's attributes among all attributes of the table."""
@@ -318,6 +339,12 @@ def _count_equal(*labels: Codes) -> Codes:
     """Return for each row how many rows have the same labels, itself included."""
     numbers = number(*labels)
     return np.bincount(numbers)[numbers]
+
+
+def _count_distinct(owners: Codes, codes: Codes, size: int) -> Codes:
+    """Return for each owner from 0 to ``size`` how many different codes it has."""
+    first = np.unique(number(owners, codes), return_index=True)[1]
+    return np.bincount(owners[first], minlength=size)
 
 
 def draw_gallery(

@@ -29,6 +29,7 @@ class ShardJob:
         digest: of the table's content.
         settings: the recipe.
         task: a name of ``tasks.TASKS``.
+        stage: the one that trains these records.
         name: of the data set.
         shard: number, from 0.
         count: records in it.
@@ -39,6 +40,7 @@ class ShardJob:
     digest: str
     settings: BuildSettings
     task: str
+    stage: int
     name: str
     shard: int
     count: int
@@ -116,7 +118,7 @@ def write_shard_job(job: ShardJob) -> ShardJob:
     Raises:
         DataError: a record does not fit ``cutoff_len``, or the file cannot be written.
     """
-    pools = select_pools(_open_pools(job.table, job.digest), job.settings, TASKS[job.task].stage)
+    pools = select_pools(_open_pools(job.table, job.digest), job.settings, job.stage)
     placed = draw_shard(job, [pool for pool in pools if explain_missing(job.task, pool) is None])
     table = open_image_table(job.table, job.digest)
     # The temporary file lies beside the folder: LLaMA-Factory reads every file of a data set folder.

@@ -12,11 +12,12 @@ from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.demo.layouts import LAYOUTS
 from chatreid_plugin.engine.plan import name_dataset
 from chatreid_plugin.engine.runner import build_datasets
-from chatreid_plugin.tasks import TASKS
+from chatreid_plugin.tasks import list_stage_tasks
 
 
 pytestmark = pytest.mark.slow
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+DATASETS = [name_dataset(task.name, stage) for stage in (1, 2, 3) for task in list_stage_tasks(stage)]
 STREAMING: dict[str, object] = {
     "chatreid_lazy": False,
     "streaming": True,
@@ -45,13 +46,14 @@ def dataset_dir(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
         "sources": [source | {"allow_count_mismatch": True} for source in sources],
         "manifest_dir": root / "manifests",
         "output_dir": root / "dataset_info",
-        "records": {"stage1": 4, "stage2": 28, "stage3": 24},
-        "stage2_ratios": {name: 1.0 for name, task in TASKS.items() if task.stage == 2},
+        "records": {"stage1": 4, "stage2": 28, "stage3": 40},
+        "stage2_ratios": {task.name: 1.0 for task in list_stage_tasks(2)},
+        "stage3_ratios": {task.name: 1.0 for task in list_stage_tasks(3)},
         "gallery": {"min_size": 2, "max_size": 4},
         "records_per_shard": 2,
     }
     report = build_datasets(BuildSettings.model_validate(settings))
-    assert report.datasets == {name_dataset(name): 4 for name in TASKS}
+    assert report.datasets == dict.fromkeys(DATASETS, 4)
     return root / "dataset_info"
 
 
@@ -62,9 +64,9 @@ def train(run_llamafactory: RunCommand, workshop: Any, dataset_dir: Path) -> Cal
     def run(output: Path, **changes: object) -> list[float]:
         changes = {
             "dataset_dir": str(dataset_dir),
-            "dataset": ",".join(name_dataset(name) for name in TASKS),
+            "dataset": ",".join(DATASETS),
             "per_device_train_batch_size": 4,
-            "max_steps": len(TASKS),
+            "max_steps": len(DATASETS),
         } | changes
         overrides = workshop.list_overrides(2, output, **changes)
         result = run_llamafactory("train", "examples/stage2.yaml", overrides=overrides)
@@ -78,7 +80,7 @@ def train(run_llamafactory: RunCommand, workshop: Any, dataset_dir: Path) -> Cal
 @pytest.mark.parametrize("changes", [{}, STREAMING], ids=["lazy", "streaming"])
 def test_every_data_set_trains(train: Callable[..., list[float]], changes: dict[str, object], tmp_path: Path) -> None:
     losses = train(tmp_path / "out", **changes)
-    assert len(losses) == len(TASKS)
+    assert len(losses) == len(DATASETS)
     assert all(0 < loss < 20 for loss in losses)
 
 
@@ -92,6 +94,6 @@ def test_every_data_set_trains_from_a_tokenized_path(train: Callable[..., list[f
     tokenized = {"chatreid_lazy": False, "tokenized_path": str(tmp_path / "tokenized")}
     # LLaMA-Factory's first run writes the folder, the second reads it.
     first = train(tmp_path / "first", **tokenized)
-    assert len(first) == len(TASKS)
+    assert len(first) == len(DATASETS)
     assert (tmp_path / "tokenized").is_dir()
     assert train(tmp_path / "second", **tokenized) == pytest.approx(first)

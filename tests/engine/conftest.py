@@ -106,7 +106,8 @@ def make_images() -> Callable[..., list[ImageRecord]]:
     """Return a function that makes records: people x cameras x images, a caption and attributes for everyone.
 
     ``colours`` is the number of colours of the upper clothing, given to the people in turn; ``outfits`` how many each
-    wears, one image after the other (0: unknown); ``infrared`` how many of the cameras see infrared, the last ones.
+    wears, one image after the other (0: unknown); ``infrared`` how many of the cameras see infrared, the last ones;
+    with ``views`` every image is described in words of its own.
     Further names are fields of all records.
     """
 
@@ -118,6 +119,7 @@ def make_images() -> Callable[..., list[ImageRecord]]:
         size: tuple[int, int] = (64, 128),
         outfits: int = 0,
         infrared: int = 0,
+        views: bool = False,
         **changes: Any,
     ) -> list[ImageRecord]:
         records: list[ImageRecord] = []
@@ -125,7 +127,7 @@ def make_images() -> Callable[..., list[ImageRecord]]:
             path = f"{person}_{camera}_{image}.jpg"
             record = ImageRecord(f"own/{path}", "own", "train", path, f"own:{person}", str(camera), *size)
             described = {
-                "captions": (f"person number {person}",),
+                "captions": (f"person number {person}" + (f", view {camera} {image}" if views else ""),),
                 "attributes": {"upper_colour": f"colour {person % colours}", "code": str(person)},
                 "clothes_id": str(image % outfits) if outfits else None,
                 "modality": "visible" if camera < cameras - infrared else "infrared",

@@ -119,9 +119,36 @@ def check_visible_infrared(record: Instruction, images: Images) -> None:
     assert query.modality != right[0].modality
 
 
+def check_other_words(record: Instruction, images: Images) -> None:
+    """The words are another image's of the query's person: in other clothes, or else from another camera."""
+    query = images[record.images[0].path]
+    same = [i for i in images.values() if i.person_id == query.person_id and i.path != query.path]
+    own = [i for i in same if record.captions[0] in i.captions]
+    assert own and record.captions[0] not in query.captions
+    others = [i for i in same if set(i.captions) - set(query.captions)]
+    for tier in (
+        [i for i in others if None not in (i.clothes_id, query.clothes_id) and i.clothes_id != query.clothes_id],
+        [i for i in others if i.camera_id != query.camera_id],
+    ):
+        if tier:
+            assert any(i in tier for i in own)
+            break
+
+
 def check_multimodal(record: Instruction, images: Images) -> None:
     check_cross_camera(record, images)
-    assert record.captions[0] in split(record, images)[0].captions
+    check_other_words(record, images)
+
+
+def check_multimodal_pair(record: Instruction, images: Images) -> None:
+    check_image_pair(record, images)
+    check_other_words(record, images)
+
+
+def check_attribute_pair(record: Instruction, images: Images) -> None:
+    asked = {(attribute.name, attribute.value) for attribute in record.attributes}
+    assert 1 <= len(asked) == len(record.attributes) <= 3
+    assert record.answer.match == (asked <= images[record.images[0].path].attributes.items())
 
 
 def check_described(record: Instruction, images: Images) -> None:
@@ -129,7 +156,7 @@ def check_described(record: Instruction, images: Images) -> None:
     (person,) = {image.person_id for image in right}
     assert any(record.captions[0] in image.captions for image in right)
     assert not any(image.person_id == person or record.captions[0] in image.captions for image in others)
-    assert TASKS[record.task].stage == 3 or len(right) == 1
+    assert 3 in TASKS[record.task].stages or len(right) == 1
 
 
 def check_asked(record: Instruction, images: Images) -> None:
@@ -193,6 +220,8 @@ CHECKS: dict[str, Callable[[Instruction, Images], None]] = {
     "text_to_image_reid": check_described,
     "attribute_retrieval": check_asked,
     "multimodal_retrieval": check_multimodal,
+    "attribute_one_to_one": check_attribute_pair,
+    "multimodal_one_to_one": check_multimodal_pair,
 }
 
 
@@ -203,7 +232,7 @@ def check_form(record: Instruction, recipe: BuildSettings) -> None:
     assert record.gallery_size <= recipe.gallery.max_size
     options = max(record.gallery_size, len(record.captions))
     assert all(0 <= index < options for index in record.answer.indices)
-    policy = ImagePolicy(task.stage)
+    policy = ImagePolicy(task.stages[0])
     tokens = sum(count_visual_tokens(image.width, image.height, policy) + 5 for image in record.images)
     texts = [*record.captions, *(a.name + a.value for a in record.attributes), record.answer.text or ""]
     assert tokens + 256 + sum(len(text) // 3 + 1 for text in texts if text) <= recipe.cutoff_len
@@ -248,7 +277,7 @@ def test_every_record_of_any_world_is_true(
     images = {record.path: record for record in [*first, *second]}
     table = ImageTable(combine_images([make_manifest_table(records) for records in (first, second)]))
     for source in table.sources:
-        pool = ImagePool(table, source, ImagePolicy(TASKS[task].stage)).with_changes(dict.fromkeys(changes, 1.0))
+        pool = ImagePool(table, source, ImagePolicy(TASKS[task].stages[0])).with_changes(dict.fromkeys(changes, 1.0))
         if explain_missing(task, pool) is not None:
             continue
         for number in range(10):

@@ -14,11 +14,12 @@ from scipy.stats import chisquare
 
 from chatreid_plugin.answers import render_answer
 from chatreid_plugin.config import BuildSettings
+from chatreid_plugin.engine.plan import PlannedDataset
 from chatreid_plugin.engine.runner import build_datasets, enter_dataset
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
 from chatreid_plugin.shards import read_shard
-from chatreid_plugin.tasks import TASKS, render_prompt
+from chatreid_plugin.tasks import render_prompt
 
 
 MakeRecipe = Callable[..., BuildSettings]
@@ -50,10 +51,14 @@ def test_stage_2_is_shared_out_as_in_the_paper(make_recipe: MakeRecipe) -> None:
         "chatreid_stage2_text_to_image_one_to_many": 10,
         "chatreid_stage2_attribute_comparison": 10,
         "chatreid_stage2_attribute_prediction": 10,
-        "chatreid_stage3_standard_reid": 5,
-        "chatreid_stage3_text_to_image_reid": 5,
-        "chatreid_stage3_attribute_retrieval": 5,
-        "chatreid_stage3_multimodal_retrieval": 5,
+        "chatreid_stage3_image_to_image_one_to_one": 3,
+        "chatreid_stage3_text_to_image_one_to_one": 1,
+        "chatreid_stage3_standard_reid": 6,
+        "chatreid_stage3_text_to_image_reid": 4,
+        "chatreid_stage3_attribute_retrieval": 2,
+        "chatreid_stage3_multimodal_retrieval": 2,
+        "chatreid_stage3_attribute_one_to_one": 1,
+        "chatreid_stage3_multimodal_one_to_one": 1,
     }
     assert report.skipped == {
         "chatreid_stage3_cloth_changing_reid": "no identity in two outfits and two cameras",
@@ -63,7 +68,8 @@ def test_stage_2_is_shared_out_as_in_the_paper(make_recipe: MakeRecipe) -> None:
     for name, count in report.datasets.items():
         records = read_records(recipe.output_dir, name)
         assert [record.id for record in records] == [f"{name}-{number:010d}" for number in range(count)]
-        assert {f"chatreid_stage{TASKS[record.task].stage}_{record.task}" for record in records} == {name}
+        assert {record.task for record in records} == {name.split("_", 2)[2]}
+        assert {record.id.rpartition("-")[0] for record in records} == {name}
         shards = sorted(path.name for path in (recipe.output_dir / name).iterdir())
         assert shards == [f"{number:05d}.parquet" for number in range(-(-count // 8))]
 
@@ -223,7 +229,7 @@ def test_image_root_is_relative_and_that_of_all_sources(
         output_dir=tmp_path / "a" / "b",
     )
     build_datasets(both)
-    assert read_entries(both.output_dir)["chatreid_stage3_standard_reid"]["chatreid"] == {"image_root": "../.."}
+    assert read_entries(both.output_dir)["chatreid_stage3_standard_reid"]["chatreid"]["image_root"] == "../.."
     records = read_records(both.output_dir, "chatreid_stage3_standard_reid")
     assert {record.dataset for record in records} == {"world", "own"}
     assert {record.images[0].path.split("/")[0] for record in records} == {"world", "more"}
@@ -234,17 +240,19 @@ def test_image_root_is_relative_and_that_of_all_sources(
 def test_entries_of_others_stay(tmp_path: Path) -> None:
     mine = {"alpaca": {"file_name": "alpaca.json", "formatting": "alpaca"}}
     (tmp_path / "dataset_info.json").write_text(json.dumps(mine))
-    enter_dataset(tmp_path, "new", tmp_path / "images")
-    enter_dataset(tmp_path, "new", tmp_path / "moved")
+    plan = PlannedDataset("standard_reid", 3, 1)
+    name = "chatreid_stage3_standard_reid"
+    enter_dataset(tmp_path, plan, tmp_path / "images")
+    enter_dataset(tmp_path, plan, tmp_path / "moved")
     assert read_entries(tmp_path) == mine | {
-        "new": {"file_name": "new", "formatting": "chatreid", "chatreid": {"image_root": "moved"}}
+        name: {"file_name": name, "formatting": "chatreid", "chatreid": {"image_root": "moved", "stage": 3}}
     }
 
 
 def test_strange_dataset_info_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset_info.json").write_text("[]")
     with pytest.raises(DataError, match=r"dataset_info\.json is not a JSON object"):
-        enter_dataset(tmp_path, "new", tmp_path)
+        enter_dataset(tmp_path, PlannedDataset("standard_reid", 3, 1), tmp_path)
 
 
 def test_provenance_stands_beside_the_data_set(make_recipe: MakeRecipe) -> None:

@@ -147,7 +147,7 @@ def test_prompts_may_be_edited_without_building_again(
     recipe = make_recipe()
     build_datasets(recipe)
     task = TASKS["standard_reid"]
-    edited = tasks.Task(task.name, task.stage, task.answer_kind, ("New words {image} {gallery}", *task.prompts[1:]))
+    edited = tasks.Task(task.name, task.stages, task.answer_kind, ("New words {image} {gallery}", *task.prompts[1:]))
     monkeypatch.setitem(TASKS, "standard_reid", edited)
     assert "chatreid_stage3_standard_reid" in build_datasets(recipe).reused
 

@@ -54,13 +54,13 @@ def make_job(table: ImageTable, tmp_path: Path) -> MakeJob:
         ]
         recipe = BuildSettings.model_validate({"sources": sources, "records": {"stage2": 1}} | changes)
         path = tmp_path / "out" / "set" / f"{shard:05d}.parquet"
-        return ShardJob(file, digest, recipe, task, "set", shard, count, path)
+        return ShardJob(file, digest, recipe, task, TASKS[task].stages[0], "set", shard, count, path)
 
     return make
 
 
 def draw(job: ShardJob, table: ImageTable) -> list[PlacedDraft]:
-    return draw_shard(job, select_pools(index_sources(table), job.settings, TASKS[job.task].stage))
+    return draw_shard(job, select_pools(index_sources(table), job.settings, job.stage))
 
 
 def test_shard_holds_its_records(make_job: MakeJob, tmp_path: Path) -> None:

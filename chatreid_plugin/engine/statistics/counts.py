@@ -83,7 +83,7 @@ def count_datasets(datasets: Sequence[BuiltDataset]) -> list[DatasetCounts]:
             counts = DatasetCounts()
             for shard in dataset.shards:
                 for batch in _read_batches(shard):
-                    _count_batch(counts, batch, dataset.task, shard)
+                    _count_batch(counts, batch, dataset, shard)
                     progress.update(len(batch))
             every.append(counts)
     return every
@@ -105,7 +105,8 @@ def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
         raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. Build it again.") from None
 
 
-def _count_batch(counts: DatasetCounts, batch: pa.RecordBatch, task: Task, shard: Path) -> None:
+def _count_batch(counts: DatasetCounts, batch: pa.RecordBatch, dataset: BuiltDataset, shard: Path) -> None:
+    task = dataset.task
     others = [name for name in pc.unique(batch["task"]).to_pylist() if name != task.name]
     if others:
         raise DataError(f"{shard} mixes tasks {task.name} and {others[0]}; a data set has one. Build it again.")
@@ -116,7 +117,7 @@ def _count_batch(counts: DatasetCounts, batch: pa.RecordBatch, task: Task, shard
     answer = batch["answer"]
     matches = _measure_lists(pc.struct_field(answer, "indices"))
     variants = _read_integers(batch["variant"])
-    visual = _count_visual_tokens(counts, batch["images"], images, task.stage)
+    visual = _count_visual_tokens(counts, batch["images"], images, dataset.stage)
     text = _count_characters(batch, task, variants, matches) // CHARACTERS_PER_TOKEN + 1
     counts.records += len(batch)
     counts.gallery_sizes = _add(counts.gallery_sizes, galleries)

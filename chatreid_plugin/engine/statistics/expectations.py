@@ -60,7 +60,7 @@ def find_smallest_matches(task: Task) -> int | None:
     """
     if task.answer_kind != "letters":
         return None
-    if task.stage == 3:
+    if 3 in task.stages:
         return 1
     return 2 if task.name == "image_to_image_many_to_many" else None
 

@@ -172,9 +172,9 @@ def compute_statistics(dataset_dir: Path) -> Statistics:
 
 def _find_weight(dataset: BuiltDataset, settings: BuildSettings) -> float:
     """Return the task's weight among those of its stage; Stage 1 has one task."""
-    if dataset.task.stage == 1:
+    if dataset.stage == 1:
         return 1.0
-    ratios = settings.stage2_ratios if dataset.task.stage == 2 else settings.stage3_ratios
+    ratios = settings.stage2_ratios if dataset.stage == 2 else settings.stage3_ratios
     return ratios.get(dataset.task.name, 0.0)
 
 
@@ -185,12 +185,12 @@ def _describe_datasets(
     records: dict[tuple[int, bool], int] = {}
     weights: dict[tuple[int, bool], float] = {}
     for dataset, settings, counts in zip(datasets, recipes, counted, strict=True):
-        stage = dataset.task.stage, dataset.held_out
+        stage = dataset.stage, dataset.held_out
         records[stage] = records.get(stage, 0) + counts.records
         weights[stage] = weights.get(stage, 0.0) + _find_weight(dataset, settings)
     described: dict[str, DatasetStatistics] = {}
     for dataset, settings, counts in zip(datasets, recipes, counted, strict=True):
-        stage = dataset.task.stage, dataset.held_out
+        stage = dataset.stage, dataset.held_out
         # All weights are 0 only if another recipe built the tasks since.
         intended = _find_weight(dataset, settings) / weights[stage] if weights[stage] else 0.0
         described[dataset.name] = _describe_dataset(
@@ -207,7 +207,7 @@ def _describe_dataset(
     sizes = compare(counts.gallery_sizes, compute_gallery_probabilities(gallery, smallest))
     return DatasetStatistics(
         task=task.name,
-        stage=task.stage,
+        stage=dataset.stage,
         records=counts.records,
         share=share,
         intended_share=intended_share,

@@ -49,8 +49,8 @@ GALLERY_TEXT = (
 )
 MATCH_TEXT = (
     "n is drawn as gallery.matches of the recipe says (equation 1 of the paper); at least 2 in Stage 2 and 1 in "
-    "Stage 3. “Limited by data”: the test fails and n is smaller than intended, because identities have fewer fitting images than were "
-    f"drawn, or because cutoff_len left some out. {_TEST}"
+    "Stage 3. “Limited by data”: the test fails and n is smaller than intended, because identities have fewer fitting "
+    f"images than were drawn, or because cutoff_len left some out. {_TEST}"
 )
 YES_NO_TEXT = f"Half of the questions are to be answered by yes (paper, section 3.1.2). {_TEST}"
 TOKEN_TEXT = (

@@ -45,7 +45,7 @@ def test_equation_1_holds_for_the_tasks_that_draw_several_matches() -> None:
     assert found.pop("image_to_image_many_to_many") == 2
     assert "standard_reid" in found
     assert set(found.values()) == {1}
-    assert {TASKS[name].stage for name in found} == {3}
+    assert {TASKS[name].stages for name in found} == {(3,)}
 
 
 def test_p_value_is_pearsons() -> None:
