@@ -106,7 +106,8 @@ class EvalSettings(Settings):
     window: Annotated[int, Field(ge=2, le=len(LETTERS))] = 10
     shifts: Annotated[int, Field(ge=1, le=len(LETTERS))] = 1
     choice_task: str | None = None
-    text_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    # None: a query of image and text is one question; else two, the text's this many times. Attributes are always two.
+    text_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     # Write every pair's score into this .npz or .npy file as well (`eval/matrix_file.py`).
     save_matrix: Annotated[Path | None, Field(exclude=True)] = None
     # Rank the scores in output_dir; no model is loaded. How a run came by its results is no part of results.json.

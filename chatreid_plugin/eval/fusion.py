@@ -123,7 +123,9 @@ def _fuse_by_neighbours(
         # Squared distances over the query's largest to any image, other queries included: the authors' code does so.
         distances = (2.0 - 2.0 * similarities[candidates].astype(np.float64)) / scale
         if share:
-            mismatch = estimate_mismatch(values, settings, confidence, len(list_pair_tasks(query)))
+            mismatch = estimate_mismatch(
+                values, settings, confidence, len(list_pair_tasks(query, settings.text_weight is not None))
+            )
             distances = (1.0 - share) * distances + share * mismatch
         fused = (1.0 - settings.lambda_value) * row[candidates] + settings.lambda_value * distances
         yield (-fused).astype(np.float32)

@@ -13,7 +13,7 @@ from ..tasks import TASKS
 from .arrays import FloatArray, ScoreArray
 from .backends import Confidence, Scorer
 from .choosing import choose_in_turns, choose_in_windows, count_turn_questions, count_window_questions
-from .prompts import IMAGE_PAIR, list_pair_tasks
+from .prompts import describe_in_words, list_pair_tasks
 from .queries import Query
 
 
@@ -41,11 +41,11 @@ def score_query(settings: EvalSettings, scorer: Scorer, query: Query, candidates
     if not candidates:
         return np.empty(0, dtype=np.float32)
     if settings.mode == "pointwise":
-        tasks = list_pair_tasks(query)
+        tasks = list_pair_tasks(query, settings.text_weight is not None)
         if not tasks:
             raise ConfigError(f"Query {query.query_id} has neither an image nor words; there is nothing to ask.")
         margins = [check_scores(query, candidates, scorer.score_pairs(query, candidates, task)) for task in tasks]
-        return margins[0] if len(margins) == 1 else combine_margins(margins[0], margins[1], settings.text_weight)
+        return margins[0] if len(margins) == 1 else combine_margins(*margins, settings.text_weight)
     task = pick_choice_task(settings, query)
 
     def choose(windows: Sequence[Sequence[int]]) -> list[ScoreArray]:
@@ -68,33 +68,40 @@ def standardise(scores: npt.NDArray[Any]) -> FloatArray:
     return centred / spread
 
 
-def combine_margins(image_margins: ScoreArray, text_margins: ScoreArray, text_weight: float) -> ScoreArray:
-    """Return image + text_weight * text, each standardised over the query's candidates, (K,).
+def combine_margins(
+    image_margins: ScoreArray, text_margins: ScoreArray, text_weight: float | None = None
+) -> ScoreArray:
+    """Return image + text_weight * text (None: 1), each standardised over the query's candidates, (K,).
 
     The adaptive multi-modal query (paper section 4.2). Standardised, since one question may be answered with larger
     margins than the other; a question whose answers do not differ says nothing and adds nothing.
     """
-    return (standardise(image_margins) + text_weight * standardise(text_margins)).astype(np.float32)
+    weight = 1.0 if text_weight is None else text_weight
+    return (standardise(image_margins) + weight * standardise(text_margins)).astype(np.float32)
 
 
 def pick_choice_task(settings: EvalSettings, query: Query) -> str:
     """Return the question of ``choice`` and ``turns``: ``choice_task``, or what fits the query and the protocol."""
     if settings.choice_task is not None:
         return settings.choice_task
-    if query.image is not None and list_pair_tasks(query) != [IMAGE_PAIR]:
+    if query.image is not None and describe_in_words(query):
         return "multimodal_retrieval"
     if query.image is None:
         return "text_to_image_reid" if query.text else "attribute_retrieval"
     return CHOICE_TASKS.get(settings.protocol, "standard_reid")
 
 
-def name_scores(settings: EvalSettings, confidence: Confidence) -> Confidence:
-    """Return what the mode's scores are, made of what the scorer gives; weaker sources keep their name in any mode."""
+def name_scores(settings: EvalSettings, queries: Sequence[Query], confidence: Confidence) -> Confidence:
+    """Return what the mode's scores of these queries are, made of what the scorer gives.
+
+    Weaker sources keep their name in any mode.
+    """
     if confidence not in ("margins", "similarities"):
         return confidence
     if settings.mode != "pointwise":
         return "log_odds" if settings.mode == "choice" else "order"
-    return "standardised" if settings.protocol == "multimodal" else confidence
+    separately = settings.text_weight is not None
+    return "standardised" if any(len(list_pair_tasks(query, separately)) > 1 for query in queries) else confidence
 
 
 def describe_mode(settings: EvalSettings) -> dict[str, Any]:
@@ -110,8 +117,8 @@ def describe_cost(settings: EvalSettings, candidates: int, queries: int) -> str:
     """Say how many questions at most a mode asks of the model."""
     if settings.mode == "pointwise":
         return (
-            f"Mode pointwise: at most {candidates:,} candidates a query, one question each, or two where the query "
-            "has an image and words."
+            f"Mode pointwise: at most {candidates:,} candidates a query, one question each, or two where an image and "
+            "words ask separately."
         )
     count = count_window_questions if settings.mode == "choice" else count_turn_questions
     each = count(candidates, settings.window, settings.shifts)

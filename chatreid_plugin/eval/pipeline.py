@@ -147,7 +147,7 @@ def _evaluate(settings: EvalSettings, processes: Processes, remarks: tuple[str, 
     fused = fuse_scores(settings, plan, plan.share_scores(scores), confidence)
     pairs = sum(len(indices) for indices in plan.kept)
     measured = measure(plan, fused)
-    named = name_scores(settings, confidence)
+    named = name_scores(settings, plan.protocol.queries, confidence)
     results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, named, (), remarks)
     if processes.is_first:
         _write_rankings_and_page(results, plan, fused[0])

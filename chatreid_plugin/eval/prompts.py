@@ -8,12 +8,17 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..records import Answer, Attribute, ImageReference, Instruction
-from ..tasks import ASKED, IMAGE_MARK, TASKS, format_attributes, get_task, render_prompt
+from ..tasks import ASKED, IMAGE_MARK, format_attributes, get_task, render_prompt
 from .queries import Query
 
 
+# What a pair of query and candidate is asked with. Stage 3 trains all four, so that nothing untrained is asked.
 IMAGE_PAIR = "image_to_image_one_to_one"
 TEXT_PAIR = "text_to_image_one_to_one"
+ATTRIBUTE_PAIR = "attribute_one_to_one"
+MULTIMODAL_PAIR = "multimodal_one_to_one"
+PAIR_TASKS = (IMAGE_PAIR, TEXT_PAIR, ATTRIBUTE_PAIR, MULTIMODAL_PAIR)
+SHOWS_QUERY = (IMAGE_PAIR, MULTIMODAL_PAIR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,29 @@ def describe_in_words(query: Query) -> str:
     return query.text or format_attributes([Attribute(ASKED, name, value) for name, value in query.attributes.items()])
 
 
-def list_pair_tasks(query: Query) -> list[str]:
-    """Return the yes/no questions that can be asked of the query and one candidate: by image, by words, or both."""
-    tasks = [IMAGE_PAIR] if query.image is not None else []
-    return [*tasks, TEXT_PAIR] if describe_in_words(query) else tasks
+def can_ask(query: Query, task: str) -> bool:
+    """Return whether a query has what a yes/no task asks with."""
+    needs = {
+        IMAGE_PAIR: query.image is not None,
+        TEXT_PAIR: bool(query.text),
+        ATTRIBUTE_PAIR: bool(query.attributes),
+        MULTIMODAL_PAIR: query.image is not None and bool(query.text),
+    }
+    return needs.get(task, False)
+
+
+def list_pair_tasks(query: Query, separately: bool = False) -> list[str]:
+    """Return the yes/no questions that are asked of the query and one candidate; several are combined.
+
+    Args:
+        query: what is searched for.
+        separately: ask about an image and its text in two questions instead of one. Attributes beside an image are
+            always a question of their own: the words of a multimodal question are sentences in training.
+    """
+    if can_ask(query, MULTIMODAL_PAIR) and not separately:
+        return [MULTIMODAL_PAIR]
+    words = TEXT_PAIR if query.text else ATTRIBUTE_PAIR
+    return [task for task in (IMAGE_PAIR, words) if can_ask(query, task)]
 
 
 def build_pair_prompt(query: Query, task: str) -> Prompt:
@@ -44,18 +68,17 @@ def build_pair_prompt(query: Query, task: str) -> Prompt:
 
     Args:
         query: what is searched for.
-        task: ``image_to_image_one_to_one`` (images: query, candidate) or ``text_to_image_one_to_one`` (candidate).
+        task: one of ``PAIR_TASKS``; those of ``SHOWS_QUERY`` have two images, the query's and the candidate's.
 
     Raises:
         ConfigError: no yes/no task, or the query lacks what the task asks with.
     """
     if get_task(task).answer_kind != "match":
-        yes_no = ", ".join(name for name, known in TASKS.items() if known.answer_kind == "match")
-        raise ConfigError(f"{task} has no yes/no answer; pairs are scored with {yes_no}.")
-    if task not in list_pair_tasks(query):
-        raise ConfigError(f"Task {task} cannot be asked of query {query.query_id}, which has no image or no words.")
-    images = 2 if task == IMAGE_PAIR else 1
-    captions = () if task == IMAGE_PAIR else (describe_in_words(query),)
+        raise ConfigError(f"{task} has no yes/no answer; pairs are scored with {', '.join(PAIR_TASKS)}.")
+    if not can_ask(query, task):
+        raise ConfigError(f"Task {task} cannot be asked of query {query.query_id}, which lacks an image or the words.")
+    images = 2 if task in SHOWS_QUERY else 1
+    captions = (query.text,) if task in (TEXT_PAIR, MULTIMODAL_PAIR) else ()
     return _cut(_ask(query, task, images, query_images=images, captions=captions))
 
 

@@ -16,7 +16,7 @@ from .backends import Confidence, Scorer
 from .modes import describe_mode, score_query
 from .plan import Plan
 from .processes import Processes
-from .prompts import IMAGE_PAIR, TEXT_PAIR
+from .prompts import PAIR_TASKS
 from .queries import QUERY_BLOCK
 from .store import Scored, ScoreStore, digest_fingerprint
 
@@ -59,9 +59,7 @@ def describe_questions(settings: EvalSettings) -> dict[str, Any]:
     if settings.asks_model:
         fingerprint |= {
             # The system prompt is the scorer's to tell: a checkpoint or a server may have its own.
-            "prompts": [
-                tasks.format_chat_prompt(tasks.TASKS[name].prompts[0], system="") for name in (IMAGE_PAIR, TEXT_PAIR)
-            ],
+            "prompts": [tasks.format_chat_prompt(tasks.TASKS[name].prompts[0], system="") for name in PAIR_TASKS],
             "answers": [tasks.YES, tasks.NO],
             "chatreid_stage": settings.chatreid_stage,
             "chatreid_aspect": settings.chatreid_aspect,

@@ -15,7 +15,7 @@ from chatreid_plugin.eval.backends.simple import OracleScorer
 from chatreid_plugin.eval.choosing import choose_in_turns, choose_in_windows, count_turn_questions, draw_windows
 from chatreid_plugin.eval.modes import combine_margins, describe_cost, name_scores, pick_choice_task, score_query
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.prompts import IMAGE_PAIR, TEXT_PAIR
+from chatreid_plugin.eval.prompts import ATTRIBUTE_PAIR, IMAGE_PAIR, MULTIMODAL_PAIR, TEXT_PAIR
 from chatreid_plugin.eval.queries import Query
 from chatreid_plugin.eval.scoring import describe_fingerprint
 from chatreid_plugin.eval_settings import EvalSettings
@@ -67,7 +67,13 @@ ATTRIBUTE_QUERY = Query("q", "tiny:1", attributes={"hat": "none"})
 
 
 @pytest.mark.parametrize(
-    ("query", "task"), [(IMAGE_QUERY, IMAGE_PAIR), (TEXT_QUERY, TEXT_PAIR), (ATTRIBUTE_QUERY, TEXT_PAIR)]
+    ("query", "task"),
+    [
+        (IMAGE_QUERY, IMAGE_PAIR),
+        (TEXT_QUERY, TEXT_PAIR),
+        (ATTRIBUTE_QUERY, ATTRIBUTE_PAIR),
+        (BOTH_QUERY, MULTIMODAL_PAIR),
+    ],
 )
 def test_pointwise_asks_what_fits_the_query(make_settings: MakeSettings, query: Query, task: str) -> None:
     scorer = Preferences({task: [0.5, 2.0, -1.0]})
@@ -76,7 +82,7 @@ def test_pointwise_asks_what_fits_the_query(make_settings: MakeSettings, query: 
     assert scorer.questions == [(task, [0, 1, 2])]
 
 
-def test_pointwise_adds_standardised_margins_when_a_query_has_image_and_words(make_settings: MakeSettings) -> None:
+def test_pointwise_adds_standardised_margins_when_the_text_has_a_weight(make_settings: MakeSettings) -> None:
     scorer = Preferences({IMAGE_PAIR: [1.0, 3.0], TEXT_PAIR: [500.0, 100.0]})
     candidates = [make_image(0), make_image(1)]
     scores = score_query(make_settings(Path(), text_weight=0.25), scorer, BOTH_QUERY, candidates)
@@ -216,13 +222,20 @@ def test_asks_the_choice_that_fits_the_protocol(make_settings: MakeSettings, pro
         ({"mode": "turns"}, "margins", "order"),
         ({"mode": "choice"}, "answers", "answers"),
         ({"mode": "choice"}, "none", "none"),
-        ({"protocol": "multimodal"}, "margins", "standardised"),
+        ({"text_weight": 1.0}, "margins", "standardised"),
     ],
 )
 def test_mode_says_what_its_scores_are(
     make_settings: MakeSettings, changes: dict[str, Any], given: Any, expected: str
 ) -> None:
-    assert name_scores(make_settings(Path(), **changes), given) == expected
+    assert name_scores(make_settings(Path(), **changes), [BOTH_QUERY], given) == expected
+
+
+def test_image_with_attributes_is_asked_in_two_questions(make_settings: MakeSettings) -> None:
+    query = Query("q", "tiny:1", image=make_image(99), attributes={"hat": "none"})
+    assert name_scores(make_settings(Path()), [query], "margins") == "standardised"
+    scorer = Preferences({IMAGE_PAIR: [1.0, 3.0], ATTRIBUTE_PAIR: [5.0, 1.0]})
+    assert score_query(make_settings(Path()), scorer, query, [make_image(0), make_image(1)]).tolist() == [0.0, 0.0]
 
 
 def test_refuses_a_choice_task_without_letters(make_settings: MakeSettings) -> None:

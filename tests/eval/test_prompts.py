@@ -1,16 +1,26 @@
 """Tests of chatreid_plugin.eval.prompts: an evaluation asks in the words of training, images in training's order."""
 
+from pathlib import Path
+from typing import get_args
+
 import pytest
+import yaml
 
 from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.eval.modes import CHOICE_TASKS
 from chatreid_plugin.eval.prompts import (
+    ATTRIBUTE_PAIR,
     IMAGE_PAIR,
+    MULTIMODAL_PAIR,
+    PAIR_TASKS,
     TEXT_PAIR,
     build_choice_prompt,
     build_pair_prompt,
+    can_ask,
     list_pair_tasks,
 )
 from chatreid_plugin.eval.queries import Query, make_image_query
+from chatreid_plugin.eval_settings import ProtocolName
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.tasks import TASKS
 
@@ -18,6 +28,8 @@ from chatreid_plugin.tasks import TASKS
 IMAGE = ImageRecord("tiny/a.png", "tiny", "query", "a.png", "tiny:1", "2", 24, 48, clothes_id="1")
 WORDS = Query("q", "tiny:1", text="A man in a red coat.")
 ATTRIBUTES = Query("q", "tiny:1", attributes={"upper_colour": "red", "hat": "no"})
+IMAGE_AND_ATTRIBUTES = Query("q", "tiny:1", image=IMAGE, attributes={"hat": "no"})
+REPOSITORY = Path(__file__).parents[2]
 BOTH = Query("q", "tiny:1", image=IMAGE, text="He carries a bag.")
 
 
@@ -39,7 +51,13 @@ def test_pair_prompt_is_the_first_wording_of_the_task() -> None:
 
 
 def test_attributes_are_asked_in_words() -> None:
-    assert build_pair_prompt(ATTRIBUTES, TEXT_PAIR).segments[1].endswith('"upper colour: red, hat: no"')
+    prompt = build_pair_prompt(ATTRIBUTES, ATTRIBUTE_PAIR)
+    assert prompt.segments[1].endswith("have these attributes: upper colour: red, hat: no?")
+
+
+def test_image_and_text_are_asked_together_the_query_first() -> None:
+    before, between, _ = build_pair_prompt(BOTH, MULTIMODAL_PAIR).segments
+    assert "query" in before and '"He carries a bag."' in between
 
 
 @pytest.mark.parametrize(
@@ -47,15 +65,35 @@ def test_attributes_are_asked_in_words() -> None:
     [
         (make_image_query(IMAGE), [IMAGE_PAIR]),
         (WORDS, [TEXT_PAIR]),
-        (ATTRIBUTES, [TEXT_PAIR]),
-        (BOTH, [IMAGE_PAIR, TEXT_PAIR]),
+        (ATTRIBUTES, [ATTRIBUTE_PAIR]),
+        (BOTH, [MULTIMODAL_PAIR]),
+        (IMAGE_AND_ATTRIBUTES, [IMAGE_PAIR, ATTRIBUTE_PAIR]),
     ],
 )
 def test_a_query_is_asked_with_what_it_has(query: Query, tasks: list[str]) -> None:
     assert list_pair_tasks(query) == tasks
-    for task in {IMAGE_PAIR, TEXT_PAIR} - set(tasks):
+    possible = {task for task in PAIR_TASKS if can_ask(query, task)}
+    assert set(tasks) <= possible
+    for task in set(PAIR_TASKS) - possible:
         with pytest.raises(ConfigError, match="cannot be asked of query"):
             build_pair_prompt(query, task)
+
+
+def test_image_and_text_are_two_questions_where_the_text_has_a_weight() -> None:
+    assert list_pair_tasks(BOTH, separately=True) == [IMAGE_PAIR, TEXT_PAIR]
+    assert list_pair_tasks(make_image_query(IMAGE), separately=True) == [IMAGE_PAIR]
+
+
+def test_every_question_is_in_stage_3s_shipped_mix() -> None:
+    """Evaluation asks nothing that the shipped recipes have not trained."""
+    letters = {name for name, task in TASKS.items() if task.answer_kind == "letters" and 3 in task.stages}
+    chosen = {CHOICE_TASKS.get(name, "standard_reid") for name in get_args(ProtocolName)}
+    chosen |= {"multimodal_retrieval", "text_to_image_reid", "attribute_retrieval"}
+    assert chosen <= letters
+    for recipe in ("data_engine.yaml", "data_engine_full.yaml"):
+        ratios = yaml.safe_load((REPOSITORY / "examples" / recipe).read_text(encoding="utf-8"))["stage3_ratios"]
+        assert all(ratios[task] > 0 for task in {*PAIR_TASKS, *chosen})
+        assert sum(ratios[task] for task in PAIR_TASKS) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ...vision_tower import speed_up_vision_tower
 from ..arrays import ScoreArray
-from ..prompts import IMAGE_PAIR, Prompt, build_choice_prompt, build_pair_prompt, list_pair_tasks
+from ..prompts import IMAGE_PAIR, SHOWS_QUERY, Prompt, build_choice_prompt, build_pair_prompt, can_ask
 from ..queries import QUERY_BLOCK, Query
 from .checkpoint import (
     compute_configuration_fingerprint,
@@ -145,8 +145,8 @@ class TransformersScorer:
     def score_pairs(self, query: Query, candidates: Sequence[ImageRecord], task: str) -> ScoreArray:
         """Return the margins (K,), fp32, higher for "the same person", in the order of the candidates.
 
-        With ``image_order: both`` they are the means of the two orders' margins. A question with one image has no
-        order.
+        With ``image_order: both`` they are the means of the two orders' margins. Only the question on two images alone
+        can be asked in either order.
 
         Raises:
             ConfigError: the task cannot be asked of the query.
@@ -157,7 +157,7 @@ class TransformersScorer:
         ask = partial(self._score_pairs, query, candidates, task)
         order = self.settings.image_order
         if task != IMAGE_PAIR or order == "query_first":
-            return ask(shown_first=task == IMAGE_PAIR)
+            return ask(shown_first=task in SHOWS_QUERY)
         swapped = ask(shown_first=False)
         return swapped if order == "gallery_first" else (ask(shown_first=True) + swapped) * np.float32(0.5)
 
@@ -171,7 +171,7 @@ class TransformersScorer:
             return make_beginning(build_pair_prompt(own, task), shown)
 
         after = [query.image] if task == IMAGE_PAIR and not shown_first and query.image is not None else []
-        block = (begin(own) for own in self._blocks.get(query.query_id, ()) if task in list_pair_tasks(own))
+        block = (begin(own) for own in self._blocks.get(query.query_id, ()) if can_ask(own, task))
         rows = [[record, *after] for record in candidates]
         return self._ask(build_pair_prompt(query, task), begin(query), block, rows, self._direction)[:, 0]
 

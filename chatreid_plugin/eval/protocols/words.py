@@ -1,6 +1,6 @@
 """Queries with words: text-to-image sets, retrieval by attributes, and images together with what is said of them."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -104,11 +104,13 @@ def _share_people(queries: Sequence[ImageRecord], gallery: Sequence[ImageRecord]
 
 
 def load_multimodal(source: Source, settings: EvalSettings) -> Protocol:
-    """Every query image asks together with its caption or attributes (paper section 3.3, adaptive retrieval).
+    """Every query image asks together with words about the person (paper section 3.3, adaptive retrieval).
 
-    Where the data set has no query split, every gallery image asks, and its own camera is ignored with itself. Of an
-    attribute set, where no two images show the same person, or with ``attributes`` in the settings, images match that
-    have the same attributes, as in ``load_attributes``; then only the query's own image is ignored.
+    The words are a caption of another image of the same person, or, in sets without captions, the image's attributes;
+    an image that nobody has described in other words does not ask. Where the data set has no query split, every
+    gallery image asks, and its own camera is ignored with itself. Of an attribute set, where no two images show the
+    same person, or with ``attributes`` in the settings, images match that have the same attributes, as in
+    ``load_attributes``; then only the query's own image is ignored.
 
     Raises:
         DataError: no query has words.
@@ -117,15 +119,44 @@ def load_multimodal(source: Source, settings: EvalSettings) -> Protocol:
     has_attributes = any(record.attributes for record in source.gallery)
     if settings.attributes or (has_attributes and not _share_people(asking, source.gallery)):
         return _ask_with_attributes(source, settings)
+    images = list({record.image_id: record for record in [*source.gallery, *source.queries]}.values())
+    captioned = any(any(record.captions) for record in images)
     queries: list[Query] = []
+    by_person: defaultdict[str, list[ImageRecord]] = defaultdict(list)
+    for record in images:
+        by_person[record.person_id].append(record)
     for record in asking:
-        text = next(filter(None, record.captions), "")
-        if text or record.attributes:
-            queries.append(replace(make_image_query(record), text=text, attributes={} if text else record.attributes))
+        query = make_image_query(record)
+        if captioned and (text := find_other_words(record, by_person[record.person_id])):
+            queries.append(replace(query, text=text))
+        elif not captioned and record.attributes:
+            queries.append(replace(query, attributes=record.attributes))
     if not queries:
-        raise DataError(f"{source.path}: no query has a caption or attributes; use the data set's own protocol.")
-    variant = f"image with words, {RULES['same_camera']}"
+        raise DataError(
+            f"{source.path}: no query has attributes or is described in other words than its own; use the data set's "
+            "own protocol."
+        )
+    variant = f"image with words of another image, {len(queries)} of {len(asking)} ask, {RULES['same_camera']}"
     return Protocol(settings.protocol, variant, queries, source.gallery, source.image_root)
+
+
+def find_other_words(query: ImageRecord, same: Sequence[ImageRecord]) -> str:
+    """Return a caption that tells more of the query's person than its own captions do, or an empty text.
+
+    As in training (``list_other_words`` of the data engine): of an image in other clothes, else of another camera,
+    else any other one; the first in the data set's order.
+
+    Args:
+        query: the image that asks.
+        same: all images of its person.
+    """
+
+    def rank(other: ImageRecord) -> int:
+        changed = None not in (other.clothes_id, query.clothes_id) and other.clothes_id != query.clothes_id
+        return 0 if changed else 1 if other.camera_id != query.camera_id else 2
+
+    words = [(rank(other), caption) for other in same for caption in other.captions if caption and caption not in query.captions]
+    return min(words, key=lambda ranked: ranked[0])[1] if words else ""
 
 
 def _ask_with_attributes(source: Source, settings: EvalSettings) -> Protocol:
