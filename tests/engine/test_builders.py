@@ -264,7 +264,7 @@ def test_positions_of_the_matches_are_uniform(make_pool: MakePool) -> None:
 
 ALIKE = "no two people who are described differently"
 LONELY = "no identity seen by two cameras"
-DESCRIBED = ("text_to_image", "attribute_comparison", "attribute_retrieval")
+DESCRIBED = ("text_to_image", "attribute_comparison", "attribute_retrieval", "attribute_one_to_one")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def test_tasks_without_captions_and_attributes_are_reported_and_their_share_goes
     assert report.datasets == {
         "chatreid_stage2_image_to_image_one_to_one": 50,
         "chatreid_stage2_image_to_image_many_to_many": 50,
-        "chatreid_stage3_standard_reid": 20,
+        "chatreid_stage3_image_to_image_one_to_one": 7,
+        "chatreid_stage3_standard_reid": 13,
     }
     assert report.skipped == {
         "chatreid_stage1_image_captioning": "no captions",
@@ -125,7 +126,10 @@ def test_tasks_without_captions_and_attributes_are_reported_and_their_share_goes
         "chatreid_stage3_visible_infrared_reid": "no identity both visible and infrared",
         "chatreid_stage3_text_to_image_reid": "no captions",
         "chatreid_stage3_attribute_retrieval": "no attributes",
-        "chatreid_stage3_multimodal_retrieval": "no captions of an identity seen by two cameras",
+        "chatreid_stage3_text_to_image_one_to_one": "no captions",
+        "chatreid_stage3_multimodal_retrieval": "no identity seen by two cameras and described in two ways",
+        "chatreid_stage3_attribute_one_to_one": "no attributes",
+        "chatreid_stage3_multimodal_one_to_one": "no identity seen by two cameras and described in two ways",
     }
     text = report.render()
     assert "chatreid_stage2_attribute_prediction" in text and "left out: no attributes" in text
@@ -210,7 +214,7 @@ def test_image_root_is_relative_and_that_of_all_sources(
     build_datasets(recipe)
     entry = {"file_name": "chatreid_stage3_standard_reid", "formatting": "chatreid"}
     assert read_entries(recipe.output_dir) == {
-        "chatreid_stage3_standard_reid": entry | {"chatreid": {"image_root": "../world"}}
+        "chatreid_stage3_standard_reid": entry | {"chatreid": {"image_root": "../world", "stage": 3}}
     }
     for person in range(4):
         for camera in range(2):
