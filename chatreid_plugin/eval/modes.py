@@ -45,7 +45,7 @@ def score_query(settings: EvalSettings, scorer: Scorer, query: Query, candidates
         if not tasks:
             raise ConfigError(f"Query {query.query_id} has neither an image nor words; there is nothing to ask.")
         margins = [check_scores(query, candidates, scorer.score_pairs(query, candidates, task)) for task in tasks]
-        return margins[0] if len(margins) == 1 else combine_margins(*margins, settings.text_weight)
+        return margins[0] if len(margins) == 1 else combine_margins(margins[0], margins[1], settings.text_weight)
     task = pick_choice_task(settings, query)
 
     def choose(windows: Sequence[Sequence[int]]) -> list[ScoreArray]:

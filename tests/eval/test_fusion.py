@@ -173,7 +173,14 @@ def test_p_no_comes_from_margins_alone(make_settings: MakeSettings) -> None:
 
 
 def test_summed_margins_of_image_and_words_are_scaled(settings: EvalSettings) -> None:
-    changes = {"fusion": "k_reciprocal", "fusion_weight": 1.0, "lambda_value": 1.0, "backend": "http", "model": "m"}
+    changes: dict[str, Any] = {
+        "fusion": "k_reciprocal",
+        "fusion_weight": 1.0,
+        "lambda_value": 1.0,
+        "backend": "http",
+        "model": "m",
+        "text_weight": 1.0,
+    }
     changed = settings.model_copy(update=changes)
     plan = make_plan(settings)
     scores = [np.array([1.0, -1.0, 0.0], dtype=np.float32)] * len(plan.kept)
