@@ -48,6 +48,7 @@ TRAINING: Values = {
     "dataloader_num_workers": 4,
     "logging_steps": 10,
     "save_steps": 1000,
+    "save_total_limit": 2,  # Stage 1 would write 40 checkpoints of 26 GB
     "plot_loss": True,
     "overwrite_output_dir": True,
     "save_only_model": False,  # without the optimizer nothing can be resumed

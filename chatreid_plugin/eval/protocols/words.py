@@ -155,7 +155,12 @@ def find_other_words(query: ImageRecord, same: Sequence[ImageRecord]) -> str:
         changed = None not in (other.clothes_id, query.clothes_id) and other.clothes_id != query.clothes_id
         return 0 if changed else 1 if other.camera_id != query.camera_id else 2
 
-    words = [(rank(other), caption) for other in same for caption in other.captions if caption and caption not in query.captions]
+    words = [
+        (rank(other), caption)
+        for other in same
+        for caption in other.captions
+        if caption and caption not in query.captions
+    ]
     return min(words, key=lambda ranked: ranked[0])[1] if words else ""
 
 
