@@ -38,6 +38,7 @@ TARGETS = (
     "llamafactory.train.callbacks",
     "llamafactory.train.sft.trainer",
     "llamafactory.train.tuner",
+    "llamafactory.launcher",
 )
 ERRORS: dict[str, str] = {}
 

@@ -53,6 +53,7 @@ WRAPPED_FUNCTIONS = (
     ),
     UpstreamFunction("llamafactory.train.tuner", "_training_function", ("config",)),
     UpstreamFunction("llamafactory.train.tuner", "export_model", ("args",)),
+    UpstreamFunction("llamafactory.launcher", "launch", ()),
     UpstreamFunction(
         "llamafactory.model.loader",
         "init_adapter",
@@ -97,6 +98,7 @@ USED_NAMES: dict[str, tuple[str, ...]] = {
     "peft.peft_model": ("PeftModel.load_adapter",),
     "peft.tuners.lora.model": ("dispatch_megatron",),
     "transformers.trainer": ("Trainer",),
+    "llamafactory.extras.misc": ("get_device_count", "is_env_enabled"),
     "transformers.utils.generic": ("is_flash_attention_requested",),
     "transformers.models.qwen2_vl.modeling_qwen2_vl": ("VisionAttention", "eager_attention_forward"),
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl": ("Qwen2_5_VLVisionAttention", "eager_attention_forward"),

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..errors import ChatReIDError
 from ..printing import say
+from .messages import pass_on_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ _HOOKS = {
     "llamafactory.train.tuner": Hook(
         "report of thinned records, record of the system prompt", "tuner", "extend_tuner"
     ),
+    "llamafactory.launcher": Hook("why torchrun stopped, in one line", "launcher", "extend_launcher"),
 }
 
 
@@ -102,6 +104,7 @@ def _show_user_errors_briefly() -> None:
             message = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2].strip()
             _close_progress_bars()
             say(f"chatreid: {kind.__name__}: {message}", aside=True)
+            pass_on_message(f"chatreid: {kind.__name__}: {message}")
         else:
             previous(kind, error, traceback)
 
