@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,29 @@ from PIL import ExifTags, Image
 
 from .errors import DataError
 from .images import ImagePolicy, list_resizes
+from .regular_files import open_regular
 
 
-# What Pillow raises for damaged files of one format or another.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# What Pillow's readers raise for damaged files of one format or another: whatever they stumble over.
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+# A file of 15 kB may promise 16,000,000 x 1 pixels, which take a gigabyte and 15 seconds to scale down.
+MAX_SIDE = 2**15
+MAX_PIXELS = 2**26
 
 # EXIF 2.32, tag 0x0112: what turns the stored pixels upright.
 _TURNS = {
@@ -63,6 +83,18 @@ def _scale_to_bytes(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(known * (255.0 / white)).astype(np.uint8))
 
 
+def refuse_size(width: int, height: int) -> None:
+    """Refuse a size, before anything is decoded, that no crop has.
+
+    Raises:
+        ValueError: a side, or their product, is too large.
+    """
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{width} x {height} pixels are no crop of a person (at most {MAX_SIDE:,} a side, {MAX_PIXELS:,} in all)"
+        )
+
+
 def convert_to_rgb(image: Image.Image) -> Image.Image:
     """Return the image in RGB with 8 bits a channel, upright as its EXIF orientation (all 8) says.
 
@@ -83,8 +115,9 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
         An image of the size that ``read_upright_size`` says; the same object if there is nothing to do.
 
     Raises:
-        One of ``DAMAGE``: the pixels cannot be decoded or have no colours (LAB).
+        One of ``DAMAGE``: the pixels cannot be decoded or have no colours (LAB), or there are too many.
     """
+    refuse_size(*image.size)
     turn = _TURNS.get(_read_orientation(image))
     image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -103,10 +136,10 @@ def open_crop(path: Path) -> Image.Image:
     """Return the image of a file, decoded, upright, in RGB.
 
     Raises:
-        DataError: the file is missing, no image, or cut short.
+        DataError: the file is missing, no regular file, no image, or cut short.
     """
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             return convert_to_rgb(image)
     except DAMAGE as error:
         raise DataError(f"{path} cannot be read as an image: {error}. Replace the file or drop its record.") from None

@@ -8,9 +8,10 @@ import codecs
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ import pyarrow.parquet as pq
 
 from .errors import DataError
 from .records import IMAGE_RECORD_SCHEMA, ImageRecord, convert_image_record_to_row, convert_row_to_image_record
-from .regular_files import open_regular, read_regular
+from .regular_files import check_regular, open_regular, read_regular
+
+
+# The escapes of UTF-16's surrogates, which belong together in pairs.
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -43,7 +48,8 @@ def open_atomically(path: Path, temporary_folder: Path | None = None) -> Generat
             f"{path} cannot be written: {error}. Make room or check the permissions, then run again."
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # missing, or its folder is a file
+            temporary.unlink()
 
 
 @contextmanager
@@ -118,17 +124,30 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} is not text in UTF-8 ({error}). Save it as UTF-8.") from None
 
 
-def _parse_json(text: str | bytes, where: str) -> Any:
+def _parse_json(text: str, where: str) -> Any:
     """Return the value of a JSON text, whatever a stranger wrote.
 
     Raises:
-        DataError: it is not JSON, a number is too long, or it is nested too deep.
+        DataError: it is not JSON, a number is too long, it is nested too deep, or a text has half a character, which
+            no file could keep.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise DataError(f"{where} not valid JSON (half a character, such as \\ud800 alone).") from None
     except RecursionError:
         raise DataError(f"{where} not valid JSON (nested too deep).") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
+        raise DataError(f"{where} not valid JSON ({error}).") from None
+
+
+def _decode(content: bytes, where: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
         raise DataError(f"{where} not valid JSON ({error}).") from None
 
 
@@ -159,7 +178,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not content.strip():
                 continue
-            value = _parse_json(content, f"{path}, line {number}:")
+            value = _parse_json(_decode(content, f"{path}, line {number}:"), f"{path}, line {number}:")
             if not isinstance(value, dict):
                 raise DataError(f"{path}, line {number}: expected a JSON object, found {type(value).__name__}.")
             yield number, value
@@ -171,15 +190,14 @@ def write_shard(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
     The temporary file lies beside the folder: LLaMA-Factory reads every file of a data set folder, and a killed run
     may leave one behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_table(path, _make_table(path, rows, schema), path.parent.parent)
 
 
-def _make_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+def _make_table(name: Path | str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     try:
         return pa.Table.from_pylist(list(rows), schema=schema)
-    except pa.ArrowException as error:
-        raise DataError(f"{path} cannot be written: a value does not fit its column ({error}).") from None
+    except (pa.ArrowException, UnicodeEncodeError) as error:
+        raise DataError(f"{name} cannot be written: a value does not fit its column ({error}).") from None
 
 
 def write_table(path: Path, table: pa.Table, temporary_folder: Path | None = None) -> None:
@@ -192,20 +210,40 @@ def write_table(path: Path, table: pa.Table, temporary_folder: Path | None = Non
         pq.write_table(table, temporary, compression="zstd")
 
 
+@contextmanager
+def open_parquet(path: Path, advice: str = "Build it again.") -> Generator[pq.ParquetFile, None, None]:
+    """Open a Parquet file for reading.
+
+    Args:
+        path: the file.
+        advice: what to do about one that cannot be read.
+
+    Raises:
+        DataError: it is missing or damaged, or promises more than it can hold: a file of some kB may say that it has
+            a thousand million rows of nulls. Records have an id of their own, so that a row takes bytes.
+    """
+    try:
+        check_regular(path)
+        # Not read_table: that takes a folder named `a=b` for a column.
+        with pq.ParquetFile(path) as file:
+            rows, size = file.metadata.num_rows, path.stat().st_size
+            if rows > size:
+                raise DataError(f"{path} promises {rows:,} rows in {size:,} bytes, as no shard has. {advice}")
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. {advice}") from None
+
+
 def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
     """Read one shard and check its columns.
 
     Raises:
         DataError: the file is missing, is cut short, or has other columns or columns of another type.
     """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.")
-    try:
-        # Not read_table: that takes a folder named `a=b` for a column.
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. Build it again.") from None
+    with open_parquet(path) as file:
+        table = file.read()
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise DataError(f"{path} lacks column(s) {', '.join(missing)}; found {', '.join(table.column_names)}.")
@@ -221,10 +259,8 @@ def check_shard(path: Path) -> int:
     Raises:
         DataError: the file is cut short or is no Parquet file.
     """
-    try:
-        return pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. Build it again.") from None
+    with open_parquet(path) as file:
+        return file.metadata.num_rows
 
 
 def write_manifest(path: Path, records: Iterable[ImageRecord], image_root: Path, provenance: Mapping[str, Any]) -> int:
@@ -241,7 +277,8 @@ def write_manifest(path: Path, records: Iterable[ImageRecord], image_root: Path,
 
 def make_manifest_table(records: Iterable[ImageRecord]) -> pa.Table:
     """Return ImageRecords as a table of ``IMAGE_RECORD_SCHEMA``."""
-    return pa.Table.from_pylist([convert_image_record_to_row(record) for record in records], IMAGE_RECORD_SCHEMA)
+    rows = [convert_image_record_to_row(record) for record in records]
+    return _make_table("The manifest", rows, IMAGE_RECORD_SCHEMA)
 
 
 def read_manifest_provenance(path: Path) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_faults_of_one_check_are_listed_together(path: Path) -> None:
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
         load_settings(tmp_path / "none.yaml", [], BuildSettings)
-    with pytest.raises(ConfigError, match="does not exist"):
+    with pytest.raises(ConfigError, match="cannot be read: a folder, not a file"):
         load_settings(tmp_path, [], BuildSettings)
 
 
@@ -141,7 +141,7 @@ def test_file_that_is_no_yaml_is_a_configuration_error(path: Path, content: byte
 @pytest.mark.parametrize("content", ["[1, 2]", "hello", "", "1: 2\n", "null"])
 def test_yaml_that_is_no_recipe_is_a_configuration_error(path: Path, content: str) -> None:
     path.write_text(content)
-    with pytest.raises(ConfigError, match=r"fault\(s\)"):
+    with pytest.raises(ConfigError, match=r"fault\(s\)|it must have keys"):
         load_settings(path, [], BuildSettings)
 
 

@@ -268,3 +268,33 @@ def test_parquet_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lacks column"):
         read_manifest(tmp_path / "own.parquet")
     assert "numbers" not in IMAGE_RECORD_SCHEMA.names
+
+
+def test_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert [line for _, line in read_json_lines(tmp_path / "a.json")] == [{"a": 1}]
+
+
+@pytest.mark.parametrize("text", [r'{"a": "\ud800"}', r'{"\udc00": 1}'])
+def test_half_a_character_is_refused_where_it_is_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=r"a\.json is not valid JSON \(half a character"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(DataError, match=r"a\.json, line 1: not valid JSON \(half a character"):
+        list(read_json_lines(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text(r'"\ud83d\ude00"')
+    assert read_json(tmp_path / "a.json") == "\U0001f600"
+
+
+def test_half_a_character_is_refused_where_it_is_written(tmp_path: Path) -> None:
+    record = ImageRecord("own/1", "own", "train", "1.png", "own:1", "c", 4, 8, captions=("\ud800",))
+    with pytest.raises(DataError, match="cannot be written: a value does not fit"):
+        write_manifest(tmp_path / "a.parquet", [record], tmp_path, {})
+
+
+def test_output_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    for write in (lambda path: write_json(path, {}), lambda path: write_shard(path, [], SCHEMA)):
+        with pytest.raises(DataError, match="out/a/b cannot be written"):
+            write(tmp_path / "out" / "a" / "b")

@@ -10,14 +10,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from ..config import BuildSettings
 from ..errors import DataError
 from ..records import Instruction, convert_row_to_instruction
-from ..shards import check_shard, read_json
+from ..shards import check_shard, open_parquet, read_json
 from ..tasks import Task, get_task
 
 
@@ -163,11 +161,8 @@ def _list_ranges(sizes: tuple[int, ...], start: int, end: int) -> Iterator[tuple
 
 def _read_rows(path: Path, first: int, last: int) -> list[Instruction]:
     rows: list[dict[str, Any]] = []
-    try:
-        with pq.ParquetFile(path) as file:
-            groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
-            for group, begin, end in _list_ranges(groups, first, last):
-                rows += file.read_row_group(group).slice(begin, end - begin).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. Build it again.") from None
+    with open_parquet(path) as file:
+        groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+        for group, begin, end in _list_ranges(groups, first, last):
+            rows += file.read_row_group(group).slice(begin, end - begin).to_pylist()
     return [convert_row_to_instruction(row) for row in rows]

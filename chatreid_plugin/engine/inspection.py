@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..crops import DAMAGE, convert_to_rgb
 from ..errors import DataError
+from ..regular_files import read_regular
 from .worker_pool import open_pool
 
 
@@ -53,10 +54,10 @@ def inspect_image(path: Path) -> ImageFacts:
     """Read and decode one image.
 
     Raises:
-        DataError: the file is missing, empty, cut short or no image.
+        DataError: the file is missing, empty, no regular file, cut short, too large or no image.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
         if not content:
             raise DataError(f"{path} is empty (0 bytes). Copy it again or remove it.")
         with Image.open(io.BytesIO(content)) as image:

@@ -65,7 +65,7 @@ def _prepare_folder(settings: BuildSettings, name: str, fingerprint: str, overwr
     provenance = settings.output_dir / f"{name}.json"
     folder = settings.output_dir / name
     if not provenance.is_file():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.is_file() or (folder.exists() and any(folder.iterdir())):
             raise DataError(f"{folder} exists but was not built here (no {provenance.name}). Move it away.")
         return
     if read_json(provenance).get("fingerprint") == fingerprint:

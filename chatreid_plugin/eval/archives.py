@@ -3,6 +3,7 @@
 Every fault is told in the user's words: which file, which names, what to save instead.
 """
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from numpy.lib.npyio import NpzFile
 
 from ..errors import DataError
+from ..regular_files import check_regular
 from .arrays import IntArray
 
 
@@ -23,6 +25,9 @@ Array = npt.NDArray[Any]
 Names = tuple[str, ...]  # what one image or query may be called
 
 EXAMPLES_SHOWN = 10
+# A compressed array may be so much larger than its file, beyond the first size; features and scores never are.
+MOST_UNPACKED = 2**30
+MOST_RATIO = 100
 
 
 def open_archive(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
@@ -31,12 +36,15 @@ def open_archive(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
         raise DataError(f"{path} does not exist.")
     what = "save one with numpy.savez(path, name=array, ...)"
     try:
+        check_regular(path)
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, NpzFile):
             raise DataError(f"{path} is no .npz file but a single array; {what}.")
         with archive:
             return {name: _read_member(archive, name, path) for name in wanted if name in archive.files}
-    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file makes NumPy and zipfile raise whatever they stumble over
         # What NumPy says of other files is advice to allow pickles, which run whatever code they hold.
         reason = f" ({error})" if isinstance(error, OSError | BadZipFile | zlib.error) else ""
         raise DataError(
@@ -45,6 +53,7 @@ def open_archive(path: Path, wanted: Sequence[str]) -> dict[str, Array]:
 
 
 def _read_member(archive: NpzFile, name: str, path: Path) -> Array:
+    _refuse_bomb(archive, name, path)
     try:
         return archive[name]
     except ValueError:
@@ -54,13 +63,37 @@ def _read_member(archive: NpzFile, name: str, path: Path) -> Array:
         ) from None
 
 
+def _refuse_bomb(archive: NpzFile, name: str, path: Path) -> None:
+    """Refuse an array whose header promises more than the file holds, or that unpacks to far more than the file.
+
+    NumPy takes the memory that the header asks for before it reads a value.
+    """
+    assert archive.zip is not None  # it is open
+    member = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
+    with archive.zip.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        left = member.file_size - file.tell()
+    if dtype.hasobject:
+        return  # NumPy refuses it
+    promised = math.prod(shape) * dtype.itemsize
+    packed = member.file_size > MOST_UNPACKED and member.file_size > MOST_RATIO * member.compress_size
+    if promised > left or packed:
+        raise DataError(
+            f"{path}: `{name}` says that it has {promised:,} bytes, but the file has {path.stat().st_size:,}. It was "
+            "damaged or made to fill the memory."
+        )
+
+
 def map_array(path: Path) -> Array:
     """Return the array of an .npy without reading it."""
     if not path.exists():
         raise DataError(f"{path} does not exist.")
     try:
+        check_regular(path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged file makes NumPy raise whatever it stumbles over
         raise DataError(
             f"{path} is no readable .npy file of numbers: empty, cut short or of another kind; save one with "
             "numpy.save(path, scores), scores being an array of floats (queries, gallery)."

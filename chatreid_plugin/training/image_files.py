@@ -4,12 +4,14 @@ It imports nothing of LLaMA-Factory: spawned data loader workers import it befor
 """
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from ..crops import DAMAGE, convert_to_rgb, read_upright_size
 from ..errors import DataError
+from ..regular_files import check_regular
 
 
 def describe_image(image: Any) -> str:
@@ -36,6 +38,8 @@ def open_image(image: Any) -> Image.Image:
     if isinstance(source, bytes):
         source = BytesIO(source)
     try:
+        if isinstance(source, str | Path):
+            check_regular(Path(source))
         return Image.open(source)
     except FileNotFoundError:
         raise DataError(f"Image {describe_image(image)} does not exist.") from None

@@ -11,8 +11,9 @@ from typing import Any, cast
 from PIL import Image, UnidentifiedImageError
 
 from ...config import CaptioningSettings
-from ...crops import DAMAGE, convert_to_rgb, encode_picture
+from ...crops import DAMAGE, convert_to_rgb, encode_picture, refuse_size
 from ...errors import DataError
+from ...regular_files import read_regular
 from ...servers.answers import BrokenAnswer, check_value
 from ...tasks import get_task
 
@@ -158,8 +159,9 @@ def encode_image(path: Path) -> str:
         DataError: the file is missing, no image, or cut short.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
         with Image.open(io.BytesIO(content)) as image:
+            refuse_size(*image.size)
             image.load()
             if image.format in _FORMATS and image.mode in _MODES:
                 return _make_data_url(_FORMATS[image.format], content)

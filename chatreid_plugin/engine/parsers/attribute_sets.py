@@ -10,13 +10,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from ...config import SourceSettings
 from ...errors import ConfigError, DataError
 from ...records import Split
 from ..listing import Crop, Listing, check_files, find_root
 from .attribute_names import AttributeColumns
+from .matlab_files import read_matlab
 
 
 PA100K_SPLITS: dict[str, Split] = {"train": "train", "val": "val", "test": "gallery"}
@@ -39,7 +39,7 @@ def list_pa100k(source: SourceSettings) -> Listing:
     """
     listing = Listing(find_root(source.root, ["annotation.mat", "data"], "PA-100K", ["PA-100K", "PA100k"]))
     path = listing.root / "annotation.mat"
-    file = _read_matlab(path)
+    file = read_matlab(path, simplify=True)
     columns = AttributeColumns(_get_texts(file, "attributes", path))
     for name, split in PA100K_SPLITS.items():
         images = _get_texts(file, f"{name}_images_name", path)
@@ -140,16 +140,6 @@ def _make_rap_crop(name: str, split: Split, attributes: dict[str, str], person: 
     return Crop(path, split, person, match[1] if match else path, attributes=attributes)
 
 
-def _read_matlab(path: Path) -> dict[str, Any]:
-    """Return a MATLAB file's variables: structures as dicts (fields in file order), dimensions of one squeezed."""
-    try:
-        return loadmat(path, simplify_cells=True)
-    except Exception as error:  # a damaged file makes scipy raise whatever it stumbles over
-        raise DataError(
-            f"{path} cannot be read as a MATLAB file (version 5 to 7): {error}. Get the published file again."
-        ) from None
-
-
 def _get(file: Mapping[str, Any], key: str, path: Path) -> Any:
     if key not in file:
         found = ", ".join(name for name in file if not name.startswith("__")) or "nothing"
@@ -159,7 +149,7 @@ def _get(file: Mapping[str, Any], key: str, path: Path) -> Any:
 
 def _read_structure(path: Path, key: str, count: int) -> dict[str, Any]:
     """Return the structure ``key`` of a MATLAB file, which has to have at least ``count`` fields."""
-    structure = _get(_read_matlab(path), key, path)
+    structure = _get(read_matlab(path, simplify=True), key, path)
     if not isinstance(structure, dict) or len(structure) < count:
         raise DataError(f"{path}: {key!r} is not a structure with {count} fields. Get the published file again.")
     return structure

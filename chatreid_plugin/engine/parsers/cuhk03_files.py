@@ -6,7 +6,6 @@ array as references to its cells.
 
 import os
 import shutil
-import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,51 +14,63 @@ from typing import Any
 import h5py
 import numpy as np
 from PIL import Image
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 from tqdm import tqdm
 
 from ...crops import save_image
 from ...errors import ConfigError, DataError
 from ...records import Split
+from ...regular_files import check_regular
+from .matlab_files import read_matlab
 
 
-# What h5py and scipy raise for files that are cut short, of another format, or without the published variables.
-_DAMAGE = (
-    OSError,
-    KeyError,
-    TypeError,
-    ValueError,
-    IndexError,
-    RuntimeError,
-    AttributeError,
-    zlib.error,
-    MatReadError,
-)
 # The first five cells of a person are of the camera pair's first view, the other five of its second.
 _IMAGES_PER_VIEW = 5
+# Of one array, and how many people and images there may be: the published file has 1,467 and 14,097 of each kind.
+_MOST_BYTES = 2**26
+_MOST_PEOPLE = 10_000
+_ADVICE = "as in no published file. Do not use it."
 _NEW_SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
 
 
 @contextmanager
 def _open(path: Path) -> Generator[h5py.File, None, None]:
     try:
+        check_regular(path)
         with h5py.File(path, "r") as file:
             yield file
-    except _DAMAGE as error:
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:  # a damaged file makes h5py raise whatever it stumbles over
         raise DataError(
             f"{path} is not the published cuhk-03.mat (HDF5), or was cut short: {error}. Download it again."
         ) from None
 
 
 def _read(file: h5py.File, key: Any) -> np.ndarray[Any, Any]:
-    """Return the MATLAB array behind a name or reference, its axes in MATLAB's order."""
-    return np.asarray(file[key]).T
+    """Return the MATLAB array behind a name or reference, its axes in MATLAB's order.
+
+    HDF5 lets a data set name other files for its values, which would make their bytes pixels of an image.
+
+    Raises:
+        DataError: it is no array, lies in another file, or is larger than any published one.
+    """
+    if isinstance(key, str) and isinstance(file.get(key, getlink=True), h5py.ExternalLink):
+        raise DataError(f"{file.filename}: {key} lies in another file, {_ADVICE}")
+    data = file[key]
+    if not isinstance(data, h5py.Dataset):
+        raise DataError(f"{file.filename}: {data.name} is no array. Download it again.")
+    if data.external or data.is_virtual:
+        raise DataError(f"{file.filename}: the values of {data.name} lie in another file, {_ADVICE}")
+    if data.size is None or data.size * data.dtype.itemsize > _MOST_BYTES:
+        raise DataError(f"{file.filename}: {data.name} promises {data.shape} values, {_ADVICE}")
+    return np.asarray(data).T
 
 
 def _read_images(path: Path, boxes: str) -> Iterator[tuple[str, Image.Image]]:
     with _open(path) as file:
         pairs = [_read(file, reference) for reference in _read(file, boxes).ravel()]
+        if sum(people.size for people in pairs) > _IMAGES_PER_VIEW * 2 * _MOST_PEOPLE:
+            raise DataError(f"{path} names {sum(people.size for people in pairs):,} images, {_ADVICE}")
         with tqdm(total=sum(len(people) for people in pairs), desc=f"extract {boxes}", unit="person") as progress:
             for pair, people in enumerate(pairs, 1):
                 for person, cells in enumerate(people, 1):
@@ -120,7 +131,7 @@ def read_new_protocol(path: Path) -> dict[Split, list[str]]:
         DataError: the file is damaged or of another structure.
     """
     try:
-        content = loadmat(path)
+        content = read_matlab(path)
         names = np.array([str(cell[0]) for cell in content["filelist"].ravel()])
         splits: dict[Split, list[str]] = {}
         for split in _NEW_SPLITS:
@@ -130,7 +141,9 @@ def read_new_protocol(path: Path) -> dict[Split, list[str]]:
                 raise ValueError(f"{split}_idx holds an index below 1")
             splits[split] = names[indices].tolist()
         return splits
-    except _DAMAGE as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever another structure makes of these lines
         raise DataError(
             f"{path} is not a published configuration of CUHK03's new protocol, or was cut short: {error}. "
             "Download it again."

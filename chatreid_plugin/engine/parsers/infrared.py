@@ -19,7 +19,8 @@ REGDB_PATH = re.compile(r"(?P<folder>Visible|Thermal)/(?P<person>\d+)/[^/]+", re
 REGDB_EXAMPLE = "Visible/285/male_back_v_05528_285.bmp 0"
 REGDB_LISTS: dict[str, Modality] = {"visible": "visible", "thermal": "infrared"}
 LLCM_TRAIN = re.compile(
-    r"(?:.+/)?(?P<person>\d{4})/(?P=person)_c(?P<camera>\d{2})_s\d+_f\d+_(?:vis|nir)\.jpg", re.IGNORECASE | re.ASCII
+    r"(?:\w[^/]*/)*(?P<person>\d{4})/(?P=person)_c(?P<camera>\d{2})_s\d+_f\d+_(?:vis|nir)\.jpg",
+    re.IGNORECASE | re.ASCII,
 )
 LLCM_EXAMPLE = "vis/0001/0001_c01_s185535_f7010_vis.jpg 0"
 LLCM_TEST = re.compile(r"cam(?P<camera>[1-9])/(?P<person>\d{4})/[^/]+", re.ASCII)

@@ -23,7 +23,7 @@ DEEPCHANGE_FOLDERS: dict[str, Split] = {
     "test-set-gallery": "gallery",
 }
 DEEPCHANGE_NAME = re.compile(
-    r"(?P<person>P\d+)_(?P<camera>C\d+)_(?P<clothes>[^_.]+)(?:_.*)?\.jpg", re.IGNORECASE | re.ASCII
+    r"(?P<person>P\d+)_(?P<camera>C\d+)_(?P<clothes>[^_./]+)(?:_[^/]*)?\.jpg", re.IGNORECASE | re.ASCII
 )
 
 LAST_FOLDERS: dict[str, Split] = {

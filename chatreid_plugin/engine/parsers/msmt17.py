@@ -26,7 +26,7 @@ LISTS: dict[str, Split] = {
     "list_query.txt": "query",
     "list_gallery.txt": "gallery",
 }
-LINE = re.compile(r"(?P<path>\d{4}/\S+)\s+(?P<person>\d+)", re.ASCII)
+LINE = re.compile(r"(?P<path>\d{4}/[^\s/]+)\s+(?P<person>\d+)", re.ASCII)
 LINE_EXAMPLE = "0000/0000_000_01_0303morning_0008_0.jpg 0"
 _AFTER_PERSON = r"\d{3}_(?P<camera>\d{2})_\d{4}(?:morning|noon|afternoon)_\d{4}_\d+(?:_ex)?"
 MSMT_NAME = re.compile(rf"\d{{4}}_{_AFTER_PERSON}\.jpe?g", re.IGNORECASE | re.ASCII)

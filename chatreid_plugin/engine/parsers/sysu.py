@@ -1,19 +1,17 @@
 """SYSU-MM01 (shared notes on protocols, section 1.6): six camera folders, identity lists, published test trials."""
 
 import re
-import zlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from ...config import SourceSettings
 from ...errors import DataError
 from ...records import Split
 from ..listing import Crop, Listing, find_root, read_lines
 from ..walking import find_named
+from .matlab_files import read_matlab
 
 
 SYSU_NAME = re.compile(r"cam(?P<camera>[1-6])/(?P<person>\d{4})/\d{4}\.jpg", re.IGNORECASE | re.ASCII)
@@ -25,8 +23,6 @@ PERMUTATION_SOURCE = "github.com/wuancong/SYSU-MM01, folder evaluation/data_spli
 # Single-shot takes the first image of a trial's permutation, multi-shot the first ten.
 MULTI_SHOT = 10
 TRIALS = 10
-# What loadmat raises for files that are cut short, damaged or of version 7.3.
-MATLAB_DAMAGE = (OSError, ValueError, TypeError, IndexError, NotImplementedError, MatReadError, zlib.error)
 
 
 def list_sysumm01(source: SourceSettings) -> Listing:
@@ -88,10 +84,7 @@ def read_identities(path: Path) -> set[int]:
 
 def _load_variable(path: Path) -> np.ndarray[Any, Any]:
     """Return the one variable of a MATLAB file."""
-    try:
-        content = cast(dict[str, Any], loadmat(str(path)))
-    except MATLAB_DAMAGE as error:
-        raise DataError(f"{path} is not a readable MATLAB file: {error}. Copy it again.") from None
+    content = read_matlab(path)
     names = [name for name in content if not name.startswith("__")]
     if len(names) != 1:
         raise DataError(f"{path} must hold one variable, found {', '.join(names) or 'none'}. Copy it again.")

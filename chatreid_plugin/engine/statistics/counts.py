@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ...errors import DataError
 from ...images import ImagePolicy, count_visual_tokens
 from ...records import INSTRUCTION_SCHEMA
+from ...shards import open_parquet
 from ...tasks import Task
 from ..arrow_compute import pc
 from ..built_datasets import BuiltDataset
@@ -91,18 +91,15 @@ def count_datasets(datasets: Sequence[BuiltDataset]) -> list[DatasetCounts]:
 
 def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Yield the columns that are counted; ids and image paths, more than half of all bytes, stay unread."""
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = [name for name in INSTRUCTION_SCHEMA.names if name not in file.schema_arrow.names]
-            if missing:
-                raise DataError(f"{path} lacks column(s) {', '.join(missing)}. Build it with `chatreid build`.")
-            leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
-            wanted = [
-                leaf for leaf in leaves if leaf != "id" and not (leaf.startswith("images.") and leaf.endswith(".path"))
-            ]
-            yield from file.iter_batches(BATCH_RECORDS, columns=wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. Build it again.") from None
+    with open_parquet(path) as file:
+        missing = [name for name in INSTRUCTION_SCHEMA.names if name not in file.schema_arrow.names]
+        if missing:
+            raise DataError(f"{path} lacks column(s) {', '.join(missing)}. Build it with `chatreid build`.")
+        leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
+        wanted = [
+            leaf for leaf in leaves if leaf != "id" and not (leaf.startswith("images.") and leaf.endswith(".path"))
+        ]
+        yield from file.iter_batches(BATCH_RECORDS, columns=wanted)
 
 
 def _count_batch(counts: DatasetCounts, batch: pa.RecordBatch, dataset: BuiltDataset, shard: Path) -> None:

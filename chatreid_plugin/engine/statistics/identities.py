@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...config import BuildSettings
 from ...errors import DataError
+from ...shards import open_parquet
 from ..arrow_compute import pc
 from ..sources import find_manifest
 from .counts import IntArray
@@ -64,11 +64,12 @@ def measure_identities(recipes: Iterable[BuildSettings]) -> tuple[dict[str, Iden
 
 def _read_training_images(path: Path) -> pa.Table:
     """Return identity and camera of the training images; captions and hashes stay unread."""
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read(columns=COLUMNS).select(COLUMNS)
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise DataError(f"{path} is not a readable manifest: {error}. Make it again with `chatreid parse`.") from None
+    advice = "Make it again with `chatreid parse`."
+    with open_parquet(path, advice) as file:
+        table = file.read(columns=COLUMNS)
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path} is not a manifest: it lacks {', '.join(missing)}. {advice}")
     return table.filter(pc.equal(table["split"], "train"))
 
 

@@ -173,12 +173,57 @@ def test_raw_file_of_another_structure_is_named(list_cuhk03: ListCuhk03, raw: Pa
             list_cuhk03(variant=variant)
 
 
+def write_secret_pixels(file: h5py.File, how: str, secret: Path) -> None:
+    """Let the image that the cells name take its values from elsewhere, or promise 16 terabytes of them."""
+    shape = (3, 4, secret.stat().st_size // 12)
+    if how == "external storage":
+        file.create_dataset("secret", shape, np.uint8, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+    elif how == "virtual data set":
+        layout = h5py.VirtualLayout(shape, np.uint8)
+        layout[:] = h5py.VirtualSource(str(secret), "secret", shape)
+        file.create_virtual_dataset("secret", layout)
+    else:
+        file.create_dataset("secret", (3, 2**21, 2**21), np.uint8, chunks=(1, 64, 64))
+    file["people"] = np.array([[file["secret"].ref]], h5py.ref_dtype)
+    file["detected"] = np.array([[file["people"].ref]], h5py.ref_dtype)
+
+
+@pytest.mark.parametrize("how", ["external storage", "virtual data set", "16 terabytes"])
+def test_raw_file_reads_no_other_file_and_no_more_than_images(
+    list_cuhk03: ListCuhk03, raw: Path, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "secret").write_bytes(b"root:x:0:0:root:/root:/bin/bash\n" * 9)
+    with h5py.File(get_raw_file(raw), "w") as file:
+        write_secret_pixels(file, how, tmp_path / "secret")
+    with pytest.raises(DataError, match="(lie in another file|promises .* values), as in no published file"):
+        list_cuhk03()
+    assert not (raw / "images_detected").exists()
+
+
+def test_raw_file_follows_no_link_to_another_file(list_cuhk03: ListCuhk03, raw: Path, tmp_path: Path) -> None:
+    get_raw_file(raw).rename(tmp_path / "other.mat")
+    with h5py.File(get_raw_file(raw), "w") as file:
+        file["detected"] = h5py.ExternalLink(str(tmp_path / "other.mat"), "/detected")
+    with pytest.raises(DataError, match="detected lies in another file, as in no published file"):
+        list_cuhk03()
+
+
+def test_one_image_named_a_million_times_is_refused(list_cuhk03: ListCuhk03, raw: Path) -> None:
+    with h5py.File(get_raw_file(raw), "w") as file:
+        file["image"] = np.zeros((3, 4, 2), np.uint8)
+        cells = np.full((1000, 1000), file["image"].ref, h5py.ref_dtype)
+        file["people"] = cells
+        file["detected"] = np.array([[file["people"].ref]], h5py.ref_dtype)
+    with pytest.raises(DataError, match="names 1,000,000 images, as in no published file"):
+        list_cuhk03()
+
+
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
 def test_configuration_cut_short_is_named(list_cuhk03: ListCuhk03, raw: Path, share: float) -> None:
     path = get_configuration(raw)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DataError, match=r"config_detected\.mat is not a published configuration.*Download it again"):
+    with pytest.raises(DataError, match=r"config_detected\.mat cannot be read as a MATLAB file .*Get the published"):
         list_cuhk03()
 
 

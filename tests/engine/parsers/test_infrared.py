@@ -132,7 +132,7 @@ def test_sysu_refuses_permutations_without_an_identity(sysu: Path) -> None:
 def test_sysu_refuses_a_matlab_file_that_is_cut_short(sysu: Path, length: int) -> None:
     path = sysu / "rand_perm_cam.mat"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(DataError, match=r"rand_perm_cam\.mat is not a readable MATLAB file"):
+    with pytest.raises(DataError, match=r"rand_perm_cam\.mat cannot be read as a MATLAB file"):
         list_crops(sysu)
 
 
@@ -250,6 +250,9 @@ def test_llcm_skips_unlisted_identities_and_leftovers(llcm: Path) -> None:
 
 def test_llcm_refuses_a_wrong_line_and_a_missing_list(llcm: Path) -> None:
     edit(llcm / "idx" / "train_nir.txt", "/0001_c01", "/0002_c01")
+    with pytest.raises(DataError, match=r"train_nir\.txt, line 1: .* is not of the form"):
+        list_crops(llcm)
+    edit(llcm / "idx" / "train_nir.txt", "nir/", "nir/../../nir/")
     with pytest.raises(DataError, match=r"train_nir\.txt, line 1: .* is not of the form"):
         list_crops(llcm)
     (llcm / "idx" / "train_nir.txt").unlink()

@@ -93,7 +93,13 @@ def test_missing_image_is_named(list_msmt17: ListMsmt17, version_1: Path) -> Non
 
 @pytest.mark.parametrize(
     "line",
-    ["0000/0000_000_01_0303morning_0008_0.jpg", "0000/x.jpg 0", "0000_000_01_0303morning_0008_0.jpg 0", "a b c"],
+    [
+        "0000/0000_000_01_0303morning_0008_0.jpg",
+        "0000/x.jpg 0",
+        "0000_000_01_0303morning_0008_0.jpg 0",
+        "a b c",
+        "0000/../../0000_000_01_0303morning_0008_0.jpg 0",
+    ],
 )
 def test_wrong_line_is_named(list_msmt17: ListMsmt17, version_1: Path, line: str) -> None:
     file = version_1 / "list_val.txt"
