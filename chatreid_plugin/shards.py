@@ -27,6 +27,10 @@ from .regular_files import check_regular, open_regular, read_regular
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+# Beside the data sets of `chatreid build`: data set -> why there are no records of it.
+LEFT_OUT = "chatreid_left_out.json"
+
+
 @contextmanager
 def open_atomically(path: Path, temporary_folder: Path | None = None) -> Generator[Path, None, None]:
     """Yield a temporary path; rename it to ``path`` if the block succeeds, else remove it.

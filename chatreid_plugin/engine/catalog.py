@@ -131,6 +131,9 @@ def check_counts(source: SourceSettings, crops: Sequence[Crop]) -> list[str]:
                 continue
             message = f"{source.root}: split {split} has {number} {what}, {entry.title} has {published}"
             if count.confidence != "K" and not source.allow_count_mismatch:
-                raise DataError(f"{message}. Get the missing files, or set allow_count_mismatch: true.")
+                raise DataError(
+                    f"{message}. Get the missing files, or set allow_count_mismatch: true in the recipe's source "
+                    "(of the first one: sources.0.allow_count_mismatch=true)."
+                )
             warnings.append(message)
     return warnings

@@ -1,6 +1,7 @@
 """Which data sets are built, with how many records each, and what stands against it."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,19 +36,27 @@ class BuildReport:
     seconds: float = 0.0
 
     def render(self) -> str:
-        """Return the report as text, with the ``dataset`` key of each stage's training recipe."""
+        """Return the report as text; of what was built, with the commands that train it."""
         lines = [f"{name:<48}{count:>12,} records" for name, count in self.datasets.items()]
         lines += [f"{name:<48}{'left out':>12}: {reason}" for name, reason in self.skipped.items()]
-        for stage in ("stage1", "stage2", "stage3"):
-            names = [name for name in self.datasets if name.startswith(f"chatreid_{stage}_")]
-            held_out = [name for name in names if name.endswith(HELD_OUT)]
-            trained = [name for name in names if name not in held_out]
-            lines += [f"{stage}: dataset={','.join(trained)}"] if trained else []
-            lines += [f"{stage}: eval_dataset={','.join(held_out)}"] if held_out else []
         if self.written:
             rate = self.written / max(self.seconds, 1e-9)
             lines.append(f"{self.written:,} records written in {self.seconds:.1f} s ({rate:,.0f} records/s)")
-        return "\n".join([*lines, f"dataset_dir: {self.output_dir}"])
+        lines.append(f"dataset_dir: {self.output_dir}")
+        commands = list_training_commands(self)
+        if commands and (self.written or self.reused):
+            lines += [*self._advise_left_out(), "Next (on one GPU without FORCE_TORCHRUN=1 and with deepspeed=null):"]
+            lines += [f"  {command}" for command in commands]
+        return "\n".join(lines)
+
+    def _advise_left_out(self) -> list[str]:
+        """Return what to do about the tasks that need captions or attributes, if some were left out for them."""
+        if not any("no captions" in reason or "no attributes" in reason for reason in self.skipped.values()):
+            return []
+        return [
+            "Tasks without captions or attributes are left out. To train them, write a `captions` file or have one "
+            "written (chatreid caption), name it in the recipe's source and build again with --overwrite."
+        ]
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -65,6 +74,32 @@ class BuildReport:
 def name_dataset(task: str, stage: int, held_out: bool = False) -> str:
     """Return the name of the data set of a task that a stage trains, or of the one that training never sees."""
     return f"chatreid_stage{stage}_{task}{HELD_OUT if held_out else ''}"
+
+
+def list_training_commands(report: BuildReport) -> list[str]:
+    """Return the command of each stage that has records, with what it needs beside the shipped recipe.
+
+    Without records of Stage 1, Stage 2 keeps the model's own encoder. ``examples/stage3.yaml`` names what most data
+    has labels for.
+    """
+    commands: list[str] = []
+    for stage in (1, 2, 3):
+        own = [name for name in report.datasets if name.startswith(f"chatreid_stage{stage}_")]
+        held_out = [name for name in own if name.endswith(HELD_OUT)]
+        names = [name for name in own if name not in held_out]
+        if not names:
+            continue
+        overrides: list[str] = []
+        if stage == 2 and name_dataset("image_captioning", 1) in report.skipped:
+            overrides.append("chatreid_encoder=null")
+        if stage == 3 or len(names) < len(list_stage_tasks(stage)):
+            overrides.append(f"dataset={','.join(names)}")
+        if held_out:
+            overrides.append(f"eval_dataset={','.join(held_out)}")
+        if report.output_dir != Path("dataset_info"):
+            overrides.append(f"dataset_dir={shlex.quote(str(report.output_dir))}")
+        commands.append(" ".join([f"FORCE_TORCHRUN=1 llamafactory-cli train examples/stage{stage}.yaml", *overrides]))
+    return commands
 
 
 def share_out(total: int, weights: Mapping[str, float]) -> dict[str, int]:

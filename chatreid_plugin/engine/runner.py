@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..config import BuildSettings
 from ..errors import DataError
-from ..shards import check_shard, read_json, write_json
+from ..shards import LEFT_OUT, check_shard, read_json, write_json
 from .built_datasets import DATASET_INFO, FORMATTING
 from .executors import open_workers, run_jobs
 from .image_table import ImageTable, combine_images, digest_images, write_image_table
@@ -176,6 +176,7 @@ def _build_datasets(
     if dry_run:
         return report
     _remove_leftovers(settings)
+    note_left_out(settings.output_dir, report)
     for part, table, plan in planned:
         _build_part(part, table, plan, root, pool, overwrite, report)
     return report
@@ -220,6 +221,15 @@ def _build_part(
             report.seconds += time.perf_counter() - start
         finally:
             path.unlink(missing_ok=True)
+
+
+def note_left_out(output_dir: Path, report: BuildReport) -> None:
+    """Write down why data sets are not there, for the training run that asks for them; earlier builds' notes stay."""
+    path = output_dir / LEFT_OUT
+    noted = dict(read_json(path)) if path.is_file() else {}
+    kept = {name: reason for name, reason in noted.items() if name not in report.datasets}
+    if (left_out := kept | report.skipped) != noted:
+        write_json(path, left_out)
 
 
 def enter_dataset(output_dir: Path, plan: PlannedDataset, image_root: Path, own_prompts: Sequence[str] = ()) -> None:
