@@ -3,6 +3,8 @@
 They are fields added to LLaMA-Factory's own data arguments, so that YAML, ``key=value`` and ``-h`` know them.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -165,6 +167,19 @@ def _choose_checkpoint(args: Any, data_args: Any, training_args: Any, finetuning
     training_args.resume_from_checkpoint = choose_checkpoint(resume, run)
 
 
+@contextmanager
+def explain_refusals(args: Any) -> Generator[None]:
+    """Show what LLaMA-Factory and transformers refuse in a recipe of ours as one message, without their tracebacks."""
+    values: dict[str, Any] = args if isinstance(args, dict) else {}
+    ours = str(values.get("template")).startswith("chatreid") or any(key.startswith("chatreid_") for key in values)
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        if not ours:
+            raise
+        raise ConfigError(f"LLaMA-Factory refuses the recipe: {error}") from error
+
+
 def _refuse_failed_hooks(data_args: Any) -> None:
     """Stop a run that uses the plugin while a part of it is not at work; stock runs go on."""
     from .hooks import list_hooks  # late: hooks.py imports this module
@@ -186,7 +201,8 @@ def extend_parser(module: ModuleType) -> None:
 
     @wraps(get_train_args)
     def get_chatreid_train_args(args: Any = None) -> Any:
-        parsed = get_train_args(args)
+        with explain_refusals(args):
+            parsed = get_train_args(args)
         _choose_checkpoint(args, *parsed[1:4])
         prepare_training(*parsed[:4])
         return parsed

@@ -15,6 +15,7 @@ from ..shards import read_json
 from .converter import FORMATTING
 from .prompt_record import check_system_prompt
 from .recipe import Finding, Recipe
+from .recipe_inputs import check_dataset_names, check_starting_points
 from .recipe_model import TEMPLATE_FAMILIES, check_family, find_right_template
 
 
@@ -141,8 +142,15 @@ def find_whole_reads(recipe: Recipe) -> list[Finding]:
     return findings
 
 
-CHECKED = (check_records, check_evaluation, check_mixing)
-CHECKED_FOR_TRAINING = (*CHECKED, check_packing, check_streaming, check_family, check_system_prompt)
+CHECKED = (check_dataset_names, check_records, check_evaluation, check_mixing)
+CHECKED_FOR_TRAINING = (
+    *CHECKED,
+    check_starting_points,
+    check_packing,
+    check_streaming,
+    check_family,
+    check_system_prompt,
+)
 
 
 def refuse_pitfalls(model_args: Any, data_args: Any, training_args: Any, finetuning_args: Any) -> None:

@@ -1,7 +1,7 @@
 """Checks of the data sets that a recipe names: entered, complete, readable, images present, no record too long."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .converter import FORMATTING, find_image_root, find_own_prompts
 from .image_files import read_size
 from .prompt_record import find_prompt
 from .recipe import Finding, Recipe
+from .recipe_inputs import INFO, check_dataset_names, is_local
 from .recipe_model import find_model_folder
 from .shard_check import check_dataset_files
 
@@ -46,33 +47,26 @@ class Sample:
 def check_datasets(recipe: Recipe) -> list[Finding]:
     """Check every data set of ``dataset`` and ``eval_dataset``; reads some records of each."""
     data = recipe.data
-    if not Path(data.dataset_dir).is_dir():
-        if data.dataset_dir == "ONLINE" or data.dataset_dir.startswith("REMOTE:"):
-            return [Finding("data", "warning", f"dataset_dir {data.dataset_dir} is not looked at")]
-        advice = "Build the data with `chatreid build`, or start in the folder that dataset_dir is relative to"
-        return [Finding("data", "error", f"dataset_dir {data.dataset_dir} is no folder", advice)]
-    entries = read_json(Path(data.dataset_dir) / "dataset_info.json")
-    names: Iterable[str] = dict.fromkeys([*(data.dataset or ()), *(data.eval_dataset or ())])
+    if not is_local(data.dataset_dir):
+        return [Finding("data", "warning", f"dataset_dir {data.dataset_dir} is not looked at")]
+    findings = check_dataset_names(recipe)
+    if not (Path(data.dataset_dir) / INFO).is_file():
+        return findings
+    entries = read_json(Path(data.dataset_dir) / INFO)
+    names = [name for name in dict.fromkeys([*(data.dataset or ()), *(data.eval_dataset or ())]) if name in entries]
     count = find_token_counter(recipe)
-    findings: list[Finding] = []
     for name in names:
         try:
-            findings += _check_dataset(name, entries, recipe, count)
+            findings += _check_dataset(name, recipe, count)
         except ChatReIDError as error:
             findings.append(Finding(f"data {name}", "error", str(error)))
     return findings
 
 
-def _check_dataset(
-    name: str, entries: dict[str, Any], recipe: Recipe, count: Callable[[Sample, Instruction], int]
-) -> list[Finding]:
+def _check_dataset(name: str, recipe: Recipe, count: Callable[[Sample, Instruction], int]) -> list[Finding]:
     import llamafactory.data.parser as module
 
     check = f"data {name}"
-    if name not in entries:
-        known = ", ".join(sorted(entries)) or "none"
-        advice = "Build it with `chatreid build`, or correct the name"
-        return [Finding(check, "error", f"not entered in dataset_info.json; entered are {known}", advice)]
     attributes = get_upstream(module, "get_dataset_list")([name], recipe.data.dataset_dir)[0]
     if attributes.formatting != FORMATTING or attributes.load_from != "file":
         if recipe.data.chatreid_lazy:

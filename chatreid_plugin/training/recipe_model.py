@@ -72,15 +72,28 @@ def find_model_folder(name: str, model_args: Any) -> Path | None:
 def check_checkpoints(recipe: Recipe) -> list[Finding]:
     """Look for configuration and weights of the model and of the encoder that is swapped in."""
     findings: list[Finding] = []
-    for key, name in _list_checkpoints(recipe).items():
+    for key, name in list_checkpoints(recipe).items():
         try:
             findings.append(_check_checkpoint(key, name, recipe))
         except ChatReIDError as error:
-            findings.append(Finding(key, "error", str(error), "Name a checkpoint folder with safetensors weights"))
+            advice = "Name a checkpoint folder with safetensors weights"
+            advice = advice if Path(name).is_dir() else advise_start(key, recipe)
+            findings.append(Finding(key, "error", str(error), advice))
     findings += check_family(recipe)
-    if len(_list_checkpoints(recipe)) == 2 and all(finding.state == "ok" for finding in findings):
+    if len(list_checkpoints(recipe)) == 2 and all(finding.state == "ok" for finding in findings):
         findings.append(_check_encoder(recipe))
     return findings
+
+
+def advise_start(key: str, recipe: Recipe) -> str:
+    """Return what to do where a checkpoint is not there."""
+    if key == "chatreid_encoder":
+        return (
+            "Train Stage 1 first (examples/stage1.yaml), or set chatreid_encoder=null to keep the model's own encoder"
+        )
+    if recipe.data.chatreid_stage == 3:
+        return "Train Stage 2 first (examples/stage2.yaml), or name another checkpoint"
+    return "Name a checkpoint folder with safetensors weights, or a model of the Hugging Face hub"
 
 
 def find_family(recipe: Recipe) -> str | None:
@@ -108,7 +121,8 @@ def check_family(recipe: Recipe) -> list[Finding]:
     return [Finding("template", "error", f"template {template} is not of the model's family {kind}", advice)]
 
 
-def _list_checkpoints(recipe: Recipe) -> dict[str, str]:
+def list_checkpoints(recipe: Recipe) -> dict[str, str]:
+    """Return key -> folder or hub name of the checkpoints that a recipe starts from."""
     names = {"model_name_or_path": recipe.model.model_name_or_path}
     if recipe.data.chatreid_encoder is not None:
         names["chatreid_encoder"] = recipe.data.chatreid_encoder
@@ -131,7 +145,7 @@ def _check_encoder(recipe: Recipe) -> Finding:
     """Compare the vision tensors that the swap exchanges; the swap itself refuses the same, after the launch."""
     kinds: list[str] = []
     shapes: list[dict[str, tuple[int, ...]]] = []
-    for name in _list_checkpoints(recipe).values():
+    for name in list_checkpoints(recipe).values():
         folder = find_model_folder(name, recipe.model)
         assert folder is not None  # both are "ok"
         kinds.append(read_json(folder / "config.json")["model_type"])

@@ -37,13 +37,13 @@ def test_flags_are_parsed_like_keys(workshop: Any, tmp_path: Path) -> None:
 
     _, data, *_ = get_train_args(
         f"--model_name_or_path {workshop.model} --output_dir {tmp_path} --template chatreid --dataset any "
-        "--chatreid_stage 3 --chatreid_lazy true --chatreid_aspect keep --do_train".split()
+        "--dataset_dir ONLINE --chatreid_stage 3 --chatreid_lazy true --chatreid_aspect keep --do_train".split()
     )
     assert (data.chatreid_stage, data.chatreid_lazy, data.chatreid_aspect) == (3, True, "keep")
 
 
 def test_unknown_key_is_refused(parse: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="chatreid_stge"):
+    with pytest.raises(ConfigError, match="chatreid_stge"):
         parse(1, chatreid_stge=1)
 
 

@@ -40,11 +40,12 @@ def test_built_data_have_no_fault(read_recipe: ReadRecipe, stage: int) -> None:
 
 def test_missing_folder_and_missing_entry_are_errors(read_recipe: ReadRecipe, tmp_path: Path) -> None:
     ((state, text),) = find_faults(read_recipe(1, dataset_dir=tmp_path / "nowhere"))
-    assert state == "error" and "is no folder" in text
+    assert state == "error" and "is not a folder" in text
     ((state, text),) = find_faults(read_recipe(1, dataset=f"{CAPTIONING},misspelt"))
-    assert state == "error" and "data misspelt: not entered" in text and CAPTIONING in text
+    assert state == "error" and "1 of 2 data set(s) are not in" in text and ": misspelt. Build" in text
+    assert f"train on what is there: dataset={CAPTIONING}" in text
     ((state, text),) = find_faults(read_recipe(1, eval_dataset="misspelt"))
-    assert "data misspelt" in text
+    assert ": misspelt. Build" in text
     ((state, text),) = find_faults(read_recipe(1, dataset_dir="ONLINE"))
     assert state == "warning"
 

@@ -130,7 +130,7 @@ def test_trap_23_records_in_another_stage_are_refused(parse: Parse, stage: str) 
     """Pre-training would learn a literal `<image>`; KTO ends in a TypeError of its collator."""
     with pytest.raises(ConfigError, match=f"stage: {stage} cannot train on ChatReID records.*Set stage: sft"):
         parse(1, stage=stage)
-    parse(1, stage=stage, dataset="any")  # not ours to refuse
+    parse(1, stage=stage, dataset="any", dataset_dir="ONLINE")  # not ours to refuse
 
 
 def test_trap_24_records_with_a_stock_template_are_refused(parse: Parse) -> None:
@@ -146,7 +146,7 @@ def test_trap_26_packs_without_boundaries_and_people_on_both_sides_are_a_warning
 ) -> None:
     with caplog.at_level(logging.WARNING):
         parse(1)
-        parse(1, val_size=0.1, dataset="any")
+        parse(1, val_size=0.1, dataset="any", dataset_dir="ONLINE")
         assert "chatreid:" not in caplog.text
         parse(1, val_size=0.1, packing=True, chatreid_lazy=False)
     assert "val_size holds out records, not people" in caplog.text

@@ -1,0 +1,115 @@
+"""What a recipe reads has to be there: its data sets, and the checkpoints it starts from.
+
+LLaMA-Factory says "Undefined dataset" or "Failed to load tokenizer" below a traceback, after a minute of imports.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..shards import LEFT_OUT, read_json
+from .checkpoint import COMPOSED_FOLDER, MARKER, is_hub_name
+from .recipe import Finding, Recipe
+from .recipe_model import advise_start, find_model_folder, list_checkpoints
+
+
+INFO = "dataset_info.json"
+
+
+def is_local(dataset_dir: Any) -> bool:
+    """Return whether ``dataset_dir`` names a folder, and no hub or mapping, which LLaMA-Factory takes as well."""
+    return isinstance(dataset_dir, str) and dataset_dir != "ONLINE" and not dataset_dir.startswith("REMOTE:")
+
+
+def check_dataset_names(recipe: Recipe) -> list[Finding]:
+    """Compare the data sets that a recipe names with those that are entered; says why one is not, and what to do."""
+    data = recipe.data
+    if not is_local(data.dataset_dir):
+        return []
+    folder = Path(data.dataset_dir)
+    if not (folder / INFO).is_file():
+        found = f"dataset_dir: {folder} " + (f"has no {INFO}" if folder.is_dir() else "is not a folder")
+        advice = "Build the data with `chatreid build`, or start in the folder that dataset_dir is relative to"
+        return [Finding("data", "error", found, advice)]
+    entries: dict[str, Any] = read_json(folder / INFO)
+    named = list(dict.fromkeys([*(data.dataset or ()), *(data.eval_dataset or ())]))
+    missing = [name for name in named if name not in entries]
+    if not missing:
+        return []
+    left_out = read_json(folder / LEFT_OUT) if (folder / LEFT_OUT).is_file() else {}
+    reasons = {name: left_out.get(name) for name in missing}
+    found = f"{len(missing)} of {len(named)} data set(s) are not in {folder / INFO}: {_describe_missing(reasons)}"
+    return [Finding("data", "error", found, _advise_missing(reasons, recipe, entries))]
+
+
+def _describe_missing(reasons: dict[str, str | None]) -> str:
+    """Return the names, those that were left out for one reason together."""
+    parts: list[str] = []
+    for reason in dict.fromkeys(reasons.values()):
+        names = ", ".join(name for name, other in reasons.items() if other == reason)
+        parts.append(names if reason is None else f"{names} (left out by `chatreid build`: {reason})")
+    return "; ".join(parts)
+
+
+def _advise_missing(reasons: dict[str, str | None], recipe: Recipe, entries: Iterable[str]) -> str:
+    stage = recipe.data.chatreid_stage
+    words = ("no captions", "no attributes")
+    if any(word in (reason or "") for reason in reasons.values() for word in words):
+        remedy = "Name captions in the data engine's source (`chatreid caption` writes them) and build again"
+    elif any(reasons.values()):
+        remedy = "Add data that has the labels and build again"
+    else:
+        remedy = (
+            f"Build with `chatreid build`, or correct the name; entered are {', '.join(sorted(entries)) or 'none'}"
+        )
+    own = [name for name in entries if name.startswith(f"chatreid_stage{stage}_") and not name.endswith("_val")]
+    named = [name for name in recipe.data.dataset or () if name in entries]
+    if own:
+        return f"{remedy}; or train on what is there: dataset={','.join(dict.fromkeys([*own, *named]))}"
+    if stage == 1 and any(reasons.values()):
+        return f"{remedy}; or leave Stage 1 out: Stage 2 starts without it with chatreid_encoder=null"
+    return remedy
+
+
+def check_starting_points(recipe: Recipe) -> list[Finding]:
+    """Look for the folders or hub names that training starts from; a resumed Stage 2 has its own copy of them."""
+    output = Path(recipe.training.output_dir)
+    if recipe.training.resume_from_checkpoint and (output / COMPOSED_FOLDER / MARKER).is_file():
+        return []
+    return [
+        Finding(key, "error", f"{key}: {name} {reason}", advise_start(key, recipe))
+        for key, name in list_checkpoints(recipe).items()
+        if (reason := _find_absence(name, recipe.model)) is not None
+    ]
+
+
+def _find_absence(name: str, model_args: Any) -> str | None:
+    """Return why a checkpoint cannot be had, None if it can be."""
+    if Path(name).is_dir():
+        return None
+    if not is_hub_name(name):
+        return "is not a folder"
+    if any(os.environ.get(variable) for variable in ("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB")):
+        return None  # LLaMA-Factory's to fetch
+    if find_model_folder(name, model_args) is not None:
+        return None
+    return _try_hub(name, model_args)
+
+
+def _try_hub(name: str, model_args: Any) -> str | None:
+    """Ask the hub for the smallest file of a model; the rest is fetched by whoever reads it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(
+            name,
+            "config.json",
+            revision=model_args.model_revision,
+            cache_dir=model_args.cache_dir,
+            token=model_args.hf_hub_token,
+        )
+    except (OSError, ValueError) as error:  # the hub's own errors are kinds of these
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return f"is neither a folder nor to be had from the Hugging Face hub ({first.rstrip('.')})"
+    return None
