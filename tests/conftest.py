@@ -127,13 +127,13 @@ RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def run_llamafactory(tmp_path_factory: pytest.TempPathFactory) -> RunCommand:
-    """Return a function that runs ``llamafactory-cli`` of this environment in the repository's root."""
+def llamafactory_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the environment variables for ``llamafactory-cli`` of this environment and this tree."""
     hidden = ("CHATREID_PLUGIN", "FORCE_TORCHRUN", "ALLOW_EXTRA_ARGS", "NPROC_PER_NODE", "PYTHONPATH")
     clean = {name: value for name, value in os.environ.items() if name not in hidden}
     scripts = Path(sys.executable).parent
     cache = tmp_path_factory.mktemp("datasets_cache")
-    clean |= {
+    return clean | {
         "PATH": os.pathsep.join([str(scripts), clean.get("PATH", "")]),
         "PYTHONPATH": str(REPOSITORY),  # this tree, also where another one is installed
         "OMP_NUM_THREADS": "1",
@@ -141,13 +141,24 @@ def run_llamafactory(tmp_path_factory: pytest.TempPathFactory) -> RunCommand:
         "HF_HUB_OFFLINE": "1",
     }
 
+
+@pytest.fixture(scope="session")
+def run_llamafactory(llamafactory_environment: dict[str, str]) -> RunCommand:
+    """Return a function that runs ``llamafactory-cli`` of this environment in the repository's root."""
+    program = str(Path(sys.executable).parent / "llamafactory-cli")
+
     def run(
         *arguments: str | Path, overrides: dict[str, object] | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         values = [f"{key}={'null' if value is None else value}" for key, value in (overrides or {}).items()]
-        command = [str(scripts / "llamafactory-cli"), *map(str, arguments), *values]
         return subprocess.run(
-            command, cwd=REPOSITORY, env=clean | environment, capture_output=True, text=True, timeout=250, check=False
+            [program, *map(str, arguments), *values],
+            cwd=REPOSITORY,
+            env=llamafactory_environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
         )
 
     return run

@@ -1,0 +1,34 @@
+"""Run several ``llamafactory-cli`` commands, each in a process of its own that need not import LLaMA-Factory again.
+
+``python llamafactory_commands.py COMMANDS.json LOGS``: a list of argument lists in, a log for each and ``codes.json``
+with the exit codes out.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def run_forked(arguments: list[str], log: Path) -> int:
+    """Run one command in a fork, as its own interpreter would: an error that nobody catches ends in sys.excepthook."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = ["llamafactory-cli", *arguments]
+    from llamafactory.cli import main
+
+    main()
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    import llamafactory.train.tuner  # noqa: F401 - what takes the time
+
+    logs = Path(sys.argv[2])
+    commands = json.loads(Path(sys.argv[1]).read_text())
+    codes = [run_forked(arguments, logs / f"{number}.log") for number, arguments in enumerate(commands)]
+    (logs / "codes.json").write_text(json.dumps(codes))
