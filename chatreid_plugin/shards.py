@@ -305,7 +305,9 @@ def read_manifest_table(path: Path) -> tuple[pa.Table, Path]:
         DataError: the manifest or its provenance is missing or unreadable.
     """
     if not path.is_file():
-        raise DataError(f"Manifest {path} does not exist. Make it with `chatreid parse CONFIG.yaml`.")
+        raise DataError(
+            f"Manifest {path} does not exist. `chatreid parse CONFIG.yaml` makes it, under the name of the source."
+        )
     table = read_shard(path, IMAGE_RECORD_SCHEMA)
     provenance = read_manifest_provenance(path)
     return table, (path.parent / provenance["image_root"]).resolve()

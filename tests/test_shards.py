@@ -247,7 +247,7 @@ def test_manifest_finds_its_root_from_a_relative_path(tmp_path: Path, monkeypatc
 
 
 def test_missing_manifest_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"own\.parquet does not exist. Make it with `chatreid parse"):
+    with pytest.raises(DataError, match=r"own\.parquet does not exist. `chatreid parse CONFIG.yaml` makes it"):
         read_manifest(tmp_path / "own.parquet")
 
 
