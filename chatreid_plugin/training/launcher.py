@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import ConfigError
+from ..printing import say
 from ..upstream import get_upstream
 from .compat import get_function
 from .messages import VARIABLE, read_messages
@@ -49,7 +50,7 @@ def extend_launcher(module: ModuleType) -> None:
                 found = read_messages(messages)
                 if not found:
                     raise
-                print("\n".join(found), file=sys.stderr)
+                say("\n".join(found), aside=True)
                 sys.exit(error.returncode)
 
     module.launch = launch_and_explain  # type: ignore[attr-defined]

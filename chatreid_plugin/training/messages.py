@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from ..printing import make_printable
+
 
 # Names a file; the environment is what torchrun hands on to its processes.
 VARIABLE = "CHATREID_MESSAGES"
@@ -15,7 +17,7 @@ def pass_on_message(message: str) -> None:
         return
     # One short write at the end of the file: lines of several processes do not mix (POSIX, O_APPEND).
     with Path(path).open("a", encoding="utf-8") as file:
-        file.write(message.replace("\n", "\v") + "\n")
+        file.write(make_printable(message).replace("\n", "\v") + "\n")
 
 
 def read_messages(path: Path) -> list[str]:
