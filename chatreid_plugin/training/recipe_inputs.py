@@ -80,11 +80,11 @@ def check_starting_points(recipe: Recipe) -> list[Finding]:
     return [
         Finding(key, "error", f"{key}: {name} {reason}", advise_start(key, recipe))
         for key, name in list_checkpoints(recipe).items()
-        if (reason := _find_absence(name, recipe.model)) is not None
+        if (reason := find_absence(name, recipe.model)) is not None
     ]
 
 
-def _find_absence(name: str, model_args: Any) -> str | None:
+def find_absence(name: str, model_args: Any) -> str | None:
     """Return why a checkpoint cannot be had, None if it can be."""
     if Path(name).is_dir():
         return None

@@ -104,7 +104,7 @@ def test_hub_name_that_cannot_be_fetched_is_one_line(parse: Parse, monkeypatch: 
     assert "model_name_or_path: Qwen/Qwen2-VL-2B-Instruct is neither a folder nor to be had" in message
     assert "(no network)" in message and asked == ["Qwen/Qwen2-VL-2B-Instruct/config.json"]
     monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
-    assert recipe_inputs._find_absence("Qwen/Qwen2-VL-2B-Instruct", None) is None
+    assert recipe_inputs.find_absence("Qwen/Qwen2-VL-2B-Instruct", None) is None
 
 
 def test_resumed_stage_2_needs_its_own_copy_alone(parse: Parse, workshop: Any, tmp_path: Path) -> None:
