@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ BUILD, *TRAININGS = read_block("The three stages")
 
 
 @contextmanager
-def stand_in(folder: Path) -> Iterator[None]:
+def stand_in(folder: Path) -> Generator[None]:
     before = Path.cwd()
     os.chdir(folder)
     try:
