@@ -63,10 +63,11 @@ def test_stage_2_names_what_is_there_and_all_that_is_missing_at_once(
     assert "chatreid_encoder=null" in message
 
 
-def test_stage_3_keeps_one_to_one_matching_in_what_it_advises(parse: Parse, build: Callable[..., str]) -> None:
-    folder = build(ONE_TO_ONE, "chatreid_stage3_text_to_image_reid")
+def test_advice_names_the_stages_other_data_sets_too(parse: Parse, build: Callable[..., str]) -> None:
+    pairs = "chatreid_stage3_image_to_image_one_to_one"
+    folder = build(pairs, "chatreid_stage3_text_to_image_reid", ONE_TO_ONE)
     message = refuse(parse, 3, dataset_dir=folder)
-    assert f"dataset=chatreid_stage3_text_to_image_reid,{ONE_TO_ONE}" in message
+    assert f"dataset={pairs},chatreid_stage3_text_to_image_reid." in message
 
 
 def test_mistyped_name_and_folder_are_told_from_what_was_left_out(parse: Parse, build: Callable[..., str]) -> None:
