@@ -21,6 +21,7 @@ from .adapters import check_adapter_base
 from .bad_images import BAD_IMAGE, start_bad_image_list
 from .checkpoint import COMPOSED_FOLDER, MARKER, compose_checkpoint, find_local_checkpoint
 from .compat import ARGUMENT_LISTS, get_function
+from .completeness import check_completeness
 from .cutoff import OVER_CUTOFF
 from .learning_rates import check_vision_rate, parse_rate
 from .pitfalls import refuse_pitfalls
@@ -128,7 +129,24 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
     check_vision_rate(data_args.chatreid_vision_learning_rate, training_args, finetuning_args)
     if data_args.chatreid_encoder is not None and training_args.do_train:
         _swap_decoder(model_args, data_args, training_args)
-    check_adapter_base(model_args, training_args.resume_from_checkpoint)
+    check_model(model_args, data_args, training_args.resume_from_checkpoint)
+
+
+def check_model(model_args: Any, data_args: Any, resumed: Any = None) -> None:
+    """Look at what LLaMA-Factory is about to load, which it, transformers and PEFT take as it comes.
+
+    Args:
+        model_args: LLaMA-Factory's arguments.
+        data_args: the same; with a template that is not ours, the model is not ours to judge.
+        resumed: the checkpoint that a run goes on from.
+
+    Raises:
+        ConfigError: a checkpoint in a folder here lacks tensors, or an adapter is of another model.
+    """
+    folder = Path(model_args.model_name_or_path)
+    if str(data_args.template).startswith("chatreid") and folder.is_dir() and not model_args.train_from_scratch:
+        check_completeness(folder)
+    check_adapter_base(model_args, resumed)
 
 
 def _swap_decoder(model_args: Any, data_args: Any, training_args: Any) -> None:
@@ -213,7 +231,7 @@ def extend_parser(module: ModuleType) -> None:
         model_args, data_args, finetuning_args, _ = parsed
         finetuning_args.chatreid_stage = data_args.chatreid_stage
         take_recorded_prompt(model_args, data_args)
-        check_adapter_base(model_args)
+        check_model(model_args, data_args)
         return parsed
 
     for classes in lists:

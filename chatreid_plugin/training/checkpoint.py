@@ -15,6 +15,7 @@ from ..errors import ConfigError, UpstreamError
 from ..printing import say
 from ..shards import open_folder_atomically, read_json, write_json
 from ..weight_files import INDEX, find_weight_files, find_weights_entry, open_weights, read_shapes
+from .completeness import check_completeness, find_vision_suffix
 
 
 MARKER = "chatreid_composed.json"
@@ -46,15 +47,6 @@ def find_local_checkpoint(name: str, model_args: Any, key: str) -> Path:
         return Path(snapshot_download(name, revision=model_args.model_revision, cache_dir=model_args.cache_dir))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(f"{key}: {name} is neither a folder nor a hub model that can be fetched: {error}") from None
-
-
-def find_vision_suffix(tensor: str) -> str | None:
-    """Return what follows ``visual.`` in a tensor's name, or None for a decoder tensor.
-
-    transformers 4.52-4.57 may store ``model.visual.*``, other versions ``visual.*``.
-    """
-    head, mark, suffix = tensor.partition("visual.")
-    return suffix if mark and head in ("", "model.") else None
 
 
 def _match_vision_tensors(encoder: Path, decoder: Path, projector: str) -> dict[str, str]:
@@ -129,11 +121,14 @@ def compose_checkpoint(encoder: Path, decoder: Path, output: Path, projector: st
         projector: whose merger to keep, ``encoder`` or ``decoder``.
 
     Raises:
-        ConfigError: a folder without weights, another architecture, other shapes; nothing is written then.
+        ConfigError: a folder without weights, another architecture, other shapes, tensors that are missing or of no
+            part of the model; nothing is written then.
         DataError: the disk is full or cannot be written; ``output`` is as it was.
         UpstreamError: ``output`` exists and was not composed by this function.
     """
     replaced = _match_vision_tensors(encoder, decoder, projector)
+    for folder in (encoder, decoder):
+        check_completeness(folder)
     fingerprint = compute_fingerprint(encoder, decoder, projector)
     if output.exists():
         if not (output / MARKER).is_file():

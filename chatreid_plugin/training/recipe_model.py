@@ -11,7 +11,8 @@ import torch
 from ..errors import ChatReIDError, ConfigError
 from ..shards import read_json
 from ..weight_files import read_shapes
-from .checkpoint import find_vision_suffix, is_hub_name
+from .checkpoint import is_hub_name
+from .completeness import check_completeness, find_vision_suffix
 from .recipe import Finding, Recipe
 from .stages import find_part, list_frozen_parts
 
@@ -138,6 +139,7 @@ def _check_checkpoint(key: str, name: str, recipe: Recipe) -> Finding:
     if kind is None:
         return Finding(key, "error", f"{folder / 'config.json'} names no model_type", "Is it a model's folder?")
     shapes = read_shapes(folder)
+    check_completeness(folder)
     return Finding(key, "ok", f"{folder}, {kind}, {len(shapes)} tensors")
 
 

@@ -8,7 +8,6 @@ the names on disk are the model's. DeepSpeed and FSDP have files of their own, w
 concerned. Reported elsewhere as QwenLM/Qwen3-VL#1763 and modelscope/ms-swift#7947.
 """
 
-from collections.abc import Collection
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
@@ -20,20 +19,8 @@ from ..adapters import ADAPTER_CONFIG
 from ..errors import ConfigError
 from ..upstream import get_upstream
 from ..weight_files import find_weight_files, has_weights, open_weights
-from .checkpoint import find_vision_suffix
 from .compat import get_function
-
-
-def find_model_name(stored: str, names: Collection[str]) -> str | None:
-    """Return the parameter's name in the model for its name in a file of any transformers from 4.52 to 5.x."""
-    suffix = find_vision_suffix(stored)
-    if suffix is not None:
-        candidates = [stored, f"model.visual.{suffix}", f"visual.{suffix}"]
-    elif stored.startswith("model.language_model."):
-        candidates = [stored, "model." + stored.removeprefix("model.language_model.")]
-    else:
-        candidates = [stored, "model.language_model." + stored.removeprefix("model.")]
-    return next((name for name in candidates if name in names), None)
+from .completeness import match_names
 
 
 def fits_by_name(model: torch.nn.Module, folder: Path) -> bool:
@@ -51,25 +38,11 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     Raises:
         ConfigError: a tensor is of no parameter, a parameter is in no file, or a shape differs.
     """
-    targets = model.state_dict()
-    missing = {name for name, _ in model.named_parameters()}
-    files = find_weight_files(folder)
-    for path in sorted(set(files.values())):
-        with open_weights(path) as opened:
-            for stored in opened.keys():  # noqa: SIM118 - safe_open is no mapping
-                name, tensor = find_model_name(stored, targets), opened.get_tensor(stored)
-                if name is None or targets[name].shape != tensor.shape:
-                    raise ConfigError(
-                        f"{path}: {stored} with shape {tuple(tensor.shape)} is no tensor of the model. "
-                        f"{_advise(folder)}"
-                    )
-                with torch.no_grad():
-                    targets[name].copy_(tensor)
-                missing.discard(name)
-    if missing:
-        raise ConfigError(
-            f"{folder} lacks {len(missing)} of the model's parameters, first {min(missing)}. {_advise(folder)}"
-        )
+    targets, names = model.state_dict(), match_names(model, folder, _advise(folder))
+    for path in sorted(set(find_weight_files(folder).values())):
+        with open_weights(path) as opened, torch.no_grad():
+            for stored in names.keys() & set(opened.keys()):
+                targets[names[stored]].copy_(opened.get_tensor(stored))
 
 
 def _advise(folder: Path) -> str:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from chatreid_plugin import shards
 from chatreid_plugin.errors import ChatReIDError, ConfigError, DataError, UpstreamError
 from chatreid_plugin.training import checkpoint
-from chatreid_plugin.training.checkpoint import MARKER, compose_checkpoint, find_local_checkpoint, find_vision_suffix
+from chatreid_plugin.training.checkpoint import MARKER, compose_checkpoint, find_local_checkpoint
+from chatreid_plugin.training.completeness import find_vision_suffix
 from chatreid_plugin.weight_files import INDEX, WEIGHTS, find_weight_files
 
 
@@ -268,6 +269,38 @@ def test_unfit_checkpoint_is_one_clear_error_and_nothing_is_written(
     with pytest.raises(FAULTS[kind][0], match=message):
         compose_checkpoint(folders["encoder"], folders["decoder"], tmp_path / "run" / "initial")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def incomplete(workshop: Any, tmp_path: Path) -> Path:
+    """Write a checkpoint that lacks a tensor of its decoder, which transformers would fill with random numbers."""
+    folder = shutil.copytree(workshop.model, tmp_path / "incomplete")
+    tensors = {name: t for name, t in load_file(folder / WEIGHTS).items() if not name.endswith("0.mlp.up_proj.weight")}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+LACKS = r"incomplete lacks 1 of the model's parameters, first model\.language_model\.layers\.0\.mlp\.up_proj\.weight"
+
+
+def test_swap_with_an_incomplete_decoder_is_refused(workshop: Any, tmp_path: Path, incomplete: Path) -> None:
+    for encoder, decoder in ((workshop.other_model, incomplete), (incomplete, workshop.model)):
+        with pytest.raises(ConfigError, match=LACKS):
+            compose_checkpoint(encoder, decoder, tmp_path / "initial")
+    assert not (tmp_path / "initial").exists()
+
+
+def test_training_and_inference_from_an_incomplete_checkpoint_are_refused(
+    parse: Callable[..., Any], incomplete: Path
+) -> None:
+    from llamafactory.hparams import get_infer_args
+
+    stock = {"template": "qwen2_vl", "chatreid_stage": None, "chatreid_lazy": False, "dataset": "any"}
+    parse(1, model_name_or_path=str(incomplete), **stock)  # not ours to judge
+    with pytest.raises(ConfigError, match=LACKS):
+        parse(1, model_name_or_path=str(incomplete))
+    with pytest.raises(ConfigError, match=LACKS):
+        get_infer_args({"model_name_or_path": str(incomplete), "template": "chatreid"})
 
 
 def test_folder_that_is_no_composed_checkpoint_is_left_alone(workshop: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.training import recipe_model
 from chatreid_plugin.training.recipe import Recipe
 from chatreid_plugin.training.recipe_model import (
     GIBIBYTE,
@@ -87,15 +88,23 @@ def test_missing_configuration_and_missing_part_are_errors(read_recipe: ReadReci
     index["weight_map"]["more"] = "b.safetensors"
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "b.safetensors is not a readable" in find_faults(recipe)[0][2]
+    del tensors[min(tensors)]
+    (model / "model.safetensors.index.json").unlink()
+    save_file(tensors, model / "model.safetensors")
+    assert "lacks 1 of the model's parameters" in find_faults(recipe)[0][2]
     (model / "config.json").unlink()
     assert "config.json does not exist" in find_faults(recipe)[0][2]
 
 
-def test_encoder_of_another_model_is_an_error(read_recipe: ReadRecipe, model: Path) -> None:
+def test_encoder_of_another_model_is_an_error(
+    read_recipe: ReadRecipe, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = read_recipe(2, chatreid_encoder=model)
     tensors = load_file(model / "model.safetensors")
     name = next(name for name in tensors if "visual." in name and tensors[name].ndim == 2)
     save_file(tensors | {name: tensors[name][:4].clone()}, model / "model.safetensors")
+    assert f"{name} with shape (4, 32) is no tensor of the model" in find_faults(recipe)[0][2]
+    monkeypatch.setattr(recipe_model, "check_completeness", lambda folder: None)  # as with another config.json
     ((check, state, found),) = find_faults(recipe)
     assert (check, state) == ("chatreid_encoder", "error") and "1 vision tensor(s) differ" in found
     config = json.loads((model / "config.json").read_text())

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import write_json
-from chatreid_plugin.training.resumed_weights import find_model_name, fits_by_name, load_weights
+from chatreid_plugin.training.completeness import find_model_name
+from chatreid_plugin.training.resumed_weights import fits_by_name, load_weights
 
 
 TRAINERS = {
@@ -61,6 +62,9 @@ def test_missing_and_foreign_tensors_are_refused(workshop: Any, tmp_path: Path) 
     save_file(tensors | {"model.other.weight": tensors[first].clone()}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match=r"model\.other\.weight with shape .* is no tensor of the model"):
         load_weights(load(workshop.model), tmp_path)
+    buffer = {"model.rotary_emb.inv_freq": torch.zeros(2)}  # as early versions of transformers saved it
+    save_file(tensors | buffer, tmp_path / "model.safetensors")
+    load_weights(load(workshop.model), tmp_path)
 
 
 def test_names_that_the_model_has_are_kept() -> None:
