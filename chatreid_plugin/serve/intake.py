@@ -67,10 +67,12 @@ class Gate:
             raise RequestFault("Wrong or missing key; send Authorization: Bearer KEY.", 401)
 
 
-def list_own_names(host: str) -> list[str]:
-    """Return by what names a server that listens on ``host`` is called."""
+def list_own_names(host: str, *, is_local: bool) -> list[str]:
+    """Return by what names a server that listens on ``host`` is called; ``is_local``: by this machine alone."""
     machine = socket.gethostname()
-    return [host, machine, machine.partition(".")[0]]
+    # The long name may have to be asked for, and from this machine alone nobody needs it.
+    long = [] if is_local else [socket.getfqdn()]
+    return [host, machine, machine.partition(".")[0], *long]
 
 
 class Intake:

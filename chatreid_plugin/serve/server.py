@@ -206,7 +206,7 @@ def run_server(
         say(f"Serving {model.name} at {address}/v1 (Ctrl-C ends it)")
         if not is_local(address) and not key:
             say("Anybody who reaches this machine can ask it: there is no --api-key-variable.", aside=True)
-        app = make_app(model, key, [*list_own_names(host), *allowed_hosts])
+        app = make_app(model, key, [*list_own_names(host, is_local=is_local(address)), *allowed_hosts])
         uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 

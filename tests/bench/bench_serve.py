@@ -50,8 +50,8 @@ def make_crop(draw: random.Random, width: int = 64, height: int = 128) -> str:
 
 
 def make_white(draw: random.Random, side: int) -> str:
-    """Return a large picture of few bytes, one of eight."""
-    return _encode_white(side - draw.randrange(8), side)
+    """Return a large picture of few bytes, one of sixteen."""
+    return _encode_white(side - draw.randrange(16), side)
 
 
 @cache

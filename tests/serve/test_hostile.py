@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.slow
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
 
 
+@cache
 def make_white(width: int, height: int) -> str:
     """Return a picture of some kB, however large."""
     buffer = io.BytesIO()
