@@ -202,7 +202,7 @@ def convert_row_to_instruction(row: Mapping[str, Any]) -> Instruction:
     """Return the instruction of a row of ``INSTRUCTION_SCHEMA`` (a dict, as Arrow or datasets give it).
 
     Raises:
-        DataError: a column is missing.
+        DataError: a column is missing, or a value in one.
     """
     missing = [name for name in INSTRUCTION_SCHEMA.names if name not in row]
     if missing:
@@ -210,6 +210,15 @@ def convert_row_to_instruction(row: Mapping[str, Any]) -> Instruction:
             f"This is not a ChatReID record: column(s) {', '.join(missing)} are missing (found: {', '.join(row)}). "
             "Build the data set with `chatreid build`, or set the right `formatting` in dataset_info.json."
         )
+    try:
+        return _make_instruction(row)
+    except (TypeError, KeyError) as error:  # null where a value belongs
+        raise DataError(
+            f"Record {row['id']} is damaged ({error}). Build the data set with `chatreid build`."
+        ) from None
+
+
+def _make_instruction(row: Mapping[str, Any]) -> Instruction:
     answer = row["answer"] or {}
     return Instruction(
         id=row["id"],

@@ -1,4 +1,4 @@
-"""Files of strangers are opened here: a pipe would be waited for, and a device read, for ever."""
+"""Files of strangers: a pipe would be waited for, a device read, for ever; and a name may lead anywhere."""
 
 import errno
 import os
@@ -47,3 +47,9 @@ def read_regular(path: Path) -> bytes:
     """
     with open_regular(path) as file:
         return file.read()
+
+
+def leaves_root(path: str) -> bool:
+    """Return whether a path names something that is not below the folder it is relative to."""
+    parts = path.replace("\\", "/").split("/")
+    return os.path.isabs(path) or ".." in parts or "\0" in path

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from .errors import DataError
 from .records import IMAGE_RECORD_SCHEMA, ImageRecord, convert_image_record_to_row, convert_row_to_image_record
-from .regular_files import check_regular, open_regular, read_regular
+from .regular_files import check_regular, leaves_root, open_regular, read_regular
 
 
 # The escapes of UTF-16's surrogates, which belong together in pairs.
@@ -298,17 +298,29 @@ def read_manifest_provenance(path: Path) -> dict[str, Any]:
     return provenance
 
 
+def _check_images(path: Path, table: pa.Table) -> None:
+    """Refuse a manifest that lacks what every image has, or names files outside its folder."""
+    advice = "Make it again with `chatreid parse`."
+    for name in ("image_id", "dataset", "split", "path", "person_id", "camera_id", "width", "height"):
+        if table[name].null_count:
+            raise DataError(f"{path}: an image has no {name}. {advice}")
+    for image in table["path"].to_pylist():
+        if leaves_root(image):
+            raise DataError(f"{path} names the image {image!r}, which does not lie below its folder. {advice}")
+
+
 def read_manifest_table(path: Path) -> tuple[pa.Table, Path]:
     """Return a manifest as a table of ``IMAGE_RECORD_SCHEMA``, and the folder that its paths are relative to.
 
     Raises:
-        DataError: the manifest or its provenance is missing or unreadable.
+        DataError: the manifest or its provenance is missing or unreadable, or names files outside the folder.
     """
     if not path.is_file():
         raise DataError(
             f"Manifest {path} does not exist. `chatreid parse CONFIG.yaml` makes it, under the name of the source."
         )
     table = read_shard(path, IMAGE_RECORD_SCHEMA)
+    _check_images(path, table)
     provenance = read_manifest_provenance(path)
     return table, (path.parent / provenance["image_root"]).resolve()
 

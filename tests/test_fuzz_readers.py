@@ -224,7 +224,7 @@ HOSTILE: dict[str, tuple[str, bytes]] = {
     "a number alone": ("yaml", b"3"),
     "a text alone": ("yaml", b"abc"),
     "a list": ("yaml", b"- 1"),
-    "deep YAML": ("yaml", b"a: " + b"[" * 1_500),
+    "deep YAML": ("yaml", b"a: " + b"[" * 700),
     "billion laughs": (
         "yaml",
         b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [*a%d, *a%d]\n" % (n + 1, n + 1, n, n) for n in range(40)),
@@ -244,7 +244,7 @@ def test_hostile_texts_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["a=" + "[" * 1_500, "a=" + "1" * LONG, "sources.x.y=1", ".=1", "a..b=2", "a=${b", "a=${a}"]
+    "override", ["a=" + "[" * 700, "a=" + "1" * LONG, "sources.x.y=1", ".=1", "a..b=2", "a=${b", "a=${a}"]
 )
 def test_hostile_overrides_are_refused(tmp_path: Path, override: str) -> None:
     (tmp_path / "a.yaml").write_bytes(READERS["yaml"].content)

@@ -298,3 +298,19 @@ def test_output_below_a_file_is_refused(tmp_path: Path) -> None:
     for write in (lambda path: write_json(path, {}), lambda path: write_shard(path, [], SCHEMA)):
         with pytest.raises(DataError, match="out/a/b cannot be written"):
             write(tmp_path / "out" / "a" / "b")
+
+
+@pytest.mark.parametrize("path", ["../a.png", "a/../../b.png", "/etc/a.png", "a\\..\\b.png"])
+def test_manifest_that_names_files_outside_its_folder_is_refused(tmp_path: Path, path: str) -> None:
+    write_manifest(tmp_path / "a.parquet", [make_record("1.png"), make_record(path)], tmp_path, {})
+    with pytest.raises(DataError, match=r"a\.parquet names the image .*, which does not lie below its folder"):
+        read_manifest(tmp_path / "a.parquet")
+
+
+def test_manifest_with_an_image_of_nobody_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "a.parquet", [make_record("1.png")], tmp_path, {})
+    table = make_manifest_table([make_record("1.png")])
+    column = table.schema.get_field_index("person_id")
+    write_table(tmp_path / "a.parquet", table.set_column(column, "person_id", pa.nulls(1, pa.string())))
+    with pytest.raises(DataError, match=r"a\.parquet: an image has no person_id"):
+        read_manifest(tmp_path / "a.parquet")

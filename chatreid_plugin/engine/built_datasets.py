@@ -76,19 +76,25 @@ def _read_entries(dataset_dir: Path) -> dict[str, Any]:
 
 def _open_dataset(dataset_dir: Path, name: str, entry: dict[str, Any]) -> BuiltDataset | None:
     """Return a data set, or None if nothing of it is there."""
-    folder = dataset_dir / entry.get("file_name", name)
+    try:
+        folder = dataset_dir / entry.get("file_name", name)
+        block = entry.get("chatreid") or {}
+        root = (dataset_dir.resolve() / block.get("image_root", "")).resolve()
+        own_prompts = tuple(map(str, block.get("prompts", ())))
+        stage = None if block.get("stage") is None else int(block["stage"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{dataset_dir / DATASET_INFO}: the entry {name} is damaged ({error}). Build it with `chatreid build`."
+        ) from None
     shards = tuple(sorted(folder.glob("*.parquet")))
     sizes = tuple(check_shard(shard) for shard in shards)
     filled = next((shard for shard, size in zip(shards, sizes, strict=True) if size), None)
     if filled is None:
         return None
     (first,) = _read_rows(filled, 0, 1)
-    block = entry.get("chatreid") or {}
-    root = (dataset_dir.resolve() / block.get("image_root", "")).resolve()
-    own_prompts = tuple(block.get("prompts", ()))
     task = get_task(first.task, first.id)
     # Data sets of earlier versions do not say it; theirs is the task's first.
-    stage = int(block.get("stage", task.stages[0]))
+    stage = task.stages[0] if stage is None else stage
     return BuiltDataset(name, task, stage, root, shards, sizes, dataset_dir / f"{name}.json", own_prompts)
 
 

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 
 from ..errors import DataError
+from ..regular_files import leaves_root
 from .listing import Listing
 
 
@@ -39,12 +40,6 @@ def check_places(listing: Listing) -> None:
             outside[place] += 1
     if outside:
         listing.warnings.append(_describe(outside))
-
-
-def leaves_root(path: str) -> bool:
-    """Return whether a path names something that is not below the folder it is relative to."""
-    parts = path.replace("\\", "/").split("/")
-    return os.path.isabs(path) or ".." in parts or "\0" in path
 
 
 def _is_below(path: str, root: str) -> bool:

@@ -8,7 +8,9 @@ from types import ModuleType
 from typing import Any
 
 from ..answers import render_answer
+from ..errors import DataError
 from ..records import Instruction, convert_row_to_instruction
+from ..regular_files import leaves_root
 from ..tasks import TASKS, render_prompt
 from ..upstream import get_upstream
 from .code_version import find_code_version
@@ -43,8 +45,14 @@ def convert_record(record: Instruction, image_root: str, own_prompts: Sequence[s
     file is reported with its record.
 
     Raises:
-        DataError: the record does not fit its task.
+        DataError: the record does not fit its task, or names an image outside the image root.
     """
+    outside = next((image.path for image in record.images if leaves_root(image.path)), None)
+    if outside is not None:
+        raise DataError(
+            f"Record {record.id} names the image {outside!r}, which does not lie below the image root. Build the data "
+            "set with `chatreid build`."
+        )
     images = [
         {"path": os.path.join(image_root, i.path), "width": i.width, "height": i.height, "record": record.id}
         for i in record.images

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.records import Answer, ImageReference, Instruction, convert_instruction_to_row
+from chatreid_plugin.records import (
+    Answer,
+    ImageReference,
+    Instruction,
+    convert_instruction_to_row,
+    convert_row_to_instruction,
+)
 from chatreid_plugin.tasks import OWN_VARIANT, render_prompt
 from chatreid_plugin.training.converter import ChatReIDConverter, convert_record, find_image_root
 from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
@@ -96,6 +102,19 @@ def test_wrong_record_is_named(changes: dict[str, Any], message: str) -> None:
     converter = ChatReIDConverter(SimpleNamespace(), SimpleNamespace(media_dir="/m", dataset_dir="/d"))
     with pytest.raises(DataError, match=message):
         converter(row)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "/etc/secret.png"])
+def test_image_outside_the_root_is_refused(path: str) -> None:
+    record = replace(RECORD, images=(*RECORD.images[:-1], ImageReference(path, 8, 8)))
+    with pytest.raises(DataError, match=rf"Record {RECORD.id} names the image '{path}', which does not lie below"):
+        convert_record(record, "/images")
+
+
+def test_row_with_null_for_an_attribute_is_named() -> None:
+    row = convert_instruction_to_row(RECORD) | {"attributes": [None]}
+    with pytest.raises(DataError, match=rf"Record {RECORD.id} is damaged"):
+        convert_row_to_instruction(row)
 
 
 def test_rows_of_another_kind_are_refused() -> None:
