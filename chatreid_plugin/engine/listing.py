@@ -151,7 +151,7 @@ def _advise_on_missing(path: Path) -> str:
         present = []
     same = next((name for name in present if Path(name).stem.lower() == path.stem.lower()), None)
     if same:
-        return f"{same} is there instead: the labels need the published names, so give the images those again."
+        return f"{same} is there instead: give the images the names that the labels have."
     if present:
         return f"The folder has {len(present)} other files. Copy the missing ones, or get labels that fit the images."
     return "Unpack that part of the data set."

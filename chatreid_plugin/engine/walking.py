@@ -32,8 +32,8 @@ def find_images(folder: Path, listing: Listing) -> Iterator[Path]:
                     continue
                 if not entry.is_symlink():
                     below.append(entry.path)
-                elif _leads_up(entry.path):
-                    listing.skip("link to a folder above it")
+                elif stays := _explain_stay(entry.path, folder, listing):
+                    listing.skip(stays)
                 else:
                     links.append(entry.path)
             elif reason := _explain_refusal(entry):
@@ -65,10 +65,22 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _leads_up(link: str) -> bool:
-    """Return whether a link leads to the folder that holds it, or to one above: whatever lies there is not part."""
-    folder, target = os.path.realpath(os.path.dirname(link)), os.path.realpath(link)
-    return os.path.commonpath([folder, target]) == target
+def _explain_stay(link: str, start: Path, listing: Listing) -> str:
+    """Return why a linked folder is not read; empty if it is.
+
+    Not one that holds the link, as whatever lies there is no part of the folder; and from the folder of one split into
+    that of another, as its images would be in both.
+    """
+    target = os.path.realpath(link)
+    if _is_below(os.path.realpath(os.path.dirname(link)), target):
+        return "link to a folder above it"
+    if _is_below(target, os.path.realpath(listing.root)) and not _is_below(target, os.path.realpath(start)):
+        return "link to another part of the data set"
+    return ""
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
 
 
 def _explain_refusal(entry: os.DirEntry[str]) -> str:

@@ -46,7 +46,7 @@ def test_cuhk03_np_wants_the_parent_of_its_boxes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("present", "advice"),
     [
-        (["1.jpeg"], r"1\.jpeg is there instead: the labels need the published names"),
+        (["1.jpeg"], r"1\.jpeg is there instead: give the images the names that the labels have"),
         (["1.JPG"], r"1\.JPG is there instead"),
         (["2.jpg", "3.jpg"], "The folder has 2 other files. Copy the missing ones"),
         ([], "Unpack that part of the data set"),

@@ -91,6 +91,15 @@ def test_links_that_multiply_are_walked_once(tmp_path: Path) -> None:
     assert list_names(tmp_path / "crops", Listing(tmp_path / "crops")) == ["9/a.png"]
 
 
+def test_images_of_one_split_are_not_read_as_those_of_another(crops: Path) -> None:
+    (crops / "p0" / "more").symlink_to(crops / "p1")
+    listing = Listing(crops)
+    assert list_names(crops / "p0", listing) == ["a_0.png", "b_0.png"]
+    assert listing.skipped == {"link to another part of the data set": 1}
+    (crops / "p3").symlink_to(crops / "p2")  # the folder that is asked for may itself be a link
+    assert list_names(crops / "p3", Listing(crops)) == ["a_0.png", "b_0.png"]
+
+
 def test_a_folder_has_its_own_name_before_that_of_a_link(crops: Path) -> None:
     (crops / "a_link").symlink_to(crops / "p2")
     names = list_names(crops, Listing(crops))

@@ -59,7 +59,7 @@ def _read_people(path: Path) -> list[str]:
     people: list[str] = []
     for number, line in read_lines(path):
         if not re.fullmatch(r"\d{1,3}", line, re.ASCII):
-            raise DataError(f"{path}, line {number}: {line!r} is not the number of a person. Get the list anew.")
+            raise DataError(f"{path}, line {number}: {line!r} is not the number of a person. Copy the list again.")
         people.append(f"{int(line):03d}")
     return people
 

@@ -95,7 +95,7 @@ def _list_new(listing: Listing, boxes: str) -> None:
         for name in names:
             match = PNG_NAME.fullmatch(name)
             if match is None:
-                raise DataError(f"{configuration} names {name!r}, which is not of the form {PNG_EXAMPLE}.")
+                raise DataError(f"{configuration} names {name!r}, which is not of the form {PNG_EXAMPLE}. {advice}")
             listing.crops.append(Crop(f"{folder.name}/{name}", split, match["person"], match["view"]))
 
 

@@ -28,7 +28,7 @@ _IMAGES_PER_VIEW = 5
 # Of one array, and how many people and images there may be: the published file has 1,467 and 14,097 of each kind.
 _MOST_BYTES = 2**26
 _MOST_PEOPLE = 10_000
-_ADVICE = "as in no published file. Do not use it."
+_ADVICE = "as in no published file. Do not use it: ask the data set's authors for theirs."
 _NEW_SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
 
 

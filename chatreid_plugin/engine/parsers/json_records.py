@@ -35,10 +35,11 @@ def describe_type(value: object) -> str:
     return names.get(type(value).__name__, "a number")
 
 
-def _fail(where: str, record: Record, key: str, expected: str) -> DataError:
+def _fail(where: str, record: Record, key: str, expected: str, advice: str) -> DataError:
     if key not in record:
-        return DataError(f"{where}: `{key}` is missing (found: {', '.join(record)}). {ADVICE}")
-    return DataError(f"{where}: `{key}` must be {expected}, found {describe_type(record[key])}. {ADVICE}")
+        return DataError(f"{where}: `{key}` is missing (found: {', '.join(record)}). {advice}")
+    found = "nothing" if record[key] == "" else describe_type(record[key])
+    return DataError(f"{where}: `{key}` must be {expected}, found {found}. {advice}")
 
 
 def get_identity(record: Record, key: str, where: str) -> str:
@@ -52,7 +53,7 @@ def get_identity(record: Record, key: str, where: str) -> str:
     return number[1] if number else text
 
 
-def get_label(record: Record, key: str, where: str) -> str:
+def get_label(record: Record, key: str, where: str, advice: str = ADVICE) -> str:
     """Return a label: a number or a text as it stands, but 7 where a table wrote 7.0 for want of whole numbers.
 
     Raises:
@@ -65,10 +66,10 @@ def get_label(record: Record, key: str, where: str) -> str:
         return str(value)
     if isinstance(value, str) and value.strip():
         return re.sub(r"^(-?\d+)\.0+$", r"\1", value.strip(), flags=re.ASCII)
-    raise _fail(where, record, key, "a number or a text that is not empty")
+    raise _fail(where, record, key, "a number or a text that is not empty", advice)
 
 
-def get_path(record: Record, key: str, where: str) -> str:
+def get_path(record: Record, key: str, where: str, advice: str = ADVICE) -> str:
     """Return an image path with forward slashes, below the data set folder.
 
     Raises:
@@ -76,14 +77,14 @@ def get_path(record: Record, key: str, where: str) -> str:
     """
     value = record.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise _fail(where, record, key, "an image path")
+        raise _fail(where, record, key, "an image path", advice)
     path = value.strip().replace("\\", "/").removeprefix("./")
     if path.startswith("/") or ".." in path.split("/"):
-        raise DataError(f"{where}: `{key}` {value!r} does not lie below the data set folder. {ADVICE}")
+        raise DataError(f"{where}: `{key}` {value!r} does not lie below the data set folder. {advice}")
     return path
 
 
-def get_texts(record: Record, key: str, where: str) -> list[str]:
+def get_texts(record: Record, key: str, where: str, advice: str = ADVICE) -> list[str]:
     """Return a list of texts; one text stands for a list of one.
 
     Raises:
@@ -92,5 +93,5 @@ def get_texts(record: Record, key: str, where: str) -> list[str]:
     value = record.get(key)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in cast(list[Any], texts)):
-        raise _fail(where, record, key, "a list of texts")
+        raise _fail(where, record, key, "a list of texts", advice)
     return cast(list[str], texts)

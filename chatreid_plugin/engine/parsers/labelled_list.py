@@ -17,6 +17,7 @@ from .own_labels import FIELDS, assign_splits, make_crop
 
 
 COLUMNS = ("path", *FIELDS, "caption")
+_ADVICE = "Correct the row."
 _EXAMPLE = "path,person,camera,split"
 _CSV, _JSON_LINES = (".csv", ".tsv", ".txt"), (".jsonl", ".ndjson")
 _SEPARATORS = ",;\t"
@@ -103,6 +104,6 @@ def _read_crop(listing: Listing, row: Record, where: str) -> Crop | None:
     root = os.path.abspath(listing.root)
     if os.path.isabs(path) and os.path.abspath(path).startswith(root + os.sep):
         row = {**row, "path": os.path.relpath(path, root)}
-    labels = {key: get_label(row, key, where) for key in FIELDS if key in row or key == "person"}
-    captions = get_texts(row, "caption", where) if "caption" in row else []
-    return make_crop(listing, get_path(row, "path", where), labels, where, captions)
+    labels = {key: get_label(row, key, where, _ADVICE) for key in FIELDS if key in row or key == "person"}
+    captions = get_texts(row, "caption", where, _ADVICE) if "caption" in row else []
+    return make_crop(listing, get_path(row, "path", where, _ADVICE), labels, where, captions)

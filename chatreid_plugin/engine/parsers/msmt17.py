@@ -92,10 +92,12 @@ def _list_published(listing: Listing, train_folder: str, test_folder: str) -> No
             match = LINE.fullmatch(line)
             published = match and MSMT_NAME.fullmatch(match["path"].rpartition("/")[2])
             if match is None or published is None:
-                raise DataError(f"{where}: {line!r} is not of the form `{LINE_EXAMPLE}`.")
+                raise DataError(f"{where}: {line!r} is not of the form `{LINE_EXAMPLE}`. Copy the lists again.")
             path = f"{folder}/{match['path']}"
             if path in listed:
-                raise DataError(f"{where}: {match['path']} was listed before, in {listed[path]}. Get the lists anew.")
+                raise DataError(
+                    f"{where}: {match['path']} was listed before, in {listed[path]}. Copy the lists again."
+                )
             listed[path] = where
             person = _name_person(int(match["person"]), split)
             listing.crops.append(Crop(path, split, person, published["camera"]))
