@@ -19,15 +19,6 @@ Values = Mapping[str, Any]
 
 # Qwen2-VL 2B is the paper's model (section 3.3; table 6 compares it with 7B).
 MODEL = "Qwen/Qwen2-VL-2B-Instruct"
-SEVEN_TASKS = (  # figure 4
-    "chatreid_stage2_image_to_image_one_to_one, chatreid_stage2_image_to_image_many_to_many, "
-    "chatreid_stage2_text_to_image_one_to_one, chatreid_stage2_text_to_image_many_to_one, "
-    "chatreid_stage2_text_to_image_one_to_many, chatreid_stage2_attribute_comparison, "
-    "chatreid_stage2_attribute_prediction"
-)
-# Standard Re-ID is what every data set has labels for; evaluation asks the one-to-one question (section 4.1).
-STAGE_3_TASKS = "chatreid_stage3_standard_reid, chatreid_stage3_image_to_image_one_to_one"
-
 # The paper gives no rate, batch size or schedule. 1e-5 with a cosine is what LLaMA-Factory's own example of full
 # tuning of Qwen2-VL has; 3 % of warm-up are ours. One epoch: of 8.5 million records none is seen twice.
 TRAINING: Values = {
@@ -76,7 +67,7 @@ STAGE_1 = {
     **WHOLE,
     "model_name_or_path": MODEL,  # "both the encoder and decoder are initialized with a pre-trained VLM"
     "chatreid_stage": 1,
-    "dataset": "chatreid_stage1_image_captioning",
+    "dataset": "chatreid_stage1",  # all data sets that were built for the stage
     "per_device_train_batch_size": 8,  # one image a record, where Stage 2 has up to eleven
     "gradient_accumulation_steps": 2,
     "output_dir": "saves/qwen2vl-2b/full/stage1",
@@ -86,7 +77,7 @@ STAGE_2_WITHOUT_STAGE_1 = {
     **WHOLE,
     "model_name_or_path": MODEL,  # "a freshly pre-trained decoder"
     "chatreid_stage": 2,
-    "dataset": SEVEN_TASKS,
+    "dataset": "chatreid_stage2",
     "output_dir": "saves/qwen2vl-2b/ablation/stage2",
 }
 STAGE_2 = {
@@ -100,7 +91,7 @@ STAGE_3 = {
     **FROZEN_ENCODER,
     "model_name_or_path": "saves/qwen2vl-2b/full/stage2",
     "chatreid_stage": 3,
-    "dataset": STAGE_3_TASKS,
+    "dataset": "chatreid_stage3",
     "output_dir": "saves/qwen2vl-2b/full/stage3",
 }
 # Rank 64 with alpha twice the rank, ten times the rate of full tuning: adapters start from zero.

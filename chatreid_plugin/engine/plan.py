@@ -79,23 +79,19 @@ def name_dataset(task: str, stage: int, held_out: bool = False) -> str:
 def list_training_commands(report: BuildReport) -> list[str]:
     """Return the command of each stage that has records, with what it needs beside the shipped recipe.
 
-    Without records of Stage 1, Stage 2 keeps the model's own encoder. ``examples/stage3.yaml`` names what most data
-    has labels for.
+    Without records of Stage 1, Stage 2 keeps the model's own encoder. A stage's name stands for all data sets of it.
     """
     commands: list[str] = []
     for stage in (1, 2, 3):
         own = [name for name in report.datasets if name.startswith(f"chatreid_stage{stage}_")]
         held_out = [name for name in own if name.endswith(HELD_OUT)]
-        names = [name for name in own if name not in held_out]
-        if not names:
+        if len(held_out) == len(own):
             continue
         overrides: list[str] = []
         if stage == 2 and name_dataset("image_captioning", 1) in report.skipped:
             overrides.append("chatreid_encoder=null")
-        if stage == 3 or len(names) < len(list_stage_tasks(stage)):
-            overrides.append(f"dataset={','.join(names)}")
         if held_out:
-            overrides.append(f"eval_dataset={','.join(held_out)}")
+            overrides.append(f"eval_dataset=chatreid_stage{stage}")
         if report.output_dir != Path("dataset_info"):
             overrides.append(f"dataset_dir={shlex.quote(str(report.output_dir))}")
         commands.append(" ".join([f"FORCE_TORCHRUN=1 llamafactory-cli train examples/stage{stage}.yaml", *overrides]))

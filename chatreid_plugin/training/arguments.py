@@ -26,6 +26,7 @@ from .cutoff import OVER_CUTOFF
 from .learning_rates import check_vision_rate, parse_rate
 from .pitfalls import refuse_pitfalls
 from .prompt_record import ATTRIBUTE, find_prompt, take_recorded_prompt
+from .recipe_inputs import expand_stages
 from .resume import choose_checkpoint, describe_run, find_named_checkpoint
 from .thinned import start_thinned_list
 
@@ -80,6 +81,8 @@ class ChatReIDDataArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.dataset: Any = expand_stages(self.dataset, self.dataset_dir)  # type: ignore[arg-type]  # lists by now
+        self.eval_dataset: Any = expand_stages(self.eval_dataset, self.dataset_dir, held_out=True)  # type: ignore[arg-type]
         ImagePolicy(self.chatreid_stage, self.chatreid_aspect)  # type: ignore[arg-type]  # it refuses wrong values
         if self.chatreid_projector not in ("encoder", "decoder"):
             raise ConfigError(f"chatreid_projector must be encoder or decoder, not {self.chatreid_projector!r}.")

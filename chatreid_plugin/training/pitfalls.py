@@ -15,7 +15,7 @@ from ..shards import read_json
 from .converter import FORMATTING
 from .prompt_record import check_system_prompt
 from .recipe import Finding, Recipe
-from .recipe_inputs import check_dataset_names, check_starting_points
+from .recipe_inputs import check_dataset_names, check_left_out, check_starting_points
 from .recipe_model import TEMPLATE_FAMILIES, check_family, find_right_template
 
 
@@ -145,6 +145,7 @@ def find_whole_reads(recipe: Recipe) -> list[Finding]:
 CHECKED = (check_dataset_names, check_records, check_evaluation, check_mixing)
 CHECKED_FOR_TRAINING = (
     *CHECKED,
+    check_left_out,
     check_starting_points,
     check_packing,
     check_streaming,

@@ -4,7 +4,8 @@ LLaMA-Factory says "Undefined dataset" or "Failed to load tokenizer" below a tra
 """
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,66 @@ from .recipe_model import advise_start, find_model_folder, list_checkpoints
 
 
 INFO = "dataset_info.json"
+# `dataset: chatreid_stage2` stands for all data sets of the stage that `chatreid build` made.
+_STAGE_NAME = re.compile(r"chatreid_stage[123]")
+_HELD_OUT = "_val"  # ends the names of those whose identities do not train (engine/built_datasets.py)
 
 
 def is_local(dataset_dir: Any) -> bool:
     """Return whether ``dataset_dir`` names a folder, and no hub or mapping, which LLaMA-Factory takes as well."""
     return isinstance(dataset_dir, str) and dataset_dir != "ONLINE" and not dataset_dir.startswith("REMOTE:")
+
+
+def expand_stages(names: Sequence[str] | None, dataset_dir: Any, held_out: bool = False) -> list[str] | None:
+    """Return the names with each stage's name replaced by the data sets that ``chatreid build`` made for it.
+
+    They are concatenated by LLaMA-Factory, so that the mix is the build's own. A stage of which nothing was built
+    keeps its name, which ``check_dataset_names`` refuses with the reasons.
+
+    Args:
+        names: data sets, e.g. ``["chatreid_stage2"]``.
+        dataset_dir: where ``dataset_info.json`` lies.
+        held_out: take the data sets of people who do not train.
+    """
+    if not names or not is_local(dataset_dir) or not any(map(_STAGE_NAME.fullmatch, names)):
+        return None if names is None else list(names)
+    path = Path(dataset_dir) / INFO
+    entries: Any = read_json(path) if path.is_file() else {}
+    expanded: list[str] = []
+    for name in names:
+        found = list_built(name, entries, held_out) if _STAGE_NAME.fullmatch(name) and name not in entries else []
+        expanded += found or [name]
+    return list(dict.fromkeys(expanded))
+
+
+def list_built(stage_name: str, entries: Iterable[str], held_out: bool = False) -> list[str]:
+    """Return the entries that are data sets of a stage (``chatreid_stage2``), trained or held out."""
+    return [e for e in entries if e.startswith(f"{stage_name}_") and e.endswith(_HELD_OUT) == held_out]
+
+
+def check_left_out(recipe: Recipe) -> list[Finding]:
+    """Name the tasks of a stage that is trained whole for which the sources had no labels."""
+    data = recipe.data
+    if not is_local(data.dataset_dir):
+        return []
+    if not all((Path(data.dataset_dir) / name).is_file() for name in (INFO, LEFT_OUT)):
+        return []
+    entries, left_out = (read_json(Path(data.dataset_dir) / name) for name in (INFO, LEFT_OUT))
+    named = set(data.dataset or ())
+    findings: list[Finding] = []
+    for stage in (1, 2, 3):
+        prefix = f"chatreid_stage{stage}"
+        built = list_built(prefix, entries)
+        reasons = {
+            name.removeprefix(f"{prefix}_"): reason
+            for name, reason in left_out.items()
+            if name in list_built(prefix, left_out) and name not in entries and not reason.startswith("no share in")
+        }
+        if built and reasons and named.issuperset(built):
+            found = f"Stage {stage} trains {len(built)} of {len(built) + len(reasons)} tasks, without "
+            advice = "Add the labels (`chatreid caption`) and build again, or go on without them"
+            findings.append(Finding("data", "warning", found + _describe_missing(dict(reasons)), advice))
+    return findings
 
 
 def check_dataset_names(recipe: Recipe) -> list[Finding]:
@@ -38,9 +94,16 @@ def check_dataset_names(recipe: Recipe) -> list[Finding]:
     if not missing:
         return []
     left_out = read_json(folder / LEFT_OUT) if (folder / LEFT_OUT).is_file() else {}
-    reasons = {name: left_out.get(name) for name in missing}
+    reasons = {name: _find_reason(name, left_out) for name in missing}
     found = f"{len(missing)} of {len(named)} data set(s) are not in {folder / INFO}: {_describe_missing(reasons)}"
     return [Finding("data", "error", found, _advise_missing(reasons, recipe, entries))]
+
+
+def _find_reason(name: str, left_out: dict[str, str]) -> str | None:
+    """Return why a data set, or all of a stage, was left out."""
+    if not _STAGE_NAME.fullmatch(name):
+        return left_out.get(name)
+    return "; ".join(dict.fromkeys(left_out[task] for task in list_built(name, left_out))) or None
 
 
 def _describe_missing(reasons: dict[str, str | None]) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import ConfigError
-from chatreid_plugin.shards import LEFT_OUT, write_json
+from chatreid_plugin.shards import LEFT_OUT, read_json, write_json
 from chatreid_plugin.training import recipe_inputs
 from chatreid_plugin.training.recipe import Recipe
+from chatreid_plugin.training.recipe_inputs import check_left_out, expand_stages
 
 
 Parse = Callable[..., Any]
@@ -44,7 +45,7 @@ def test_stage_1_without_captions_says_so_and_how_to_go_on(parse: Parse, build: 
     folder = build(ONE_TO_ONE, **{CAPTIONING: "no captions"})
     message = refuse(parse, 1, dataset_dir=folder)
     assert message == (
-        f"1 of 1 data set(s) are not in {folder}/dataset_info.json: {CAPTIONING} (left out by `chatreid build`: no "
+        f"1 of 1 data set(s) are not in {folder}/dataset_info.json: chatreid_stage1 (left out by `chatreid build`: no "
         "captions). Name captions in the data engine's source (`chatreid caption` writes them) and build again; or "
         "leave Stage 1 out: Stage 2 starts without it with chatreid_encoder=null."
     )
@@ -54,8 +55,9 @@ def test_stage_2_names_what_is_there_and_all_that_is_missing_at_once(
     parse: Parse, build: Callable[..., str], tmp_path: Path
 ) -> None:
     folder = build(ONE_TO_ONE, MANY_TO_MANY, f"{ONE_TO_ONE}_val", **{COMPARISON: "no attributes"})
-    message = refuse(parse, 2, dataset_dir=folder, chatreid_encoder=str(tmp_path / "stage1"))
-    assert "5 of 7 data set(s)" in message
+    named = f"{ONE_TO_ONE},{COMPARISON},{MANY_TO_MANY}"
+    message = refuse(parse, 2, dataset_dir=folder, dataset=named, chatreid_encoder=str(tmp_path / "stage1"))
+    assert "1 of 3 data set(s)" in message
     assert f"{COMPARISON} (left out by `chatreid build`: no attributes)" in message
     assert f"; or train on what is there: dataset={ONE_TO_ONE},{MANY_TO_MANY}" in message
     assert "_val" not in message
@@ -63,10 +65,34 @@ def test_stage_2_names_what_is_there_and_all_that_is_missing_at_once(
     assert "chatreid_encoder=null" in message
 
 
+def test_stages_name_stands_for_what_was_built_for_it(build: Callable[..., str]) -> None:
+    folder = build(ONE_TO_ONE, CAPTIONING, MANY_TO_MANY, f"{ONE_TO_ONE}_val")
+    assert expand_stages(["chatreid_stage2"], folder) == [ONE_TO_ONE, MANY_TO_MANY]
+    assert expand_stages(["chatreid_stage2"], folder, held_out=True) == [f"{ONE_TO_ONE}_val"]
+    assert expand_stages(["mine", "chatreid_stage1", CAPTIONING], folder) == ["mine", CAPTIONING]
+    assert expand_stages(["chatreid_stage3"], folder) == ["chatreid_stage3"]
+    assert expand_stages(None, folder) is None
+    assert expand_stages(["chatreid_stage2"], "ONLINE") == ["chatreid_stage2"]
+
+
+def test_run_trains_all_of_a_stage_and_says_once_what_is_missing(parse: Parse, workshop: Any) -> None:
+    built = [name for name in read_json(workshop.dataset_dir / "dataset_info.json") if "stage3_" in name]
+    assert len(built) > 5
+    assert parse(3).data.dataset == built
+    findings = check_left_out(Recipe(Path(), {}, None, parse(3).data, None, None))
+    assert [finding.state for finding in findings] == ["warning"]
+    start = (
+        "Stage 3 trains 7 of 10 tasks, without cloth_changing_reid (left out by `chatreid build`: no identity in two "
+    )
+    assert findings[0].found.startswith(start) and "visible_infrared_reid (left out" in findings[0].found
+    # Whoever names some data sets has chosen.
+    assert check_left_out(Recipe(Path(), {}, None, parse(3, dataset=built[0]).data, None, None)) == []
+
+
 def test_advice_names_the_stages_other_data_sets_too(parse: Parse, build: Callable[..., str]) -> None:
     pairs = "chatreid_stage3_image_to_image_one_to_one"
     folder = build(pairs, "chatreid_stage3_text_to_image_reid", ONE_TO_ONE)
-    message = refuse(parse, 3, dataset_dir=folder)
+    message = refuse(parse, 3, dataset_dir=folder, dataset=f"{pairs},chatreid_stage3_standard_reid")
     assert f"dataset={pairs},chatreid_stage3_text_to_image_reid." in message
 
 
