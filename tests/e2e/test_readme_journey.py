@@ -126,7 +126,7 @@ def captioned(make_project: Callable[[], Project], llamafactory_environment: dic
     ]
     (project.folder / "data" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     printed = project.build(CAPTIONS)
-    assert printed.splitlines()[-3:-1] == [f"  {shlex.join(command)}" for command in TRAININGS[:2]]
+    assert printed.splitlines()[-3:] == [f"  {shlex.join(command)}" for command in TRAININGS]
     for code, log in project.train(TRAININGS, llamafactory_environment):
         assert code == 0, log[-4000:]
     return project
@@ -197,8 +197,8 @@ def test_without_captions_each_line_says_what_to_do_and_what_build_prints_trains
     assert [command[3] for command in advised] == ["examples/stage2.yaml", "examples/stage3.yaml"]
     *stopped, second, third = project.train([*TRAININGS, *advised], llamafactory_environment)
     expected = [
-        "chatreid_stage1_image_captioning (left out by `chatreid build`: no captions)",
-        f"{shlex.join(advised[0]).rpartition(' ')[2]}; chatreid_encoder: {SAVES}/stage1 is not a folder",
+        "chatreid_stage1 (left out by `chatreid build`: no captions)",
+        f"chatreid_encoder: {SAVES}/stage1 is not a folder. Train Stage 1 first",
         f"model_name_or_path: {SAVES}/stage2 is not a folder. Train Stage 2 first (examples/stage2.yaml)",
     ]
     for (code, log), message in zip(stopped, expected, strict=True):
