@@ -21,6 +21,7 @@ from ..upstream import get_upstream
 from ..weight_files import find_weight_files, has_weights, open_weights
 from .compat import get_function
 from .completeness import match_names
+from .finished_runs import extend_training
 
 
 def fits_by_name(model: torch.nn.Module, folder: Path) -> bool:
@@ -76,7 +77,7 @@ def _loads_whole(trainer: Any, model: torch.nn.Module, folder: Path) -> bool:
 
 
 def extend_resuming(module: ModuleType) -> None:
-    """Let every Trainer load a whole checkpoint, or refuse it: the classes that ``module``'s users derive from.
+    """Let every Trainer load a whole checkpoint, or refuse it, and train no step beyond a run's end.
 
     ``module`` is ``llamafactory.train.callbacks``, which all of LLaMA-Factory's trainers import first.
     """
@@ -98,3 +99,4 @@ def extend_resuming(module: ModuleType) -> None:
     trainer = get_upstream(transformers.trainer, "Trainer")
     trainer._load_from_checkpoint = load_whole_checkpoint
     trainer._load_best_model = load_whole_best_model
+    extend_training(trainer)

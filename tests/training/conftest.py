@@ -97,3 +97,20 @@ def tokenizer_module(workshop: Any) -> dict[str, Any]:
     from llamafactory.model import load_tokenizer
 
     return load_tokenizer(ModelArguments(model_name_or_path=str(workshop.model)))
+
+
+@pytest.fixture(scope="session")
+def make_line() -> Callable[[], Any]:
+    """Return a function that makes the smallest model that the Trainer trains, always with the same weights."""
+    import torch
+
+    class Line(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.line = torch.nn.Linear(2, 1)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": (self.line(x) - 1).square().mean()}
+
+    return Line

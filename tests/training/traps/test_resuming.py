@@ -42,3 +42,21 @@ def test_trap_29_checkpoint_without_optimizer_is_refused(parse: Callable[..., An
     for changes in ({"overwrite_output_dir": False}, {"resume_from_checkpoint": str(checkpoint)}):
         with pytest.raises(ConfigError, match=f"no optimizer.pt.*set model_name_or_path: {checkpoint}"):
             parse(1, **changes)
+
+
+def test_trap_30_finished_run_trains_no_step_more(tmp_path: Path, make_line: Callable[[], Any]) -> None:
+    """The stock half of this test fails when transformers mends it; then ours can go."""
+    import llamafactory.train.callbacks  # noqa: F401 - the hook
+    from transformers import Trainer, TrainingArguments
+
+    def train(output: str, function: Any, **changes: Any) -> int:
+        rows = [{"x": torch.ones(2) * n} for n in range(8)]
+        values: dict[str, Any] = {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none"}
+        arguments = TrainingArguments(output_dir=str(tmp_path / output), use_cpu=True, **(values | changes))
+        trainer: Any = Trainer(model=make_line(), args=arguments, train_dataset=rows)  # type: ignore[arg-type]
+        function(trainer, resume_from_checkpoint=any((tmp_path / output).glob("checkpoint-*")))
+        return trainer.state.global_step
+
+    ours: Any = Trainer.train
+    assert [train("stock", ours.__wrapped__) for _ in range(3)] == [2, 3, 4]
+    assert [train("ours", ours) for _ in range(3)] == [2, 2, 2]
