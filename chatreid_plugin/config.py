@@ -1,6 +1,5 @@
 """YAML files and key=value overrides become checked settings; unknown keys are refused, all faults shown at once."""
 
-import io
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -9,12 +8,11 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError
-from .regular_files import open_regular
 from .tasks import LETTERS, TASKS, check_wording, list_stage_tasks
+from .yaml_files import YAML_DAMAGE, name_fault, read_yaml
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -231,23 +229,6 @@ class BuildSettings(Settings):
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
-# A recipe has some hundred values; YAML of a few hundred bytes may name a thousand million by repeating itself.
-_MOST_BYTES = 2**20
-_MOST_VALUES = 100_000
-# What PyYAML and OmegaConf raise for a stranger's text: whatever they stumble over.
-_YAML_DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OmegaConfBaseException,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    yaml.YAMLError,
-)
-
 
 def load_settings(path: Path, overrides: Sequence[str], model: type[SettingsType]) -> SettingsType:
     """Read a YAML file, apply ``key=value`` overrides (dots for nested keys) and check everything.
@@ -255,42 +236,7 @@ def load_settings(path: Path, overrides: Sequence[str], model: type[SettingsType
     Raises:
         ConfigError: the file cannot be read, or one or more keys are unknown or wrong; all faults are listed.
     """
-    try:
-        with open_regular(path) as file:
-            text = file.read(_MOST_BYTES).decode("utf-8-sig")
-            if file.read(1):
-                raise ConfigError(f"{path} is no configuration: it has more than {_MOST_BYTES:,} bytes.")
-    except FileNotFoundError:
-        raise ConfigError(f"Configuration file {path} does not exist.") from None
-    except OSError as error:
-        raise ConfigError(f"Configuration file {path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} cannot be read as YAML: it is not text in UTF-8 ({error}).") from None
-    try:
-        plain = yaml.safe_load(text)
-        if not isinstance(plain, dict | None):
-            raise ValueError("it must have keys, each with a colon")
-        if _count_values(plain, {}) > _MOST_VALUES:
-            raise ValueError(f"it has more than {_MOST_VALUES:,} values")
-        values = OmegaConf.load(io.StringIO(text))
-    except _YAML_DAMAGE as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {_name_fault(error)}") from None
-    return check_settings(values, overrides, model, str(path))
-
-
-def _name_fault(error: Exception) -> str:
-    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-
-
-def _count_values(value: Any, counted: dict[int, int]) -> int:
-    """Return how many values there are once every ``*name`` of YAML is written out; each is looked at once."""
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in counted:
-        counted[id(value)] = _MOST_VALUES + 1  # of what holds itself
-        parts: Any = [*value, *value.values()] if isinstance(value, dict) else value
-        counted[id(value)] = 1 + sum(_count_values(part, counted) for part in parts)
-    return counted[id(value)]
+    return check_settings(read_yaml(path), overrides, model, str(path))
 
 
 def check_settings(values: Any, overrides: Sequence[str], model: type[SettingsType], source: str) -> SettingsType:
@@ -315,8 +261,8 @@ def check_settings(values: Any, overrides: Sequence[str], model: type[SettingsTy
             OmegaConf.update(merged, key, yaml.safe_load(text))  # unlike a merge, it reaches into lists
         _refuse_environment(OmegaConf.to_container(merged), source)
         checked = OmegaConf.to_container(merged, resolve=True)
-    except _YAML_DAMAGE as error:
-        raise ConfigError(f"{source} and the overrides cannot be read as YAML: {_name_fault(error)}") from None
+    except YAML_DAMAGE as error:
+        raise ConfigError(f"{source} and the overrides cannot be read as YAML: {name_fault(error)}") from None
     try:
         return model.model_validate(checked)
     except ValidationError as error:

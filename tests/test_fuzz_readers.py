@@ -42,6 +42,7 @@ from chatreid_plugin.shards import (
     read_manifest,
     read_shard,
 )
+from chatreid_plugin.training.recipe import read_values
 
 
 RECORD = ImageRecord("own/1.png", "own", "train", "1.png", "own:1", "c", 4, 8, captions=("a man",))
@@ -130,6 +131,7 @@ READERS = {
         b'sources:\n  - {name: own, parser: pattern, root: x, pattern: "{person}.png"}\nrecords: {stage1: 3}\n',
         lambda path: load_settings(path, [], BuildSettings),
     ),
+    "recipe": Reader("a.yaml", b"learning_rate: 1.0e-5\nfreeze: {a: [1, b]}\n", lambda path: read_values(path, [])),
     "mat": Reader("a.mat", write_with(lambda file: savemat(file, {"a": {"b": CELLS, "c": np.eye(3)}})), read_matlab),
     "packed mat": Reader(
         "a.mat",

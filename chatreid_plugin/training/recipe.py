@@ -11,13 +11,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
 from ..shards import read_json
 from ..upstream import get_upstream
+from ..yaml_files import YAML_DAMAGE, name_fault, read_yaml
 
 
 State = Literal["ok", "warning", "error"]
@@ -98,11 +97,12 @@ def read_values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     wrong = [override for override in overrides if "=" not in override]
     if wrong:
         raise ConfigError(f"Overrides are written key=value; found {', '.join(wrong)}.")
+    recipe = read_yaml(path)
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_cli(list(overrides)))
+        merged = OmegaConf.merge(recipe, OmegaConf.from_cli(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} and the overrides cannot be read as YAML: {error}") from None
+    except YAML_DAMAGE as error:
+        raise ConfigError(f"{path} and the overrides cannot be read as YAML: {name_fault(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no `key: value` lines.")
     return {str(key): value for key, value in values.items()}

@@ -30,7 +30,9 @@ def test_overrides_replace_values_and_null_removes_one(tmp_path: Path) -> None:
     [
         (None, [], "does not exist"),
         ("a: [1", [], "cannot be read as YAML"),
-        ("- a\n- b\n", [], "cannot be read as YAML|holds no"),
+        ("- a\n- b\n", [], "cannot be read as YAML: it must have keys"),
+        ("3", [], "cannot be read as YAML: it must have keys"),
+        ("a: 1", ["b=" + "[" * 700], "the overrides cannot be read as YAML"),
         ("a: 1", ["b"], "written key=value; found b"),
     ],
 )
