@@ -58,6 +58,15 @@ def describe_other_base(adapter: Path, model: str) -> str | None:
     )
 
 
+def guard_loading(name: str) -> None:
+    """Guard PEFT before transformers loads a model, which puts on an adapter that lies in the same folder.
+
+    Only where there may be one, since PEFT takes a second to import.
+    """
+    if not Path(name).is_dir() or (Path(name) / ADAPTER_CONFIG).is_file():
+        guard_peft()
+
+
 def guard_peft() -> None:
     """Let PEFT refuse, in this process, an adapter that names code or that does not fit the model whole.
 

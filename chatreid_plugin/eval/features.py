@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from ..adapters import guard_loading
 from ..crops import open_crop
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
@@ -176,6 +177,7 @@ def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSetting
 
     folder = str(settings.filter_model)
     check_name("filter_model", folder)
+    guard_loading(folder)
     try:
         model, loaded = AutoModel.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
         processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)

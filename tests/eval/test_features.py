@@ -1,6 +1,7 @@
 """Tests of the filter's sources that run a network: timm (a stub of it), a tiny CLIP, and the scoring model itself."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
@@ -163,6 +165,32 @@ def test_clip_puts_words_and_images_in_one_space(
     assert found == pytest.approx(np.stack(alone), abs=1e-5)
     assert np.abs(found[1] - found[3]).max() > 1e-3
     assert np.abs(found[0] - found[2]).max() > 1e-4
+
+
+def test_adapter_beside_a_clip_never_runs_its_code(
+    clip: Path, make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers puts on an adapter that lies in the model's own folder, and PEFT imports what it names."""
+    folder = shutil.copytree(clip, tmp_path / "hostile_clip")
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(folder)}
+    config |= {"megatron_config": {"a": 1}, "megatron_core": "hostile_clip.code"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('the code of the adapter ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = make_settings(Path(), filter="clip", filter_model=str(folder), device="cpu")
+    with pytest.raises(ConfigError, match=r"asks for the Python module 'hostile_clip\.code' to be imported"):
+        extract_features(["a red coat"], Path(), settings)
+    assert "hostile_clip.code" not in sys.modules
+
+
+def test_clip_that_lacks_a_tensor_is_refused(clip: Path, make_settings: MakeSettings, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip, tmp_path / "incomplete")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["text_projection.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = make_settings(Path(), filter="clip", filter_model=str(folder), device="cpu")
+    with pytest.raises(ConfigError, match=r"^filter_model: .*incomplete lacks 1 tensor\(s\), first text_projection"):
+        extract_features(["a red coat"], Path(), settings)
 
 
 def test_clip_filters_for_queries_in_words(

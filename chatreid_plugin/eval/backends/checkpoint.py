@@ -10,7 +10,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from ...adapters import ADAPTER_CONFIG, describe_other_base, find_base, guard_peft
+from ...adapters import ADAPTER_CONFIG, describe_other_base, find_base, guard_loading, guard_peft
 from ...errors import ConfigError, UpstreamError
 from ...eval_settings import EvalSettings
 from ...system_prompts import read_system_prompt
@@ -142,6 +142,7 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
         warning = describe_other_base(Path(adapter), name)
         if warning is not None:
             logger.warning("%s", warning)
+    guard_loading(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type not in FAMILIES:
