@@ -1,6 +1,7 @@
 """YAML files and key=value overrides become checked settings; unknown keys are refused, all faults shown at once."""
 
 import os
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -273,13 +274,23 @@ def check_settings(values: Any, overrides: Sequence[str], model: type[SettingsTy
         ) from None
 
 
+def _builds_a_name(text: str) -> bool:
+    """Return whether OmegaConf would call a function whose name another value gives: ``${oc.${kind}:NAME}``."""
+    while not re.search(r"\$\{[^{}:]*\0[^{}:]*:", text):
+        shorter = re.sub(r"\$?\{[^{}]*\}", "\0", text)
+        if shorter == text:
+            return False
+        text = shorter
+    return True
+
+
 def _refuse_environment(value: Any, source: str, place: str = "") -> None:
     """Refuse ``${oc.env:NAME}``: settings are written into the provenance of what is made, and keys are no part of it.
 
     Raises:
         ConfigError: names the setting.
     """
-    if isinstance(value, str) and "oc.env" in value:
+    if isinstance(value, str) and ("oc.env" in value or _builds_a_name(value)):
         raise ConfigError(
             f"{source}: {place} takes a value of the environment, which would be written into the provenance of what "
             f'is made. Leave it out of the file and give it as an override, {place}="$NAME"; a server\'s key is named '

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from chatreid_plugin.config import BuildSettings, GallerySettings, SourceSettings, load_settings
+from chatreid_plugin.config import (
+    BuildSettings,
+    CaptioningSettings,
+    GallerySettings,
+    SourceSettings,
+    check_settings,
+    load_settings,
+)
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import ImagePolicy
@@ -244,6 +251,28 @@ def test_evaluation_has_the_policy_of_its_settings() -> None:
     changes = {"chatreid_stage": 2, "chatreid_aspect": "keep", "image_max_pixels": 1000, "image_min_pixels": 10}
     assert EvalSettings.model_validate(EVAL | changes).policy == ImagePolicy(2, "keep", 1000, 10)
     assert EvalSettings.model_validate(EVAL | {"chatreid_stage": None}).policy == ImagePolicy(None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "${oc.${seed_name}:HOME}",
+        "a ${oc.${seed_name}:HOME,{}} b",
+        "${oc.${oc.select:seed_name,{}}:HOME}",
+        "${${first}.${seed_name}:HOME}",
+        "${oc.${seed_name}:HOME,'{'}",
+    ],
+)
+def test_name_of_a_function_is_not_put_together(value: str) -> None:
+    values = {"seed_name": "env", "first": "oc", "model": value}
+    with pytest.raises(ConfigError, match="model takes a value of the environment"):
+        check_settings(values, [], CaptioningSettings, "test")
+
+
+@pytest.mark.parametrize("value", ["${detail}", "${detail}:8000", "${extra_body.${detail}}:8000", "{a: b}:"])
+def test_other_interpolations_are_taken(value: str) -> None:
+    values = {"detail": "low", "extra_body": {"low": "x"}, "model": value}
+    assert check_settings(values, [], CaptioningSettings, "test").model
 
 
 def test_values_of_the_environment_are_refused_so_that_none_ends_in_provenance(
