@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from .errors import DataError
 from .records import IMAGE_RECORD_SCHEMA, ImageRecord, convert_image_record_to_row, convert_row_to_image_record
@@ -29,6 +30,8 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 # Beside the data sets of `chatreid build`: data set -> why there are no records of it.
 LEFT_OUT = "chatreid_left_out.json"
+# In the provenance of a manifest: a hash of the manifest's bytes, so that the two are known to belong together.
+DIGEST = "manifest_digest"
 
 
 @contextmanager
@@ -275,7 +278,8 @@ def write_manifest(path: Path, records: Iterable[ImageRecord], image_root: Path,
     table = make_manifest_table(records)
     root = os.path.relpath(image_root.resolve(), path.parent.resolve())
     write_table(path, table)
-    write_json(path.with_name(path.name + ".json"), {"image_root": Path(root).as_posix(), **provenance})
+    values = {"image_root": Path(root).as_posix(), **provenance, DIGEST: _digest_file(path)}
+    write_json(path.with_name(path.name + ".json"), values)
     return table.num_rows
 
 
@@ -289,13 +293,29 @@ def read_manifest_provenance(path: Path) -> dict[str, Any]:
     """Return the provenance of a manifest.
 
     Raises:
-        DataError: it is missing, unreadable, or does not name the image root.
+        DataError: it is missing, unreadable, of another manifest, or does not name the image root.
     """
     provenance_path = path.with_name(path.name + ".json")
     provenance = read_json(provenance_path)
     if not isinstance(provenance, dict) or not isinstance(provenance.get("image_root"), str):
         raise DataError(f"{provenance_path} does not name an image_root. Make it again with `chatreid parse`.")
+    if provenance.get(DIGEST) not in (None, _digest_file(path)):
+        raise DataError(
+            f"{provenance_path} belongs to another {path.name}: a run was killed between the two, or one of them was "
+            "replaced. Make both again with `chatreid parse`."
+        )
     return provenance
+
+
+def _digest_file(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    return digest.hexdigest()
 
 
 def _check_images(path: Path, table: pa.Table) -> None:

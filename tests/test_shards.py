@@ -215,10 +215,9 @@ def test_manifest_is_read_back_with_its_root(tmp_path: Path) -> None:
     records = [make_record("a.jpg"), make_record("b.jpg")]
     assert write_manifest(path, records, tmp_path / "raw" / "own", {"version": "1"}) == 2
     assert read_manifest(path) == (records, tmp_path / "raw" / "own")
-    assert json.loads((tmp_path / "manifests" / "own.parquet.json").read_text()) == {
-        "image_root": "../raw/own",
-        "version": "1",
-    }
+    provenance = json.loads((tmp_path / "manifests" / "own.parquet.json").read_text())
+    assert len(provenance.pop("manifest_digest")) == 32
+    assert provenance == {"image_root": "../raw/own", "version": "1"}
     assert list_files(tmp_path) == ["manifests/own.parquet", "manifests/own.parquet.json"]
 
 
@@ -261,6 +260,18 @@ def test_manifest_with_a_strange_provenance_is_refused(tmp_path: Path, provenanc
     (tmp_path / "own.parquet.json").unlink()
     with pytest.raises(DataError, match=r"own\.parquet\.json does not exist"):
         read_manifest_provenance(path)
+
+
+def test_provenance_of_another_manifest_is_refused(tmp_path: Path) -> None:
+    """As a run leaves it that is killed between the two files: its own images, with the settings of the one before."""
+    path = tmp_path / "own.parquet"
+    write_manifest(path, [make_record("a.jpg")], tmp_path, {"version": "1"})
+    before = (tmp_path / "own.parquet.json").read_text()
+    write_manifest(path, [make_record("b.jpg")], tmp_path, read_manifest_provenance(path))
+    assert read_manifest(path)[0] == [make_record("b.jpg")]
+    (tmp_path / "own.parquet.json").write_text(before)
+    with pytest.raises(DataError, match=r"own\.parquet\.json belongs to another own\.parquet.*`chatreid parse`"):
+        read_manifest(path)
 
 
 def test_parquet_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
