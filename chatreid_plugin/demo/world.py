@@ -1,11 +1,9 @@
 """Writes the synthetic world as a data set in the folder layout of Market-1501, with captions."""
 
 import json
-import multiprocessing
 import re
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -17,6 +15,7 @@ from tqdm import tqdm
 from ..crops import save_image
 from ..errors import ConfigError, DataError
 from ..shards import open_folder_atomically
+from ..worker_pool import open_pool
 from .people import CAPTION_VARIANTS, Person, describe_person, sample_people
 from .render import Camera, make_cameras, render_background, render_partial, render_person
 from .scene import MAXIMUM_CAMERAS
@@ -193,8 +192,7 @@ def _take_shots(folder: Path, shots: list[_Shot], workers: int) -> list[str]:
     take = partial(_take_shot, folder)
     if workers == 1:
         return _show_progress(map(take, shots), len(shots))
-    # Forking a process that has started threads (torch, tokenizers) may hang, so the workers are spawned.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with open_pool(workers) as pool:
         return _show_progress(pool.map(take, shots, chunksize=_CHUNK), len(shots))
 
 

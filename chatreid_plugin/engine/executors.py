@@ -8,8 +8,8 @@ from typing import Any
 
 from ..config import BuildSettings
 from ..errors import ConfigError, DataError
+from ..worker_pool import open_pool
 from .shard_jobs import ShardJob, write_shard_job
-from .worker_pool import open_pool
 
 
 # Below this many records starting processes takes longer than they save.

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..crops import DAMAGE, convert_to_rgb
 from ..errors import DataError
 from ..regular_files import read_regular
-from .worker_pool import open_pool
+from ..worker_pool import open_pool
 
 
 # Side of the perceptual hash: 16 x 16 = 256 bits. Crops of one camera share a background, and the usual 64 bits cannot

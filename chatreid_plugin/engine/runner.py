@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..config import BuildSettings
 from ..errors import DataError
+from ..locks import hold_folder, make_folder, try_folder
 from ..shards import LEFT_OUT, check_shard, read_json, write_json
 from .built_datasets import DATASET_INFO, FORMATTING
 from .executors import open_workers, run_jobs
@@ -145,9 +146,11 @@ def _remove_leftovers(settings: BuildSettings) -> None:
     for pattern in (".*.parquet.*.tmp", ".*.json.*.tmp", ".*training_images.*"):
         for path in settings.output_dir.glob(pattern):
             path.unlink(missing_ok=True)
-    for source in settings.sources:
-        for path in settings.manifest_dir.glob(f".{source.name}.parquet.*.tmp"):
-            path.unlink(missing_ok=True)
+    with try_folder(settings.manifest_dir) as alone:
+        # Otherwise they may be another command's, which is writing them.
+        for source in settings.sources if alone else ():
+            for path in settings.manifest_dir.glob(f".{source.name}.parquet.*.tmp"):
+                path.unlink(missing_ok=True)
 
 
 def build_datasets(settings: BuildSettings, dry_run: bool = False, overwrite: bool = False) -> BuildReport:
@@ -159,11 +162,13 @@ def build_datasets(settings: BuildSettings, dry_run: bool = False, overwrite: bo
         overwrite: replace data sets that were built from other settings.
 
     Raises:
+        ConfigError: another build is writing into the folder.
         DataError: sources are missing or wrong, or a data set of other settings is in the way.
     """
     if dry_run:
         return _build_datasets(settings, None, dry_run, overwrite)
-    with open_workers(settings) as pool:
+    make_folder(settings.output_dir)
+    with hold_folder(settings.output_dir, "build"), open_workers(settings) as pool:
         return _build_datasets(settings, pool, dry_run, overwrite)
 
 

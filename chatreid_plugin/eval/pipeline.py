@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
+from ..locks import hold_folder, make_folder
 from .arrays import ScoreArray
 from .backends import Scorer, make_scorer, rank_weakness
 from .contents import hash_images
@@ -21,7 +22,6 @@ from .inputs import read_row
 from .matrix_file import check_target, iterate_ranked_scores, write_matrix
 from .measuring import Measured, average_metrics, average_recalls, measure
 from .modes import name_scores
-from .output_folder import hold_folder, make_folder
 from .plan import Plan, choose_split, list_shared_parts, make_plan
 from .processes import Processes
 from .ranking import order_gallery
@@ -92,7 +92,7 @@ def _run(settings: EvalSettings, processes: Processes, remarks: tuple[str, ...])
     """Run an evaluation, or one of its splits, of which all is to be said that is said of the whole."""
     started = time.monotonic()
     make_folder(settings.output_dir)
-    with hold_folder(settings.output_dir) if processes.is_first else nullcontext():
+    with hold_folder(settings.output_dir, "evaluation") if processes.is_first else nullcontext():
         if settings.splits:
             remarks = list_shared_parts(settings)
             for remark in remarks if processes.is_first else ():

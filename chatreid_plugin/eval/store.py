@@ -21,9 +21,10 @@ from typing import Any, cast
 import numpy as np
 
 from ..errors import DataError
+from ..locks import open_locked
 from ..records import ImageRecord
 from .arrays import ScoreArray
-from .output_folder import explain_failures, open_locked
+from .output_folder import explain_failures
 from .queries import Query
 
 
@@ -127,7 +128,7 @@ class ScoreStore:
         self._header = json.dumps(header, sort_keys=True).encode() + b"\n"
         same = sorted(folder.glob(f"scores-{digest}.*jsonl"))
         others = sorted(path.name for path in folder.glob("scores-*.jsonl") if path not in same)
-        self._file = open_locked(self.path)
+        self._file = open_locked(self.path, "evaluation")
         try:
             self._load([path for path in same if path.exists()])
             if others and not self.finished and not rank:

@@ -11,7 +11,8 @@ from chatreid_plugin import tasks
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine import shard_jobs
 from chatreid_plugin.engine.runner import build_datasets
-from chatreid_plugin.errors import DataError
+from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.locks import hold_folder, share_folder
 from chatreid_plugin.tasks import TASKS
 
 
@@ -205,6 +206,34 @@ def test_leftovers_of_a_killed_build_are_removed_and_files_of_others_stay(
     for path in others:
         path.unlink()
     assert before.keys() <= (list_files(recipe.output_dir) | list_files(recipe.manifest_dir)).keys()
+
+
+def test_second_build_into_one_folder_is_refused_and_touches_nothing(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    recipe.output_dir.mkdir(parents=True)
+    under_way = recipe.output_dir / ".00001.parquet.12345.tmp"
+    under_way.write_bytes(b"half")
+    with hold_folder(recipe.output_dir, "build"):
+        with pytest.raises(
+            ConfigError, match=r"another build is writing into .*Wait for it or stop it, or set another"
+        ):
+            build_datasets(recipe)
+        assert build_datasets(recipe, dry_run=True).datasets
+    assert under_way.read_bytes() == b"half"
+    build_datasets(recipe)
+    assert not under_way.exists()
+
+
+def test_manifest_that_another_command_writes_is_no_leftover(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    recipe.manifest_dir.mkdir(parents=True, exist_ok=True)
+    under_way = recipe.manifest_dir / ".world.parquet.12345.tmp"
+    under_way.write_bytes(b"half")
+    with share_folder(recipe.manifest_dir):
+        build_datasets(recipe)
+        assert under_way.exists()
+    build_datasets(recipe)
+    assert not under_way.exists()
 
 
 def test_folder_of_somebody_else_is_refused_even_when_overwriting(make_recipe: MakeRecipe) -> None:

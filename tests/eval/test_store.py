@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.output_folder import hold_folder
 from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval.store import Scored, ScoreStore, remove_scores
+from chatreid_plugin.locks import hold_folder
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest
 
@@ -152,20 +152,21 @@ def test_names_the_folder_when_another_run_has_the_file(tmp_path: Path, records:
 
 def test_lock_holds_against_another_process_and_ends_with_it(tmp_path: Path, records: list[ImageRecord]) -> None:
     code = (
-        "import sys; from pathlib import Path; from chatreid_plugin.eval.output_folder import hold_folder\n"
+        "import sys; from pathlib import Path; from chatreid_plugin.locks import hold_folder\n"
         "from chatreid_plugin.eval.store import ScoreStore\n"
         f"folder = Path({str(tmp_path)!r})\n"
-        f"with hold_folder(folder), ScoreStore(folder, {FINGERPRINT}): print('open', flush=True); sys.stdin.read()"
+        f"with hold_folder(folder, 'evaluation'), ScoreStore(folder, {FINGERPRINT}):\n"
+        "    print('open', flush=True)\n    sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"open\n"
         with pytest.raises(ConfigError, match="another evaluation"):
             ScoreStore(tmp_path, FINGERPRINT)
-        with pytest.raises(ConfigError, match="another evaluation"), hold_folder(tmp_path):
+        with pytest.raises(ConfigError, match="another evaluation"), hold_folder(tmp_path, "evaluation"):
             pass
         process.kill()
         process.wait()
-    with hold_folder(tmp_path):
+    with hold_folder(tmp_path, "evaluation"):
         pass
     assert read(tmp_path, records) == [None] * 3
 
@@ -227,7 +228,7 @@ def test_scores_again_when_the_content_of_an_image_changed(tmp_path: Path, recor
 def test_names_the_folder_when_it_cannot_be_written_into(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()  # permissions would not stop a test that runs as root
     with pytest.raises(ConfigError, match=f"output_dir: {tmp_path} cannot be written into.*set another"):
-        with hold_folder(tmp_path):
+        with hold_folder(tmp_path, "evaluation"):
             pass
 
 

@@ -1,4 +1,4 @@
-"""The data engine's worker processes on this machine: how they start, how they end, and why they could not."""
+"""Worker processes on this machine: how they start, how they end, and why they could not."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import ConfigError, DataError
+from .errors import ConfigError, DataError
 
 
 @contextmanager
