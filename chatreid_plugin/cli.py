@@ -129,12 +129,16 @@ def synth(
 
 
 @app.command()
-def parse(config: Config, overrides: Overrides = None) -> None:
+def parse(
+    config: Config,
+    overrides: Overrides = None,
+    recheck: Annotated[bool, typer.Option("--recheck", help="Decode every image again, unchanged ones too.")] = False,
+) -> None:
     """Read the raw data sets named in CONFIG and write their manifests."""
     from .config import BuildSettings, load_settings
     from .engine.sources import parse_sources
 
-    for manifest in parse_sources(load_settings(config, overrides or [], BuildSettings)):
+    for manifest in parse_sources(load_settings(config, overrides or [], BuildSettings), recheck):
         say(manifest)
 
 

@@ -64,10 +64,11 @@ def test_parse_hands_the_settings_over_and_prints_the_manifests(
     replace_module(
         monkeypatch,
         "chatreid_plugin.engine.sources",
-        parse_sources=lambda settings: [settings.manifest_dir / f"seed{settings.seed}"],
+        parse_sources=lambda settings, recheck: [settings.manifest_dir / f"seed{settings.seed}_{recheck}"],
     )
     assert run(monkeypatch, "parse", config, "seed=7", "manifest_dir=made") == 0
-    assert capsys.readouterr().out == "made/seed7\n"
+    assert run(monkeypatch, "parse", config, "--recheck", "seed=7", "manifest_dir=made") == 0
+    assert capsys.readouterr().out == "made/seed7_False\nmade/seed7_True\n"
 
 
 @pytest.mark.parametrize(("flags", "expected"), [([], (False, False)), (["--dry-run", "--overwrite"], (True, True))])
@@ -205,7 +206,7 @@ def test_demo_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_own_error_is_one_message_and_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, config: str, capsys: pytest.CaptureFixture[str], kind: type[ChatReIDError]
 ) -> None:
-    def fail(settings: Any) -> None:
+    def fail(*_: Any) -> None:
         raise kind("what, where, what to do")
 
     replace_module(monkeypatch, "chatreid_plugin.engine.sources", parse_sources=fail)
@@ -215,7 +216,7 @@ def test_own_error_is_one_message_and_its_exit_code(
 
 @pytest.mark.parametrize("main", [cli.main, __main__.main])
 def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, config: str, main: Any) -> None:
-    def interrupt(settings: Any) -> None:
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     replace_module(monkeypatch, "chatreid_plugin.engine.sources", parse_sources=interrupt)

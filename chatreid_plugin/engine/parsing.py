@@ -99,7 +99,8 @@ def _make_record(source: SourceSettings, crop: Crop, facts: ImageFacts) -> Image
 def find_known_facts(root: Path, manifest: Path) -> dict[str, ImageFacts]:
     """Return path -> facts of the images that an earlier manifest describes and that have not changed since.
 
-    New captions then cost no decoding. A file is unchanged if it is older than the manifest.
+    New captions then cost no decoding. A file is unchanged if it is older than the manifest, and so is its inode: a
+    copy may bring an older date along, but nothing dates the inode back.
     """
     try:
         records, known_root = read_manifest(manifest)
@@ -111,7 +112,7 @@ def find_known_facts(root: Path, manifest: Path) -> dict[str, ImageFacts]:
     facts: dict[str, ImageFacts] = {}
     for record in records:
         path = root / record.path
-        if record.content_hash and path.is_file() and path.stat().st_mtime < since:
+        if record.content_hash and path.is_file() and max(path.stat().st_mtime, path.stat().st_ctime) < since:
             values = [getattr(record, field.name) for field in fields(ImageFacts)]
             facts[record.path] = ImageFacts(*values)
     return facts

@@ -10,8 +10,9 @@ import xxhash
 from .. import __version__
 from ..config import BuildSettings, SourceSettings
 from ..errors import DataError
+from ..locks import share_folder
 from ..printing import say
-from ..shards import make_manifest_table, read_manifest_provenance, read_manifest_table, write_manifest
+from ..shards import DIGEST, make_manifest_table, read_manifest_provenance, read_manifest_table, write_manifest
 from .arrow_compute import pc
 from .screening.selection import select_training
 
@@ -55,16 +56,18 @@ def is_current(path: Path, source: SourceSettings) -> bool:
     try:
         provenance = read_manifest_provenance(path)
     except DataError:
-        # A run killed between the two files leaves a manifest without provenance.
+        # A run killed between the two files leaves a manifest without provenance, or with that of another.
         return False
-    return all(provenance.get(key) == value for key, value in describe_origin(source).items())
+    # Earlier versions noted no digest, and a killed run may have left two files that do not belong together.
+    return DIGEST in provenance and all(provenance.get(key) == value for key, value in describe_origin(source).items())
 
 
-def _parse(source: SourceSettings, settings: BuildSettings) -> "ParseReport":
+def _parse(source: SourceSettings, settings: BuildSettings, recheck: bool = False) -> "ParseReport":
     # Parsing loads SciPy and more, half a second that a build from manifests need not wait.
     from .parsing import parse_source
 
-    report = parse_source(source, settings.count_workers(), find_manifest(settings, source.name))
+    earlier = None if recheck else find_manifest(settings, source.name)
+    report = parse_source(source, settings.count_workers(), earlier)
     say(describe_parse(source.name, report), aside=True)
     return report
 
@@ -77,11 +80,16 @@ def _write(path: Path, source: SourceSettings, report: "ParseReport") -> None:
         "warnings": report.warnings,
         "protocol": report.protocol,
     }
-    write_manifest(path, report.records, report.root, provenance)
+    with share_folder(path.parent):
+        write_manifest(path, report.records, report.root, provenance)
 
 
-def parse_sources(settings: BuildSettings) -> list[Path]:
+def parse_sources(settings: BuildSettings, recheck: bool = False) -> list[Path]:
     """Parse every source into a manifest (Parquet of ImageRecords, provenance beside it) and say what was found.
+
+    Args:
+        settings: the recipe.
+        recheck: decode every image again, those too that have not changed since an earlier manifest.
 
     Raises:
         DataError: a folder, file or caption line is missing or wrong.
@@ -89,7 +97,7 @@ def parse_sources(settings: BuildSettings) -> list[Path]:
     paths: list[Path] = []
     for source in settings.sources:
         path = find_manifest(settings, source.name)
-        _write(path, source, _parse(source, settings))
+        _write(path, source, _parse(source, settings, recheck))
         paths.append(path)
     return paths
 

@@ -88,9 +88,11 @@ def test_duke_is_refused_by_name_with_the_reason(make_source: MakeSource, change
         list_source(make_source(**changes))
 
 
+@pytest.mark.parametrize("age", [-1, 100], ids=["newer date", "older date"])
 def test_unchanged_images_of_an_earlier_manifest_are_not_decoded_again(
-    make_source: MakeSource, tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+    make_source: MakeSource, tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch, age: int
 ) -> None:
+    """A copy that brings an older date along is another file all the same."""
     manifest = tmp_path / "manifests" / "market1501.parquet"
     first = parse_source(make_source())
     old = min(path.stat().st_mtime for path in world.rglob("*.jpg")) - 100
@@ -99,7 +101,7 @@ def test_unchanged_images_of_an_earlier_manifest_are_not_decoded_again(
     write_manifest(manifest, first.records, first.root, {})
     changed = sorted((world / "query").iterdir())[0]
     changed.write_bytes((world / "bounding_box_train" / first.records[-30].path.split("/")[1]).read_bytes())
-    os.utime(changed, (manifest.stat().st_mtime + 1,) * 2)
+    os.utime(changed, (manifest.stat().st_mtime - age,) * 2)
     decoded: list[str] = []
     inspect = inspection.inspect_image
 

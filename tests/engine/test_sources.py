@@ -66,6 +66,39 @@ def test_manifest_names_the_version_folder_as_root(make_recipe: MakeRecipe, worl
     assert all((root / record.path).is_file() for record in records)
 
 
+def test_run_killed_between_a_manifest_and_its_provenance_trains_on_no_other_split(
+    make_recipe: MakeRecipe, world: Path, parsed: list[str]
+) -> None:
+    """The first recipe's provenance would vouch for the second one's images, of which the first tests some."""
+    first = make_recipe()
+    path = find_manifest(first, "world")
+    parse_sources(first)
+    before = path.with_name(f"{path.name}.json").read_bytes()
+    second = change_source(first, parser="pattern", pattern="{rest}/{person}_c{camera}s{index}.jpg", captions=None)
+    parse_sources(second)
+    path.with_name(f"{path.name}.json").write_bytes(before)
+    parsed.clear()
+    assert not is_current(path, first.sources[0])
+    (table,), _ = read_training_images(first, write=True)
+    assert parsed == ["world"]
+    assert {name.partition("/")[0] for name in table["path"].to_pylist()} == {"bounding_box_train"}
+
+
+def test_recheck_looks_at_no_earlier_manifest(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    earlier: list[Path | None] = []
+    parse = parsing.parse_source
+
+    def parse_and_note(source: Any, workers: int, manifest: Path | None) -> Any:
+        earlier.append(manifest)
+        return parse(source, workers, manifest)
+
+    monkeypatch.setattr(parsing, "parse_source", parse_and_note)
+    path = find_manifest(make_recipe(), "world")
+    parse_sources(make_recipe())
+    parse_sources(make_recipe(), recheck=True)
+    assert earlier == [path, None]
+
+
 def test_manifest_is_used_again(make_recipe: MakeRecipe, parsed: list[str]) -> None:
     (first,), root = read_training_images(make_recipe(), write=True)
     (second,), same_root = read_training_images(make_recipe(), write=True)
