@@ -40,7 +40,7 @@ WRITERS: dict[str, Callable[[Any, Path], object]] = {
     "init": lambda workshop, target: copy_resources(target),
     "synth": lambda workshop, target: write_layout("market1501", target),
     "world": lambda workshop, target: write_world(target, train_people=1, test_people=0, cameras=1),
-    "show": lambda workshop, target: write_page(target, list_examples(workshop.dataset_dir, None, 1, 0)),
+    "show": lambda workshop, target: write_page(target, list_examples(workshop.dataset_dir, None, 0, 1)),
 }
 
 

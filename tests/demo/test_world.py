@@ -205,7 +205,7 @@ def test_failure_leaves_the_earlier_world_and_no_rest(tmp_path: Path, monkeypatc
         raise OSError("disk full")
 
     monkeypatch.setattr("chatreid_plugin.demo.world.render_person", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match="disk full"):
         write_world(tmp_path / "market", train_people=2, test_people=0, cameras=1, overwrite=True)
     assert read_world(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["market"]
