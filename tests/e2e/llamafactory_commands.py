@@ -1,7 +1,7 @@
 """Run several ``llamafactory-cli`` commands, each in a process of its own that need not import LLaMA-Factory again.
 
-``python llamafactory_commands.py COMMANDS.json LOGS``: a list of argument lists in, a log for each and ``codes.json``
-with the exit codes out.
+``python llamafactory_commands.py COMMANDS.json LOGS``: a list of [folder, arguments] in, a log for each and
+``codes.json`` with the exit codes out.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 
-def run_forked(arguments: list[str], log: Path) -> int:
+def run_forked(folder: str, arguments: list[str], log: Path) -> int:
     """Run one command in a fork, as its own interpreter would: an error that nobody catches ends in sys.excepthook."""
     child = os.fork()
     if child:
@@ -18,6 +18,7 @@ def run_forked(arguments: list[str], log: Path) -> int:
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    os.chdir(folder)
     sys.argv = ["llamafactory-cli", *arguments]
     from llamafactory.cli import main
 
@@ -30,5 +31,5 @@ if __name__ == "__main__":
 
     logs = Path(sys.argv[2])
     commands = json.loads(Path(sys.argv[1]).read_text())
-    codes = [run_forked(arguments, logs / f"{number}.log") for number, arguments in enumerate(commands)]
+    codes = [run_forked(*command, logs / f"{number}.log") for number, command in enumerate(commands)]
     (logs / "codes.json").write_text(json.dumps(codes))

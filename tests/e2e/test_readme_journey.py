@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,20 +81,6 @@ class Project:
         assert result.exit_code == 0
         return result.stdout
 
-    def train(self, commands: Sequence[Sequence[str]], environment: dict[str, str]) -> list[tuple[int, str]]:
-        """Run ``llamafactory-cli`` commands of README or of ``chatreid build``; return exit codes and logs."""
-        arguments: list[list[str]] = []
-        for command in commands:
-            assert command[:3] == ["FORCE_TORCHRUN=1", "llamafactory-cli", "train"]
-            arguments.append([*command[2:], *FIT_TRAINING])
-        logs = self.folder / "logs"
-        logs.mkdir(exist_ok=True)
-        (logs / "commands.json").write_text(json.dumps(arguments))
-        run = [sys.executable, str(RUNNER), str(logs / "commands.json"), str(logs)]
-        result = subprocess.run(run, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=500)
-        assert result.returncode == 0, result.stderr[-4000:]
-        return [(code, (logs / f"{n}.log").read_text()) for n, code in enumerate(read_json(logs / "codes.json"))]
-
     def read(self, name: str) -> dict[str, torch.Tensor]:
         return load_file(self.folder / name / "model.safetensors")
 
@@ -103,33 +89,69 @@ class Project:
         return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.fixture(scope="module")
-def make_project(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Project]:
-    def make() -> Project:
-        folder = tmp_path_factory.mktemp("journey") / "work"
-        copy_resources(folder)
-        write_layout("market1501", folder / "data" / "Market-1501-v15.09.15")
-        (folder / MODEL).parent.mkdir()
-        (folder / MODEL).symlink_to(workshop.model)
-        return Project(folder)
+@dataclass(frozen=True)
+class Walk:
+    """The block's lines on one project: what ``build`` printed, and each training's exit code and log."""
 
-    return make
+    project: Project
+    printed: str
+    runs: list[tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def captioned(make_project: Callable[[], Project], llamafactory_environment: dict[str, str]) -> Project:
-    """Walk the block with captions; all three stages train."""
-    project = make_project()
+def walks(
+    workshop: Any, llamafactory_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Walk, Walk]:
+    """Walk the block with captions and without, then what ``build`` advises; all trainings from one import."""
+    root = tmp_path_factory.mktemp("journey")
+    captioned, plain = make_project(root / "captioned", workshop.model), make_project(root / "plain", workshop.model)
     lines = [
         {"person": f"{n:04d}", "captions": [f"A person in a {c} coat."], "attributes": {"upper_colour": c}}
         for n, c in enumerate(("red", "blue", "green", "white"), 1)
     ]
-    (project.folder / "data" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    printed = project.build(CAPTIONS)
-    assert printed.splitlines()[-3:] == [f"  {shlex.join(command)}" for command in TRAININGS]
-    for code, log in project.train(TRAININGS, llamafactory_environment):
+    (captioned.folder / "data" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    printed = captioned.build(CAPTIONS), plain.build()
+    commands = [(captioned, command) for command in TRAININGS]
+    commands += [(plain, command) for command in [*TRAININGS, *read_advice(printed[1])]]
+    runs = run_trainings(commands, root, llamafactory_environment)
+    return Walk(captioned, printed[0], runs[:3]), Walk(plain, printed[1], runs[3:])
+
+
+def make_project(folder: Path, model: Path) -> Project:
+    copy_resources(folder)
+    write_layout("market1501", folder / "data" / "Market-1501-v15.09.15")
+    (folder / MODEL).parent.mkdir()
+    (folder / MODEL).symlink_to(model)
+    return Project(folder)
+
+
+def read_advice(printed: str) -> list[list[str]]:
+    """Return the commands that ``chatreid build`` prints."""
+    return [shlex.split(line) for line in printed.splitlines() if line.startswith("  FORCE_TORCHRUN=1")]
+
+
+def run_trainings(
+    commands: Sequence[tuple[Project, Sequence[str]]], logs: Path, environment: dict[str, str]
+) -> list[tuple[int, str]]:
+    """Run ``llamafactory-cli`` commands of README or of ``chatreid build``; return exit codes and logs."""
+    arguments: list[tuple[str, list[str]]] = []
+    for project, command in commands:
+        assert command[:3] == ["FORCE_TORCHRUN=1", "llamafactory-cli", "train"]
+        arguments.append((str(project.folder), [*command[2:], *FIT_TRAINING]))
+    (logs / "commands.json").write_text(json.dumps(arguments))
+    run = [sys.executable, str(RUNNER), str(logs / "commands.json"), str(logs)]
+    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return [(code, (logs / f"{n}.log").read_text()) for n, code in enumerate(read_json(logs / "codes.json"))]
+
+
+@pytest.fixture(scope="module")
+def captioned(walks: tuple[Walk, Walk]) -> Project:
+    """Return the project with captions, where all three stages have trained."""
+    assert walks[0].printed.splitlines()[-3:] == [f"  {shlex.join(command)}" for command in TRAININGS]
+    for code, log in walks[0].runs:
         assert code == 0, log[-4000:]
-    return project
+    return walks[0].project
 
 
 def split(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -187,15 +209,11 @@ def test_what_was_trained_is_measured(captioned: Project) -> None:
     assert read_json(captioned.folder / "results" / "market1501" / "results.json")["metrics"]["mAP"] > 0
 
 
-def test_without_captions_each_line_says_what_to_do_and_what_build_prints_trains(
-    make_project: Callable[[], Project], llamafactory_environment: dict[str, str]
-) -> None:
-    project = make_project()
-    printed = project.build()
-    assert "Tasks without captions or attributes are left out. To train them, write a `captions` file" in printed
-    advised = [shlex.split(line) for line in printed.splitlines() if line.startswith("  FORCE_TORCHRUN=1")]
-    assert [command[3] for command in advised] == ["examples/stage2.yaml", "examples/stage3.yaml"]
-    *stopped, second, third = project.train([*TRAININGS, *advised], llamafactory_environment)
+def test_without_captions_each_line_says_what_to_do_and_what_build_prints_trains(walks: tuple[Walk, Walk]) -> None:
+    plain = walks[1]
+    assert "Tasks without captions or attributes are left out. To train them, write a `captions` file" in plain.printed
+    assert [command[3] for command in read_advice(plain.printed)] == ["examples/stage2.yaml", "examples/stage3.yaml"]
+    *stopped, second, third = plain.runs
     expected = [
         "chatreid_stage1 (left out by `chatreid build`: no captions)",
         f"chatreid_encoder: {SAVES}/stage1 is not a folder. Train Stage 1 first",
@@ -207,4 +225,4 @@ def test_without_captions_each_line_says_what_to_do_and_what_build_prints_trains
         assert "Traceback" not in log
     for code, log in (second, third):
         assert code == 0, log[-4000:]
-    assert (project.folder / SAVES / "stage3" / "model.safetensors").is_file()
+    assert (plain.project.folder / SAVES / "stage3" / "model.safetensors").is_file()
