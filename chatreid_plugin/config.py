@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
+from urllib.parse import urlsplit
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError
 from .tasks import LETTERS, TASKS, check_wording, list_stage_tasks
@@ -92,6 +93,23 @@ class GallerySettings(Settings):
         return self
 
 
+def _check_address(value: str) -> str:
+    """Refuse an address whose host or port cannot be one, before a client meets it; ``{trial}`` is any number."""
+    try:
+        parts = urlsplit(value.replace("{trial}", "1"))
+        host, port = parts.hostname or "", parts.port
+        if ":" not in host:
+            host.encode("idna")
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no address: {error}. An IPv6 host stands in brackets, as [::1]:8000") from None
+    if not host or port == 0:
+        raise ValueError(f"{value!r} is no address such as http://127.0.0.1:8000/v1")
+    return value
+
+
+ServerAddress = Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"), AfterValidator(_check_address)]
+
+
 class CaptioningSettings(Settings):
     """How captions and attributes are asked for (paper section 3.2), from any OpenAI-compatible endpoint.
 
@@ -100,7 +118,7 @@ class CaptioningSettings(Settings):
     adds keys to every request, e.g. ``{temperature: 0.7}``.
     """
 
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$")] = "https://api.openai.com/v1"
+    base_url: ServerAddress = "https://api.openai.com/v1"
     model: Annotated[str, Field(min_length=1)]
     api_key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
     concurrency: Annotated[int, Field(ge=1)] = 16

@@ -51,9 +51,8 @@ def open_atomically(path: Path, temporary_folder: Path | None = None) -> Generat
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be written: {error}. Make room or check the permissions, then run again."
-        ) from None
+        advice = "Name a folder" if os.path.isfile(path.parent) else "Make room or check the permissions"
+        raise DataError(f"{path} cannot be written: {error}. {advice}, then run again.") from None
     finally:
         with suppress(OSError):  # missing, or its folder is a file
             temporary.unlink()
@@ -105,9 +104,12 @@ def _move_files(source: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, atomically."""
+    """Write a text in UTF-8, atomically.
+
+    Half a surrogate pair, as names that are no UTF-8 and damaged JSON have it, is written as an escape.
+    """
     with open_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -77,8 +77,9 @@ def _refuse_bomb(archive: NpzFile, name: str, path: Path) -> None:
         left = member.file_size - file.tell()
     if dtype.hasobject:
         return  # NumPy refuses it
-    promised = math.prod(shape) * dtype.itemsize
-    packed = member.file_size > MOST_UNPACKED and member.file_size > MOST_RATIO * member.compress_size
+    promised = math.prod(shape) * max(1, dtype.itemsize)  # names of no length take memory as well
+    here = min(member.compress_size, path.stat().st_size)  # the archive may lie of both of its sizes
+    packed = member.file_size > MOST_UNPACKED and member.file_size > MOST_RATIO * here
     if promised > left or packed:
         raise DataError(
             f"{path}: `{name}` says that it has {promised:,} bytes, but the file has {path.stat().st_size:,}. It was "

@@ -5,7 +5,7 @@ Drawn with matplotlib's objects, not with pyplot: no figure stays open behind th
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -30,12 +30,10 @@ def draw_cmc_curves(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
     for place, (benchmark, curves) in enumerate(panels.items()):
         axes: Any = figure.add_subplot(rows, columns, place + 1)
-        for number, (label, curve) in enumerate(curves.items()):
+        for number, curve in enumerate(curves.values()):
             ranks = range(1, len(curve) + 1)
             colour = PALETTE[number % len(PALETTE)]
-            axes.plot(
-                ranks, [100 * rate for rate in curve], color=colour, lw=1.8, label=textwrap.fill(label, LABEL_WIDTH)
-            )
+            axes.plot(ranks, [100 * rate for rate in curve], color=colour, lw=1.8, label=str(number))
         axes.set_title(benchmark, fontsize=10)
         axes.set_xlabel("rank", fontsize=9)
         axes.set_ylabel("matching rate, %", fontsize=9)
@@ -43,7 +41,7 @@ def draw_cmc_curves(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figu
         axes.grid(color="#e3e7ee", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-        axes.legend(fontsize=7, frameon=False, loc="lower right")
+        _name_curves(axes.legend(fontsize=7, frameon=False, loc="lower right"), curves)
     return figure
 
 
@@ -56,7 +54,6 @@ def draw_radar(table: Table) -> Figure:
     for row in table.rows:
         values = [math.nan if cell[0] is None else cell[0] for cell in row.cells]
         style = "--" if row.published else "-"
-        label = f"{row.name} (published)" if row.published else row.name
         closed = [*angles, angles[0]], [*values, values[0]]
         axes.plot(
             *closed,
@@ -65,7 +62,7 @@ def draw_radar(table: Table) -> Figure:
             ms=3,
             lw=1.6,
             color=next(colours[row.published]),
-            label=textwrap.fill(label, LABEL_WIDTH),
+            label="curve",  # renamed below
         )
     axes.set_xticks(angles, table.benchmarks, fontsize=8)
     axes.set_ylim(0, 100)
@@ -73,5 +70,13 @@ def draw_radar(table: Table) -> Figure:
     axes.set_theta_direction(-1)
     axes.tick_params(axis="y", labelsize=7, colors="#667085")
     axes.grid(color="#d7dce5", lw=0.6)
-    figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+    named = figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+    _name_curves(named, [f"{row.name} (published)" if row.published else row.name for row in table.rows])
     return figure
+
+
+def _name_curves(legend: Any, names: Iterable[str]) -> None:
+    """Write the names of the curves, which come from users, as they are: a pair of $ is no formula."""
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(textwrap.fill(name, LABEL_WIDTH))

@@ -11,12 +11,13 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from ...adapters import ADAPTER_CONFIG, describe_other_base, find_base, guard_loading, guard_peft
-from ...errors import ConfigError, UpstreamError
+from ...errors import ChatReIDError, ConfigError, UpstreamError
 from ...eval_settings import EvalSettings
 from ...system_prompts import read_system_prompt
 from ...tasks import find_default_system
 from ...weight_files import find_weight_files, find_weights_entry
 from .memory import is_out_of_memory
+from .tokens import IMAGE_PAD
 
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -143,18 +144,27 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
         if warning is not None:
             logger.warning("%s", warning)
     guard_loading(name)
+    part = "configuration"
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             known = ", ".join(FAMILIES)
             raise ConfigError(f"model_name_or_path: {name} is a {config.model_type}; this backend scores {known}.")
+        part = "weights or the quantization_config"
         result: Any = AutoModelForImageTextToText.from_pretrained(
             name, dtype=settings.dtype, output_loading_info=True, trust_remote_code=False
         )
+        part = "tokenizer or the image processor"
         processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except LOADING_ERRORS as error:
+        _check_tokenizer(processor.tokenizer)
+    except ChatReIDError:
+        raise
+    # The tokenizers' library raises Exception itself, and a damaged file whatever its reader meets.
+    except Exception as error:
         _refuse_too_large(name, error)
         why = explain_failure(name, error)
+        if not isinstance(error, LOADING_ERRORS):
+            why = f"the {part} is damaged ({type(error).__name__}: {why}). Copy or save the checkpoint again."
         raise ConfigError(f"model_name_or_path: {name} cannot be loaded: {why}{hint}") from None
     model, loaded = result
     refuse_misfits("model_name_or_path", name, loaded)
@@ -165,6 +175,14 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
     except RuntimeError as error:
         _refuse_too_large(name, error)
         raise
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    """Refuse the empty tokenizer that transformers makes where a checkpoint has no tokenizer's files."""
+    if IMAGE_PAD not in tokenizer.get_vocab():
+        raise ValueError(
+            f"its tokenizer does not know {IMAGE_PAD}. Copy tokenizer.json and tokenizer_config.json too."
+        )
 
 
 def refuse_misfits(key: str, name: str, loaded: dict[str, Any]) -> None:
@@ -203,7 +221,9 @@ def _merge_adapter(model: Any, adapter: str) -> Any:
     try:
         merged: Any = PeftModel.from_pretrained(model, adapter)
         return merged.merge_and_unload(safe_merge=True)
-    except LOADING_ERRORS as error:
+    except ChatReIDError:
+        raise
+    except Exception as error:  # as in load_checkpoint
         _refuse_too_large(adapter, error)
         why = explain_failure(adapter, error)
         raise ConfigError(f"adapter_name_or_path: {adapter} cannot be merged into the model: {why}") from None

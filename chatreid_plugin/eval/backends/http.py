@@ -29,12 +29,14 @@ from ..prompts import Prompt, build_choice_prompt, build_pair_prompt
 from ..queries import Query
 from .http_probe import make_body, make_image_part, probe_server
 from .http_replies import (
+    HIGHEST,
     compute_letters,
     compute_margin,
     count_letter_votes,
     count_votes,
     read_again,
     read_logprobs,
+    read_number,
     read_texts,
 )
 
@@ -291,9 +293,9 @@ def _read_scores(body: object, count: int) -> list[float]:
     if not isinstance(found, list) or len(cast(list[object], found)) != count:
         raise BrokenAnswer(f"not {count} scores: {str(body)[:120]}")
     try:
-        scores = [float(value) for value in cast(list[Any], found)]
+        scores = [read_number(value) for value in cast(list[Any], found)]
     except (TypeError, ValueError):
         scores = [math.nan]
-    if not all(map(math.isfinite, scores)):
+    if not all(abs(score) <= HIGHEST for score in scores):
         raise BrokenAnswer(f"a score is no number: {str(body)[:120]}")
     return scores

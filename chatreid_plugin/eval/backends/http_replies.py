@@ -15,6 +15,8 @@ from ...tasks import NO, YES
 READINGS = 3
 # What vLLM writes for minus infinity, which JSON has not.
 LOWEST = -9999.0
+# Nothing that a model says is larger; differences of such numbers are finite in float32.
+HIGHEST = 1e30
 # How SentencePiece and byte-level BPE write the space before a word, when a server gives raw tokens.
 _SPACES = " \u2581\u0120"
 # What a reply counts that is neither Yes nor No: half a vote.
@@ -43,6 +45,19 @@ async def read_again(ask: Callable[[], Awaitable[Reading]]) -> Reading:
         except BrokenAnswer:
             continue
     return await ask()
+
+
+def read_number(value: Any) -> float:
+    """Return a number of JSON, which may be a whole number too large for any float: that is infinite.
+
+    Raises:
+        TypeError: it is a list or the like.
+        ValueError: it is a text of something else.
+    """
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _read_choices(body: object) -> list[dict[str, Any]]:
@@ -78,8 +93,8 @@ def read_logprobs(body: object) -> dict[str, float]:
     try:
         entries = cast(Any, _read_choices(body)[0])["logprobs"]["content"][0]["top_logprobs"]
         for entry in entries:
-            token, value = str(entry["token"]), float(entry["logprob"])
-            if math.isnan(value) or value == math.inf:
+            token, value = str(entry["token"]), read_number(entry["logprob"])
+            if math.isnan(value) or value > HIGHEST:
                 raise BrokenAnswer("a log-probability is no number")
             token = unicodedata.normalize("NFC", token).strip(_SPACES)
             best[token] = max(value, best.get(token, LOWEST))  # minus infinity becomes LOWEST
