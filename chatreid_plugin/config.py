@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 import yaml
@@ -29,6 +29,15 @@ class Settings(BaseModel):
     """Base of every YAML model: unknown keys are errors, values cannot change afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        """Refuse paths that no JSON, Parquet or page can hold, before hours of work; texts pydantic refuses itself."""
+        for key in type(self).model_fields:
+            value: object = getattr(self, key)
+            if isinstance(value, Path) and str(value).encode(errors="replace").decode() != str(value):
+                raise ValueError(f"{key}: {str(value)!r} is no UTF-8. Rename the folder or file")
+        return self
 
 
 def raise_faults(faults: list[str]) -> None:

@@ -106,10 +106,18 @@ def _move_files(source: Path, target: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, atomically.
 
-    Half a surrogate pair, as names that are no UTF-8 and damaged JSON have it, is written as an escape.
+    Raises:
+        DataError: as ``open_atomically``; or the text has half a character, as names of files that are no UTF-8 have.
     """
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        shown = text[max(0, error.start - 40) : error.end + 20]
+        raise DataError(
+            f"{path} cannot be written: {shown!r} has half a character (a name that is no UTF-8?)."
+        ) from None
     with open_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,15 +18,13 @@ from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.archives import map_array, open_archive
 from chatreid_plugin.eval.backends.http_replies import compute_margin, read_logprobs, read_number
 from chatreid_plugin.eval.figures import draw_cmc_curves
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.pages import encode_png
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.servers.answers import BrokenAnswer
-from chatreid_plugin.shards import make_manifest_table, read_json, write_text
+from chatreid_plugin.shards import make_manifest_table, write_text
 
 
-MakeWorld = Callable[..., Path]
 MakeSettings = Callable[..., EvalSettings]
 
 
@@ -123,14 +121,14 @@ def test_addresses_of_servers_are_taken(address: str) -> None:
     assert TypeAdapter(ServerAddress).validate_python(address) == address
 
 
-def test_half_a_surrogate_pair_ends_in_no_traceback(
-    make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path
-) -> None:
+def test_half_a_surrogate_pair_ends_in_no_traceback(make_settings: MakeSettings, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="name"):
         make_settings(Path("m.parquet"), name="odd \udce9 name")
     output = tmp_path / os.fsdecode(b"caf\xe9")
-    run_evaluation(make_settings(make_world(), output_dir=output, report_queries=0))
-    assert read_json(output / "results.json")["settings"]["output_dir"] == str(output)
+    with pytest.raises(ValidationError, match=r"output_dir: .*caf\\udce9' is no UTF-8\. Rename the folder or file"):
+        make_settings(Path("m.parquet"), output_dir=output)
+    with pytest.raises(DataError, match=r"has half a character"):
+        write_text(tmp_path / "page.html", "\ud800")
     record = ImageRecord("tiny/a", "tiny", "train", "a.png", "tiny:\ud800", "1", 2, 2)
     with pytest.raises(DataError, match="does not fit its column .*surrogates not allowed"):
         make_manifest_table([record])
