@@ -116,7 +116,7 @@ def _check_address(value: str) -> str:
     return value
 
 
-ServerAddress = Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"), AfterValidator(_check_address)]
+BaseUrl = Annotated[str, Field(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"), AfterValidator(_check_address)]
 
 
 class CaptioningSettings(Settings):
@@ -127,7 +127,7 @@ class CaptioningSettings(Settings):
     adds keys to every request, e.g. ``{temperature: 0.7}``.
     """
 
-    base_url: ServerAddress = "https://api.openai.com/v1"
+    base_url: BaseUrl = "https://api.openai.com/v1"
     model: Annotated[str, Field(min_length=1)]
     api_key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "OPENAI_API_KEY"
     concurrency: Annotated[int, Field(ge=1)] = 16

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .config import ServerAddress, Settings, raise_faults
+from .config import BaseUrl, Settings, raise_faults
 from .images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, ImagePolicy
 from .tasks import LETTERS, TASKS
 
@@ -124,7 +124,7 @@ class EvalSettings(Settings):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # server, for backend: http
-    base_url: ServerAddress = "http://127.0.0.1:8000/v1"
+    base_url: BaseUrl = "http://127.0.0.1:8000/v1"
     model: Annotated[str, Field(min_length=1)] | None = None
     api_key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = "CHATREID_API_KEY"
     concurrency: Annotated[int, Field(ge=1)] = 16

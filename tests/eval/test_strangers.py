@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from chatreid_plugin.config import ServerAddress
+from chatreid_plugin.config import BaseUrl
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.archives import map_array, open_archive
 from chatreid_plugin.eval.backends.http_replies import compute_margin, read_logprobs, read_number
@@ -111,14 +111,14 @@ def test_names_are_drawn_as_they_are(name: str) -> None:
 )
 def test_addresses_without_a_possible_host_or_port_are_refused(address: str) -> None:
     with pytest.raises(ValidationError, match="is no address"):
-        TypeAdapter(ServerAddress).validate_python(address)
+        TypeAdapter(BaseUrl).validate_python(address)
 
 
 @pytest.mark.parametrize(
     "address", ["http://[::1]:8000/v1", "https://h", "http://h:80{trial}/v1", "http://bücher.de/v1"]
 )
 def test_addresses_of_servers_are_taken(address: str) -> None:
-    assert TypeAdapter(ServerAddress).validate_python(address) == address
+    assert TypeAdapter(BaseUrl).validate_python(address) == address
 
 
 def test_half_a_surrogate_pair_ends_in_no_traceback(make_settings: MakeSettings, tmp_path: Path) -> None:
