@@ -41,7 +41,7 @@ from chatreid_plugin.eval.prompts import IMAGE_PAIR, build_pair_prompt
 from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
-from chatreid_plugin.tasks import format_chat_prompt
+from chatreid_plugin.tasks import SYSTEM_PROMPT, format_chat_prompt
 
 
 NAIVE, WHOLE, FAST = "generate(), a pair", "whole questions", "fast path"
@@ -83,7 +83,8 @@ def count_question(model: Any, processor: Any, root: Path, query: Query) -> Ques
     assert query.image is not None
     picture = Image.open(root / query.image.path)
     patches = processor.image_processor(images=[picture], return_tensors="pt")["image_grid_thw"][0].tolist()
-    tokens = Tokenizer(model, processor).encode(build_pair_prompt(query, IMAGE_PAIR), [tuple(patches)] * 2)
+    tokenizer = Tokenizer(model, processor, SYSTEM_PROMPT)
+    tokens = tokenizer.encode(build_pair_prompt(query, IMAGE_PAIR), [tuple(patches)] * 2)
     return Question(math.prod(patches), len(tokens.ids), tokens.find_image(1))
 
 

@@ -41,10 +41,12 @@ from model_work import (
 from PIL import Image
 
 from chatreid_plugin.config import BuildSettings, load_settings
+from chatreid_plugin.engine.plan import name_dataset
 from chatreid_plugin.engine.runner import build_datasets
 from chatreid_plugin.engine.sources import describe_origin, find_manifest
 from chatreid_plugin.records import INSTRUCTION_SCHEMA, ImageRecord, convert_row_to_instruction
 from chatreid_plugin.shards import read_shard, write_json, write_manifest
+from chatreid_plugin.tasks import list_stage_tasks
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -147,7 +149,7 @@ def make_stock_record(aligned: dict[str, Any]) -> dict[str, Any]:
 def list_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Return the recipe of Stage 2 for one process, with stock LLaMA-Factory's keys alone in its arm."""
     values: dict[str, Any] = yaml.safe_load((REPOSITORY / "examples" / "stage2.yaml").read_text())
-    names = [name.strip() for name in values["dataset"].split(",")]
+    names = [name_dataset(task.name, 2) for task in list_stage_tasks(2)]  # what the recipe's chatreid_stage2 is
     values |= {
         "model_name_or_path": str(options.folder / "model"),
         "train_from_scratch": True,  # from the configuration: no weights are read

@@ -65,11 +65,10 @@ def test_unknown_layout_is_refused_with_those_known(tmp_path: Path, name: str) -
 
 def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(root: Path, seed: int) -> layouts.Layout:
-        root.mkdir()
         (root / "half.jpg").write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setitem(layouts.LAYOUTS, "viper", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match="set cannot be written: disk full"):
         write_layout("viper", tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
