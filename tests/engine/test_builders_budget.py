@@ -31,7 +31,7 @@ def draw_one(task: str, pool: ImagePool, seed: int, **changes: Any) -> Draft:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_records_stay_below_the_cutoff(task: str, make_pool: MakePool) -> None:
-    pool = make_pool(size=(192, 384), outfits=3, infrared=2)
+    pool = make_pool(size=(192, 384), outfits=3, infrared=2, views=True)
     drafts = [draw_one(task, pool, seed, cutoff_len=700, gallery={"max_size": 10}) for seed in range(150)]
     assert max(LARGE * len(draft.images) for draft in drafts) < 700
     if "{gallery}" in TASKS[task].prompts[0]:
@@ -69,9 +69,7 @@ def test_gallery_leaves_room_for_what_the_query_says(
 ) -> None:
     # 300 characters are 101 tokens.
     records = [
-        replace(
-            r, captions=(f"{r.person_id} ".ljust(300, "x"),), attributes={"hat": f"{r.person_id} ".ljust(297, "x")}
-        )
+        replace(r, captions=(f"{r.path} ".ljust(300, "x"),), attributes={"hat": f"{r.person_id} ".ljust(297, "x")})
         for r in make_images(size=(192, 384), cameras=6, outfits=3, infrared=2)
     ]
     pool = index_images(records)
@@ -93,8 +91,8 @@ def test_long_captions_count_as_well(
     task: str, make_pool: MakePool, make_images: MakeImages, index_images: IndexImages
 ) -> None:
     caption = "word " * 600
-    assert draw_one(task, make_pool(size=(192, 384)), 0, cutoff_len=1024).images
-    records = [replace(r, captions=(f"{r.person_id} {caption}",)) for r in make_images(size=(192, 384))]
+    assert draw_one(task, make_pool(size=(192, 384), views=True), 0, cutoff_len=1024).images
+    records = [replace(r, captions=(f"{r.path} {caption}",)) for r in make_images(size=(192, 384))]
     with pytest.raises(DataError, match=r"record-0: .* do not fit cutoff_len 1024\. Raise it"):
         draw_one(task, index_images(records), 0, cutoff_len=1024)
 
