@@ -5,6 +5,7 @@ After ``pip install``, use ``llamafactory-cli``. An installation by ``--target``
 torchrun starts. Ray workers and spawned data workers start from neither: they need the ``pip install``.
 """
 
+import inspect
 import os
 import shutil
 import sys
@@ -43,7 +44,8 @@ def _run_llamafactory() -> None:
 
     # For several GPUs the launcher runs `torchrun ... {its own file} {arguments}` as one string cut at the spaces, so
     # what stands for its file may as well be `-m chatreid_plugin train-worker`: the children then have the hooks too.
-    if "__file__" not in launcher.launch.__code__.co_names:
+    # Below our own hook, which wraps it.
+    if "__file__" not in inspect.unwrap(launcher.launch).__code__.co_names:
         raise UpstreamError(
             "This version of LLaMA-Factory starts torchrun in a way that `python -m chatreid_plugin` does not know. "
             "Install chatreid-plugin with pip into the environment and use llamafactory-cli."

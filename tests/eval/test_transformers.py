@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from chatreid_plugin import crops as crops_module
 from chatreid_plugin.errors import ConfigError, DataError, UpstreamError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.prompts import IMAGE_PAIR
@@ -62,18 +62,18 @@ def test_scorer_decodes_and_encodes_every_image_once(
     root, records = crops
     scorer = TransformersScorer(make_settings(checkpoint, tmp_path), root)
     encoded, opened = list[int](), list[str]()
-    get_image_features, open_image = scorer.model.get_image_features, Image.open
+    get_image_features, open_regular = scorer.model.get_image_features, crops_module.open_regular
 
     def count(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
         encoded.append(len(grids))
         return get_image_features(pixels, grids)
 
-    def note(path: Path, *arguments: Any) -> Image.Image:
+    def note(path: Path) -> Any:
         opened.append(path.name)
-        return open_image(path, *arguments)
+        return open_regular(path)
 
     monkeypatch.setattr(scorer.model, "get_image_features", count)
-    monkeypatch.setattr(Image, "open", note)
+    monkeypatch.setattr(crops_module, "open_regular", note)
     scorer.prepare([], records)
     scorer.score_pairs(make_image_query(records[0]), records[1:], IMAGE_PAIR)
     scorer.score_pairs(make_image_query(records[1]), records[:1], IMAGE_PAIR)

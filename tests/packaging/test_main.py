@@ -34,6 +34,16 @@ def run_exp():
     with open(os.environ["SEEN"] + os.environ.get("RANK", ""), "w") as seen:
         print("TargetFinder" in [type(finder).__name__ for finder in sys.meta_path], *sys.argv[1:], file=seen)
 """
+# As on a machine with two GPUs.
+MISC = """
+import os
+
+def is_env_enabled(name):
+    return name in os.environ
+
+def get_device_count():
+    return 2
+"""
 TORCHRUN = """#!{python}
 from torch.distributed.run import main
 
@@ -47,6 +57,8 @@ def stand_in(tmp_path: Path) -> Path:
         "__init__.py": "",
         "launcher.py": LAUNCHER,
         "cli.py": "from .launcher import launch as main\n",
+        "extras/__init__.py": "",
+        "extras/misc.py": MISC,
         "train/__init__.py": "",
         "train/tuner.py": TUNER,
     }
