@@ -225,7 +225,8 @@ def test_list_of_an_earlier_run_is_continued_only_when_resumed(
     path = tmp_path / "out" / LIST_NAME
     path.parent.mkdir()
     path.touch()
-    (tmp_path / "trainer_state.json").touch()  # the mark of a whole checkpoint
+    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):  # the marks of a whole checkpoint
+        (tmp_path / name).touch()
     parse(1, chatreid_bad_image="skip", resume_from_checkpoint=str(tmp_path) if resumed else None)
     assert path.exists() == resumed
 

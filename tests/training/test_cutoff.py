@@ -58,7 +58,7 @@ def test_thinned_record_is_the_record_without_the_images(
     assert {image["record"] for image in found["images"]} == {"long-1"}
     assert other["input_ids"] == short["input_ids"]
     answer = tokenizer_module["tokenizer"].decode([token for token in found["labels"] if token >= 0])
-    assert "C, E" in answer.replace(" ,", ",")
+    assert answer.replace(" ,", ",").startswith(("C, E", "E, C"))
     full_runs = list_image_runs(full, tokenizer_module["tokenizer"])
     assert len(full_runs) == 9
     assert list_image_runs(found, tokenizer_module["tokenizer"]) == [full_runs[n] for n in (0, 1, 2, 3, 4, 7)]

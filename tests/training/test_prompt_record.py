@@ -21,6 +21,7 @@ from chatreid_plugin.training.prompt_record import PromptRecord, check_system_pr
 from chatreid_plugin.training.recipe_data import find_token_counter
 
 
+CAPTIONING = "chatreid_stage1_image_captioning"
 WORDS = "You compare {people}. <image> Answer briefly."
 FAMILIES = {"chatreid": "qwen2_vl", "chatreid_qwen2_5_vl": "qwen2_5_vl", "chatreid_qwen3_vl": "qwen3_vl"}
 PNG = "000.png"
@@ -120,7 +121,7 @@ def test_inference_and_prediction_take_the_recorded_prompt(
     adapter = tmp_path / "adapter"
     write_system_prompt(adapter, "The adapter's.")
     assert find(trained, adapter_name_or_path=str(adapter)) == "The adapter's."
-    predicting = {"do_train": False, "do_eval": True, "eval_dataset": "any", "model_name_or_path": str(trained)}
+    predicting = {"do_train": False, "do_eval": True, "eval_dataset": CAPTIONING, "model_name_or_path": str(trained)}
     assert parse(3, **predicting).data.default_system == WORDS
     assert parse(3, model_name_or_path=str(trained)).data.default_system is None  # training says what it wants
 

@@ -60,7 +60,8 @@ def test_a_new_run_starts_a_new_list(
     path.parent.mkdir()
     path.write_text("old\t1\n")
     monkeypatch.setenv(LIST_VARIABLE, "elsewhere")
-    (tmp_path / "trainer_state.json").touch()  # the mark of a whole checkpoint
+    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):  # the marks of a whole checkpoint
+        (tmp_path / name).touch()
     parse(3, resume_from_checkpoint=str(tmp_path))
     assert path.exists() and describe_thinned() is not None
     parse(3)
