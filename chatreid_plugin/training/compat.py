@@ -99,6 +99,7 @@ USED_NAMES: dict[str, tuple[str, ...]] = {
     "peft.tuners.lora.model": ("dispatch_megatron",),
     "transformers.trainer": ("Trainer",),
     "llamafactory.extras.misc": ("get_device_count", "is_env_enabled"),
+    "transformers.integrations.deepspeed": ("_hf_deepspeed_config_weak_ref", "unset_hf_deepspeed_config"),
     "transformers.utils.generic": ("is_flash_attention_requested",),
     "transformers.models.qwen2_vl.modeling_qwen2_vl": ("VisionAttention", "eager_attention_forward"),
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl": ("Qwen2_5_VLVisionAttention", "eager_attention_forward"),

@@ -4,7 +4,8 @@ transformers fills what is missing with random numbers, and one line in a long r
 swap would hand on, a model that is new in part.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,23 @@ def match_names(model: torch.nn.Module, folder: Path, advice: str) -> dict[str, 
     return names
 
 
+@contextmanager
+def _without_deepspeed() -> Generator[None]:
+    """Make models in this process alone.
+
+    Under ZeRO-3 transformers shares every new module out among all processes, and one that makes a model by itself
+    waits for the others, which wait for it.
+    """
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref  # type: ignore[attr-defined]
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept  # type: ignore[attr-defined]
+
+
 def check_completeness(folder: Path) -> None:
     """Refuse a vision-language checkpoint in safetensors whose tensors are not those of its own ``config.json``.
 
@@ -80,7 +98,7 @@ def check_completeness(folder: Path) -> None:
         make: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
         if make is None or getattr(config, "quantization_config", None) is not None:
             return
-        with torch.device("meta"):
+        with _without_deepspeed(), torch.device("meta"):
             model = make(config)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ConfigError(f"{folder / 'config.json'} describes no model that can be made: {error}") from None

@@ -16,7 +16,7 @@ from chatreid_plugin import shards
 from chatreid_plugin.errors import ChatReIDError, ConfigError, DataError, UpstreamError
 from chatreid_plugin.training import checkpoint
 from chatreid_plugin.training.checkpoint import MARKER, compose_checkpoint, find_local_checkpoint
-from chatreid_plugin.training.completeness import find_vision_suffix
+from chatreid_plugin.training.completeness import check_completeness, find_vision_suffix
 from chatreid_plugin.weight_files import INDEX, WEIGHTS, find_weight_files
 
 
@@ -397,3 +397,14 @@ def test_models_of_other_sizes_do_not_fit(workshop: Any, tmp_path: Path) -> None
             compose_checkpoint(tmp_path / name, workshop.model, tmp_path / "initial")
     # Only the vision tensors have to fit: another decoder is the point of the swap.
     compose_checkpoint(workshop.other_model, tmp_path / "larger", tmp_path / "initial")
+
+
+def test_checkpoint_is_looked_at_without_the_other_processes_under_zero_3(workshop: Any) -> None:
+    """One process composes while the others wait: a model shared out among all would wait for ever."""
+    from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    assert is_deepspeed_zero3_enabled()
+    check_completeness(workshop.model)  # without process groups, which zero.init would need
+    assert is_deepspeed_zero3_enabled()
+    del config
