@@ -23,6 +23,8 @@ Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 # (standard Re-ID), in camera and clothes (cloth-changing), in the modality (visible-infrared). The first three are of
 # the query's modality.
 Change = Literal["any", "camera", "clothes", "modality"]
+# Readings of equation 1; `engine/sampler.py` says what each makes of the number of matches.
+MatchLaw = Literal["uniform_overall", "inverse", "uniform"]
 
 
 class Settings(BaseModel):
@@ -92,7 +94,7 @@ class GallerySettings(Settings):
     min_size: Annotated[int, Field(ge=2, le=len(LETTERS))] = 2
     max_size: Annotated[int, Field(ge=2, le=len(LETTERS))] = 10
     # The one under which every number of matches is as frequent, the purpose that the paper states for equation 1.
-    matches: Literal["uniform_overall", "inverse", "uniform"] = "uniform_overall"
+    matches: MatchLaw = "uniform_overall"
     hard_negatives: Share = 0.25
 
     @model_validator(mode="after")

@@ -15,13 +15,10 @@ from pydantic import ValidationError
 from ..config import BuildSettings
 from ..errors import DataError
 from ..records import Instruction, convert_row_to_instruction
-from ..shards import check_shard, open_parquet, read_json
+from ..shards import DATASET_INFO, HELD_OUT, check_shard, open_parquet, read_json
 from ..tasks import Task, get_task
 
 
-# Ends the names of data sets whose identities do not train.
-HELD_OUT = "_val"
-DATASET_INFO = "dataset_info.json"
 FORMATTING = "chatreid"
 
 

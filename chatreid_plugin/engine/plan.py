@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..config import BuildSettings
 from ..errors import ConfigError
+from ..shards import HELD_OUT
 from ..tasks import list_stage_tasks
 from .builders import explain_missing
-from .built_datasets import HELD_OUT
 from .sampler import ImagePool
-from .shard_jobs import select_pools
+from .shard_jobs import choose_pools
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ def plan_datasets(
     ratios = {2: settings.stage2_ratios, 3: settings.stage3_ratios}
     for stage_name, total in settings.records.items():
         stage = int(stage_name.removeprefix("stage"))
-        trained = select_pools(pools, settings, stage)
+        trained = choose_pools(pools, settings, stage)
         weights: dict[str, float] = {}
         for task in list_stage_tasks(stage):
             reasons = {explain_missing(task.name, pool) for pool in trained} or {"no source trains this stage"}

@@ -20,8 +20,8 @@ from .. import __version__
 from ..config import BuildSettings
 from ..errors import DataError
 from ..locks import hold_folder, make_folder, try_folder
-from ..shards import LEFT_OUT, check_shard, read_json, write_json
-from .built_datasets import DATASET_INFO, FORMATTING
+from ..shards import DATASET_INFO, LEFT_OUT, check_shard, read_json, write_json
+from .built_datasets import FORMATTING
 from .executors import open_workers, run_jobs
 from .image_table import ImageTable, combine_images, digest_images, write_image_table
 from .plan import BuildReport, PlannedDataset, plan_datasets

@@ -9,11 +9,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal
 
 import numpy as np
 
-from ..config import Change, GallerySettings
+from ..config import Change, GallerySettings, MatchLaw
 from ..images import ImagePolicy
 from .draws import Groups, Numbers, draw_among, number, pick, view
 from .image_table import Codes, ImageTable, SourceRows
@@ -29,9 +28,6 @@ NO_MATCHES: dict[Change, str] = {
     "clothes": "no identity in two outfits and two cameras",
     "modality": "no identity both visible and infrared",
 }
-
-
-MatchLaw = Literal["uniform_overall", "inverse", "uniform"]
 
 
 @lru_cache(maxsize=64)

@@ -69,14 +69,15 @@ def choose_changes(source: SourceSettings) -> dict[Change, float]:
     return source.change or SETTING_CHANGES.get(entry.setting if entry else "any", _SAME_CLOTHES)
 
 
+def choose_pools(pools: Sequence[ImagePool], settings: BuildSettings, stage: int) -> list[ImagePool]:
+    """Return the pools of the sources that train a stage, with what their matches differ in."""
+    trained = {source.name: source for source in settings.sources if stage in source.stages}
+    return [pool.with_changes(choose_changes(trained[pool.name])) for pool in pools if pool.name in trained]
+
+
 def select_pools(pools: Sequence[ImagePool], settings: BuildSettings, stage: int) -> list[ImagePool]:
     """Return the pools of the sources that train a stage, tokens counted under its policy."""
-    trained = {source.name: source for source in settings.sources if stage in source.stages}
-    return [
-        pool.count_under(ImagePolicy(stage)).with_changes(choose_changes(trained[pool.name]))
-        for pool in pools
-        if pool.name in trained
-    ]
+    return [pool.count_under(ImagePolicy(stage)) for pool in choose_pools(pools, settings, stage)]
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from typing import Any
 from llamafactory.extras import logging
 
 from ..errors import ChatReIDError, ConfigError
-from ..shards import read_json
+from ..shards import DATASET_INFO, read_json
 from .converter import FORMATTING
 from .prompt_record import check_system_prompt
 from .recipe import Finding, Recipe
@@ -26,7 +26,7 @@ PADDING = 8
 def read_entries(names: Iterable[str] | None, dataset_dir: Any) -> dict[str, dict[str, Any]]:
     """Return data set -> its entry in dataset_info.json, without those that have none; LLaMA-Factory refuses them."""
     try:
-        info = read_json(Path(dataset_dir) / "dataset_info.json") if isinstance(dataset_dir, str) else dataset_dir
+        info = read_json(Path(dataset_dir) / DATASET_INFO) if isinstance(dataset_dir, str) else dataset_dir
     except ChatReIDError:  # a data set of the hub, or a mistyped folder
         return {}
     return {name: info[name] for name in dict.fromkeys(names or ()) if isinstance(info.get(name), dict)}

@@ -12,14 +12,14 @@ from ..answers import render_answer
 from ..errors import ChatReIDError
 from ..images import ImagePolicy, PatchGeometry, count_visual_tokens
 from ..records import INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
-from ..shards import check_shard, read_json, read_shard
+from ..shards import DATASET_INFO, check_shard, read_json, read_shard
 from ..tasks import IMAGE_MARK, format_chat_prompt, render_prompt
 from ..upstream import get_upstream
 from .converter import FORMATTING, find_image_root, find_own_prompts
 from .image_files import read_size
 from .prompt_record import find_prompt
 from .recipe import Finding, Recipe
-from .recipe_inputs import INFO, check_dataset_names, is_local
+from .recipe_inputs import check_dataset_names, is_local
 from .recipe_model import find_model_folder
 from .shard_check import check_dataset_files
 
@@ -50,9 +50,9 @@ def check_datasets(recipe: Recipe) -> list[Finding]:
     if not is_local(data.dataset_dir):
         return [Finding("data", "warning", f"dataset_dir {data.dataset_dir} is not looked at")]
     findings = check_dataset_names(recipe)
-    if not (Path(data.dataset_dir) / INFO).is_file():
+    if not (Path(data.dataset_dir) / DATASET_INFO).is_file():
         return findings
-    entries = read_json(Path(data.dataset_dir) / INFO)
+    entries = read_json(Path(data.dataset_dir) / DATASET_INFO)
     names = [name for name in dict.fromkeys([*(data.dataset or ()), *(data.eval_dataset or ())]) if name in entries]
     count = find_token_counter(recipe)
     for name in names:

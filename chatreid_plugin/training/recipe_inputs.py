@@ -9,16 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..shards import LEFT_OUT, read_json
+from ..shards import DATASET_INFO, HELD_OUT, LEFT_OUT, read_json
 from .checkpoint import COMPOSED_FOLDER, MARKER, is_hub_name
 from .recipe import Finding, Recipe
 from .recipe_model import advise_start, find_model_folder, list_checkpoints
 
 
-INFO = "dataset_info.json"
 # `dataset: chatreid_stage2` stands for all data sets of the stage that `chatreid build` made.
 _STAGE_NAME = re.compile(r"chatreid_stage[123]")
-_HELD_OUT = "_val"  # ends the names of those whose identities do not train (engine/built_datasets.py)
 
 
 def is_local(dataset_dir: Any) -> bool:
@@ -39,7 +37,7 @@ def expand_stages(names: Sequence[str] | None, dataset_dir: Any, held_out: bool 
     """
     if not names or not is_local(dataset_dir) or not any(map(_STAGE_NAME.fullmatch, names)):
         return None if names is None else list(names)
-    path = Path(dataset_dir) / INFO
+    path = Path(dataset_dir) / DATASET_INFO
     entries: Any = read_json(path) if path.is_file() else {}
     expanded: list[str] = []
     for name in names:
@@ -50,7 +48,7 @@ def expand_stages(names: Sequence[str] | None, dataset_dir: Any, held_out: bool 
 
 def list_built(stage_name: str, entries: Iterable[str], held_out: bool = False) -> list[str]:
     """Return the entries that are data sets of a stage (``chatreid_stage2``), trained or held out."""
-    return [e for e in entries if e.startswith(f"{stage_name}_") and e.endswith(_HELD_OUT) == held_out]
+    return [e for e in entries if e.startswith(f"{stage_name}_") and e.endswith(HELD_OUT) == held_out]
 
 
 def check_left_out(recipe: Recipe) -> list[Finding]:
@@ -58,9 +56,9 @@ def check_left_out(recipe: Recipe) -> list[Finding]:
     data = recipe.data
     if not is_local(data.dataset_dir):
         return []
-    if not all((Path(data.dataset_dir) / name).is_file() for name in (INFO, LEFT_OUT)):
+    if not all((Path(data.dataset_dir) / name).is_file() for name in (DATASET_INFO, LEFT_OUT)):
         return []
-    entries, left_out = (read_json(Path(data.dataset_dir) / name) for name in (INFO, LEFT_OUT))
+    entries, left_out = (read_json(Path(data.dataset_dir) / name) for name in (DATASET_INFO, LEFT_OUT))
     named = set(data.dataset or ())
     findings: list[Finding] = []
     for stage in (1, 2, 3):
@@ -84,18 +82,20 @@ def check_dataset_names(recipe: Recipe) -> list[Finding]:
     if not is_local(data.dataset_dir):
         return []
     folder = Path(data.dataset_dir)
-    if not (folder / INFO).is_file():
-        found = f"dataset_dir: {folder} " + (f"has no {INFO}" if folder.is_dir() else "is not a folder")
+    if not (folder / DATASET_INFO).is_file():
+        found = f"dataset_dir: {folder} " + (f"has no {DATASET_INFO}" if folder.is_dir() else "is not a folder")
         advice = "Build the data with `chatreid build`, or start in the folder that dataset_dir is relative to"
         return [Finding("data", "error", found, advice)]
-    entries: dict[str, Any] = read_json(folder / INFO)
+    entries: dict[str, Any] = read_json(folder / DATASET_INFO)
     named = list(dict.fromkeys([*(data.dataset or ()), *(data.eval_dataset or ())]))
     missing = [name for name in named if name not in entries]
     if not missing:
         return []
     left_out = read_json(folder / LEFT_OUT) if (folder / LEFT_OUT).is_file() else {}
     reasons = {name: _find_reason(name, left_out) for name in missing}
-    found = f"{len(missing)} of {len(named)} data set(s) are not in {folder / INFO}: {_describe_missing(reasons)}"
+    found = (
+        f"{len(missing)} of {len(named)} data set(s) are not in {folder / DATASET_INFO}: {_describe_missing(reasons)}"
+    )
     return [Finding("data", "error", found, _advise_missing(reasons, recipe, entries))]
 
 
@@ -126,7 +126,7 @@ def _advise_missing(reasons: dict[str, str | None], recipe: Recipe, entries: Ite
         remedy = (
             f"Build with `chatreid build`, or correct the name; entered are {', '.join(sorted(entries)) or 'none'}"
         )
-    own = [name for name in entries if name.startswith(f"chatreid_stage{stage}_") and not name.endswith("_val")]
+    own = list_built(f"chatreid_stage{stage}", entries)
     named = [name for name in recipe.data.dataset or () if name in entries]
     if own:
         return f"{remedy}; or train on what is there: dataset={','.join(dict.fromkeys([*own, *named]))}"
