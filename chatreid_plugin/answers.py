@@ -2,12 +2,24 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import xxhash
 
 from .errors import DataError
 from .records import Answer, Attribute, Instruction
-from .tasks import LETTERS, NO, ORDINALS, YES, clean_text, format_attributes, get_task
+from .tasks import (
+    LETTER_KINDS,
+    LETTERS,
+    NO,
+    ORDINALS,
+    YES,
+    clean_text,
+    format_attributes,
+    get_task,
+    render_follow_up,
+    render_prompt,
+)
 
 
 def _compare_attributes(attributes: Sequence[Attribute]) -> str:
@@ -45,8 +57,26 @@ def order_answers(record_id: str, indices: Sequence[int]) -> list[int]:
     return sorted(set(indices), key=lambda index: xxhash.xxh3_64_intdigest(f"{record_id}/{index}".encode()))
 
 
+def render_turns(record: Instruction, own_prompts: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Return the messages of a record, the user's and the assistant's of each turn; most tasks have one turn.
+
+    Args:
+        record: what is asked and what is right.
+        own_prompts: the user's wordings of the task; of a dialogue, of its first turn.
+
+    Raises:
+        DataError: the record does not fit its task.
+    """
+    turns = [(render_prompt(record, own_prompts), render_answer(record))]
+    for number, turn in enumerate(record.turns):
+        # An id of its own, so that the order of the letters is drawn anew.
+        asked = replace(record, id=f"{record.id}/{number + 2}", answer=Answer(turn.indices))
+        turns.append((render_follow_up(record, number), render_answer(asked)))
+    return turns
+
+
 def render_answer(record: Instruction) -> str:
-    """Return the assistant's message.
+    """Return the assistant's message; of a dialogue, its first.
 
     Raises:
         DataError: the record's answer does not fit its task (an index outside the gallery, a missing text, ...).
@@ -56,7 +86,7 @@ def render_answer(record: Instruction) -> str:
         if record.answer.match is None:
             raise DataError(f"Record {record.id}: task {task.name} needs a yes/no answer.")
         answer = YES if record.answer.match else NO
-    elif task.answer_kind == "letters":
+    elif task.answer_kind in LETTER_KINDS:
         answer = _render_choice(record, LETTERS[: record.gallery_size])
     elif task.answer_kind == "ordinal":
         if len(set(record.answer.indices)) > 1:
@@ -86,7 +116,7 @@ def read_answer(task_name: str, text: str, options: int = 0) -> Answer:
     if kind == "match":
         found = re.search(r"\b(yes|no)\b", text.lower())
         return Answer(match=found.group() == "yes" if found else None)
-    if kind == "letters":
+    if kind in LETTER_KINDS:
         letters = re.findall(r"\b([A-Z])\b", text)
         return Answer(tuple(sorted({LETTERS.index(letter) for letter in letters} & set(range(options)))))
     if kind == "ordinal":

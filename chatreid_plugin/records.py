@@ -1,6 +1,6 @@
 """The nouns that pass between the parts: one person image, one instruction record, its answer."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -89,6 +89,25 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """A further question of a dialogue on the first one's gallery; it adds one detail, a caption or an attribute.
+
+    Attributes:
+        indices: positions (0-based) of the right answers in the gallery.
+        confirmed: position of the gallery image that the user confirms as the person; None if none is named.
+        caption: the detail in words; empty if it is an attribute.
+        name: the attribute's name.
+        value: the attribute's value.
+    """
+
+    indices: tuple[int, ...]
+    confirmed: int | None = None
+    caption: str = ""
+    name: str = ""
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Instruction:
     """One training record, compact: the task table renders prompt and answer when it is read.
 
@@ -102,6 +121,7 @@ class Instruction:
         answer: the right answer.
         dataset: where the query comes from.
         variant: which wording of the task's prompt; 0 is the paper's, from 100 on they are the user's own.
+        turns: of a dialogue, what is asked after the first answer.
     """
 
     id: str
@@ -113,6 +133,7 @@ class Instruction:
     attributes: tuple[Attribute, ...] = ()
     dataset: str = ""
     variant: int = 0
+    turns: tuple[Turn, ...] = ()
 
     @property
     def gallery_size(self) -> int:
@@ -159,8 +180,24 @@ INSTRUCTION_SCHEMA = pa.schema(
         ),
         ("dataset", pa.string()),
         ("variant", pa.int16()),
+        (
+            "turns",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("indices", pa.list_(pa.int16())),
+                        ("confirmed", pa.int16()),
+                        ("caption", pa.string()),
+                        ("name", pa.string()),
+                        ("value", pa.string()),
+                    ]
+                )
+            ),
+        ),
     ]
 )
+# Columns that records of earlier versions lack; they are read as if these were empty.
+ADDED_COLUMNS = ("turns",)
 
 
 def convert_image_record_to_row(record: ImageRecord) -> dict[str, Any]:
@@ -195,7 +232,22 @@ def convert_instruction_to_row(record: Instruction) -> dict[str, Any]:
         },
         "dataset": record.dataset,
         "variant": record.variant,
+        "turns": [
+            {
+                "indices": list(turn.indices),
+                "confirmed": turn.confirmed,
+                "caption": turn.caption,
+                "name": turn.name,
+                "value": turn.value,
+            }
+            for turn in record.turns
+        ],
     }
+
+
+def list_missing_columns(names: Collection[str]) -> list[str]:
+    """Return the columns of ``INSTRUCTION_SCHEMA`` that records cannot do without and that are not among ``names``."""
+    return [name for name in INSTRUCTION_SCHEMA.names if name not in names and name not in ADDED_COLUMNS]
 
 
 def convert_row_to_instruction(row: Mapping[str, Any]) -> Instruction:
@@ -204,7 +256,7 @@ def convert_row_to_instruction(row: Mapping[str, Any]) -> Instruction:
     Raises:
         DataError: a column is missing, or a value in one.
     """
-    missing = [name for name in INSTRUCTION_SCHEMA.names if name not in row]
+    missing = list_missing_columns(row)
     if missing:
         raise DataError(
             f"This is not a ChatReID record: column(s) {', '.join(missing)} are missing (found: {', '.join(row)}). "
@@ -230,4 +282,10 @@ def _make_instruction(row: Mapping[str, Any]) -> Instruction:
         answer=Answer(tuple(answer.get("indices") or ()), answer.get("match"), answer.get("text")),
         dataset=row["dataset"],
         variant=row["variant"],
+        turns=tuple(_make_turn(turn) for turn in row.get("turns") or ()),
     )
+
+
+def _make_turn(turn: Mapping[str, Any]) -> Turn:
+    words = (turn[name] or "" for name in ("caption", "name", "value"))
+    return Turn(tuple(turn["indices"] or ()), turn["confirmed"], *words)

@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -256,14 +256,22 @@ def open_parquet(path: Path, advice: str = "Build it again.") -> Generator[pq.Pa
         raise DataError(f"{path} is not a readable Parquet file (cut short?): {error}. {advice}") from None
 
 
-def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
+def read_shard(path: Path, schema: pa.Schema, optional: Collection[str] = ()) -> pa.Table:
     """Read one shard and check its columns.
+
+    Args:
+        path: the file.
+        schema: the columns.
+        optional: those that a file of an earlier version may lack; they are null then.
 
     Raises:
         DataError: the file is missing, is cut short, or has other columns or columns of another type.
     """
     with open_parquet(path) as file:
         table = file.read()
+    for name in optional:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise DataError(f"{path} lacks column(s) {', '.join(missing)}; found {', '.join(table.column_names)}.")

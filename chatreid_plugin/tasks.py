@@ -6,8 +6,9 @@ evaluation asks (section 4.1): two are Stage 2's, kept in, and two are ours, for
 Prompts are verbatim from the paper (section 3.1.1, figure 4, section 3.1.3) where the wording is the first of a
 task; the others are ours, and so are all of attribute and multi-modal tasks, whose prompts the paper does not give
 (section 3.3). ``{image}`` stands for one image, ``{gallery}`` for the lettered gallery, ``{caption}`` and
-``{captions}`` for quoted descriptions, ``{attributes}`` for what is asked for. Gallery images carry letters, since
-Qwen's tokenizer splits "10" into two tokens and a letter is one.
+``{captions}`` for quoted descriptions, ``{attributes}`` for what is asked for, ``{words}`` for either of them,
+``{letter}`` for the gallery image that the user of a dialogue confirms. Gallery images carry letters, since Qwen's
+tokenizer splits "10" into two tokens and a letter is one.
 """
 
 import re
@@ -19,7 +20,9 @@ from .errors import DataError
 from .records import Attribute, Instruction
 
 
-AnswerKind = Literal["text", "match", "letters", "ordinal", "comparison", "attributes"]
+AnswerKind = Literal["text", "match", "letters", "dialogue", "ordinal", "comparison", "attributes"]
+# A dialogue's answers are letters in every turn; it has a kind of its own, since evaluation asks one turn.
+LETTER_KINDS = ("letters", "dialogue")
 
 IMAGE_MARK = "<image>"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -35,13 +38,17 @@ PROMPTED_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task: the stages that train it, how its answer is written, its wordings (the paper's first)."""
+    """One task: the stages that train it, how its answer is written, its wordings (the paper's first).
+
+    ``follow_ups`` has the wordings of each further turn; a record's variant chooses one of every turn.
+    """
 
     name: str
     stages: tuple[int, ...]
     answer_kind: AnswerKind
     prompts: tuple[str, ...]
     answer_form: str = "{answer}"
+    follow_ups: tuple[tuple[str, ...], ...] = ()
 
 
 _TASKS = (
@@ -192,6 +199,25 @@ _TASKS = (
         ),
     ),
     Task(
+        "dialogue_retrieval",
+        (3,),
+        "dialogue",
+        (
+            "Which of the following images show a pedestrian described as {words}? {gallery}",
+            "{gallery} Select the images of people who fit this description: {words}.",
+        ),
+        follow_ups=(
+            (
+                "The person is {letter}, also described as {words}. Which of the images show this person?",
+                "It is the person in {letter}. What is known besides: {words}. Select all images of this person.",
+            ),
+            (
+                "In which of these images is the person seen with {words}?",
+                "Keep only the images of this person that fit {words}.",
+            ),
+        ),
+    ),
+    Task(
         "attribute_one_to_one",
         (3,),
         "match",
@@ -212,7 +238,7 @@ _TASKS = (
     ),
 )
 
-_FIELD = re.compile(r"\{(?:image|gallery|captions?|attributes)\}")
+_FIELD = re.compile(r"\{(?:image|gallery|captions?|attributes|words|letter)\}")
 # A user's wordings are numbered from here, so that new wordings of the table do not move them.
 OWN_VARIANT = 100
 # Position of an attribute that no image of the record is said to have: the query asks for it.
@@ -301,6 +327,9 @@ def render_prompt(record: Instruction, own_prompts: Sequence[str] = ()) -> str:
     asked = clean_text(format_attributes([a for a in record.attributes if a.image == ASKED]))
     if "{attributes}" in prompt and not asked:
         raise DataError(f"Record {record.id}: task {task.name} asks for attributes, but the record has none.")
+    words = _quote(captions) if all(captions) else ""
+    if "{words}" in prompt and not (words or asked):
+        raise DataError(f"Record {record.id}: task {task.name} needs attributes, or captions that are not empty.")
     quoted = [f'The {name} caption: "{text}".' for name, text in zip(ORDINALS, captions, strict=False)]
     parts = {
         "{image}": IMAGE_MARK,
@@ -308,15 +337,50 @@ def render_prompt(record: Instruction, own_prompts: Sequence[str] = ()) -> str:
         "{caption}": captions[0] if captions else "",
         "{captions}": " ".join(quoted),
         "{attributes}": asked,
+        "{words}": words or asked,
     }
     # In one pass: a caption may itself hold the text "{image}".
-    prompt = _FIELD.sub(lambda field: parts[field.group()], prompt)
+    prompt = _FIELD.sub(lambda field: parts.get(field.group(), field.group()), prompt)
     if prompt.count(IMAGE_MARK) != len(record.images):
         raise DataError(
             f"Record {record.id}: task {task.name} asks for {prompt.count(IMAGE_MARK)} image(s), "
             f"the record has {len(record.images)}."
         )
     return prompt
+
+
+def render_follow_up(record: Instruction, number: int) -> str:
+    """Return the user's message of a further turn, in the task's own words; 0 is the turn after the first.
+
+    Raises:
+        DataError: the task has no such turn, or the turn lacks the detail or the image that its wording names.
+    """
+    task, turn = get_task(record.task, record.id), record.turns[number]
+    if number >= len(task.follow_ups):
+        raise DataError(
+            f"Record {record.id} has {1 + len(record.turns)} turns, but task {task.name} has at most "
+            f"{1 + len(task.follow_ups)}."
+        )
+    wordings = task.follow_ups[number]
+    wording = wordings[record.variant % OWN_VARIANT % len(wordings)]
+    caption = clean_text(turn.caption)
+    words = _quote([caption]) if caption else clean_text(format_attributes([Attribute(ASKED, turn.name, turn.value)]))
+    if not caption and not turn.name:
+        raise DataError(f"Record {record.id}: turn {number + 2} adds neither a caption nor an attribute.")
+    letter = ""
+    if "{letter}" in wording:
+        if turn.confirmed is None or not 0 <= turn.confirmed < record.gallery_size:
+            raise DataError(
+                f"Record {record.id}: turn {number + 2} confirms image {turn.confirmed}, which is outside the gallery "
+                f"of {record.gallery_size}."
+            )
+        letter = LETTERS[turn.confirmed]
+    parts = {"{words}": words, "{letter}": letter}
+    return _FIELD.sub(lambda field: parts[field.group()], wording)
+
+
+def _quote(captions: Sequence[str]) -> str:
+    return " or ".join(f'"{caption}"' for caption in captions)
 
 
 def format_attributes(attributes: Sequence[Attribute]) -> str:

@@ -97,7 +97,7 @@ def test_build_prints_json_and_nothing_else_when_asked(
     assert run(monkeypatch, "build", str(config), f"output_dir={tmp_path}/out", "--dry-run", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["skipped"].pop("chatreid_stage3_text_to_image_reid") == "no captions"
-    assert len(printed["skipped"]) == 7
+    assert len(printed["skipped"]) == 8
     assert printed == {
         "output_dir": f"{tmp_path}/out",
         "datasets": {"chatreid_stage3_standard_reid": 2, "chatreid_stage3_image_to_image_one_to_one": 1},

@@ -16,6 +16,7 @@ from chatreid_plugin.records import (
     ImageRecord,
     ImageReference,
     Instruction,
+    Turn,
     convert_image_record_to_row,
     convert_instruction_to_row,
     convert_row_to_image_record,
@@ -52,6 +53,9 @@ instructions = st.builds(
     attributes=st.lists(st.builds(Attribute, small, texts, texts), max_size=3).map(tuple),
     dataset=texts,
     variant=small,
+    turns=st.lists(
+        st.builds(Turn, st.lists(small, max_size=3).map(tuple), st.none() | small, texts, texts, texts), max_size=3
+    ).map(tuple),
 )
 
 
@@ -88,6 +92,13 @@ def test_empty_cells_are_empty_values() -> None:
     row = dict.fromkeys(INSTRUCTION_SCHEMA.names) | {"id": "1", "task": "t", "query_images": 0, "variant": 0}
     row |= {"images": [{"path": "a.jpg", "width": None, "height": None}], "dataset": ""}
     assert convert_row_to_instruction(row) == Instruction("1", "t", (ImageReference("a.jpg"),), 0, Answer())
+
+
+def test_record_of_a_version_without_dialogues_is_read() -> None:
+    record = Instruction("1", "t", (ImageReference("a.jpg"),), 0, Answer((0,)), dataset="own")
+    row = convert_instruction_to_row(record)
+    del row["turns"]
+    assert convert_row_to_instruction(row) == record
 
 
 def test_gallery_is_what_follows_the_query() -> None:

@@ -155,6 +155,15 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
         read_shard(path, SCHEMA)
 
 
+def test_column_that_earlier_versions_did_not_write_is_null(tmp_path: Path) -> None:
+    write_shard(tmp_path / "old.parquet", [{"name": "a"}], pa.schema([SCHEMA.field("name")]))
+    table = read_shard(tmp_path / "old.parquet", SCHEMA, ["numbers"])
+    assert table.schema == SCHEMA
+    assert table.to_pylist() == [{"name": "a", "numbers": None}]
+    write_shard(tmp_path / "new.parquet", ROWS[:3], SCHEMA)
+    assert read_shard(tmp_path / "new.parquet", SCHEMA, ["numbers"]).to_pylist() == ROWS[:3]
+
+
 def test_wrong_type_of_a_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "set" / "other.parquet"
     write_shard(path, [{"name": "a", "numbers": "1"}], pa.schema([("name", pa.string()), ("numbers", pa.string())]))

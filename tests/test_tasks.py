@@ -10,10 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from chatreid_plugin.answers import read_answer, render_answer
+from chatreid_plugin.answers import read_answer, render_answer, render_turns
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction
-from chatreid_plugin.tasks import LETTERS, ORDINALS, TASKS, Task, get_task, list_stage_tasks, render_prompt
+from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn
+from chatreid_plugin.tasks import (
+    LETTER_KINDS,
+    LETTERS,
+    ORDINALS,
+    TASKS,
+    Task,
+    get_task,
+    list_stage_tasks,
+    render_prompt,
+)
 
 
 STAGE_2_TASKS = [
@@ -34,11 +43,13 @@ STAGE_3_TASKS = [
     "text_to_image_reid",
     "attribute_retrieval",
     "multimodal_retrieval",
+    "dialogue_retrieval",
     "attribute_one_to_one",
     "multimodal_one_to_one",
 ]
-# The paper tells of these two (section 3.3) without giving a prompt; their pair forms are ours.
-WITHOUT_PAPER_PROMPT = {"attribute_retrieval", "multimodal_retrieval", "attribute_one_to_one", "multimodal_one_to_one"}
+# The paper tells of these three (section 3.3) without giving a prompt; the pair forms are ours.
+WITHOUT_PAPER_PROMPT = {"attribute_retrieval", "multimodal_retrieval", "dialogue_retrieval"}
+WITHOUT_PAPER_PROMPT |= {"attribute_one_to_one", "multimodal_one_to_one"}
 ALL_VARIANTS = [(task, variant) for task in TASKS.values() for variant in range(len(task.prompts))]
 
 # The prompts of sections 3.1.1 and 3.1.3 and of figure 4, as the paper prints them.
@@ -103,13 +114,13 @@ def make_record(task: str, gallery: int = 2, described: int = 2, variant: int = 
         "query_images": queries,
         "captions": tuple(f"person number {number}" for number in range(described)),
         "answer": Answer(
-            (1,) if kind in ("letters", "ordinal") else (),
+            (1,) if kind in (*LETTER_KINDS, "ordinal") else (),
             True if kind == "match" else None,
             "A person." if kind == "text" else None,
         ),
         "variant": variant,
     }
-    if "{attributes}" in wording:
+    if "{attributes}" in wording or "{words}" in wording:
         values["attributes"] = (Attribute(-1, "upper_colour", "red"), Attribute(-1, "hat", "none"))
     elif task.startswith("attribute"):
         values["attributes"] = (Attribute(0, "hat", "cap"), Attribute(1, "hat", "none"))
@@ -202,6 +213,45 @@ def test_each_match_is_named_once_and_first_equally_often() -> None:
 def test_order_of_the_letters_is_the_records_own() -> None:
     record = make_record("standard_reid", gallery=5, answer=Answer((4, 0, 2)))
     assert render_answer(record) == render_answer(replace(record, answer=Answer((0, 2, 4))))
+
+
+def test_letters_of_a_further_turn_come_in_an_order_of_their_own() -> None:
+    record = make_record("dialogue_retrieval", gallery=3, answer=Answer((0, 2)), turns=(Turn((0, 2), 0, "A man."),))
+    orders = [
+        tuple(answer for _, answer in render_turns(replace(record, id=f"record-{number}"))) for number in range(2000)
+    ]
+    counts = Counter(orders)
+    assert set(counts) == {(first, second) for first in ("A, C", "C, A") for second in ("A, C", "C, A")}
+    assert chisquare(list(counts.values())).pvalue > 0.001
+
+
+def test_words_of_two_people_are_alternatives() -> None:
+    record = make_record("dialogue_retrieval", captions=("a man", "a woman"), attributes=())
+    assert 'described as "a man" or "a woman"? A: <image>' in render_prompt(record)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"turns": (Turn((0,), 0, "a"),) * 3}, "has 4 turns, but task dialogue_retrieval has at most 3"),
+        ({"turns": (Turn((0,), 2, "a"),)}, "turn 2 confirms image 2, which is outside the gallery of 2"),
+        ({"turns": (Turn((0,), None, "a"),)}, "turn 2 confirms image None"),
+        ({"turns": (Turn((0,), 0),)}, "turn 2 adds neither a caption nor an attribute"),
+        ({"turns": (Turn((2,), 0, "a"),)}, "/2: answer index 2 is outside the 2 options"),
+        ({"turns": (Turn((), 0, "a"),)}, r"/2: answer index \(none\) is outside"),
+        ({"attributes": ()}, "needs attributes, or captions that are not empty"),
+        ({"attributes": (), "captions": ("a", "<image>")}, "needs attributes, or captions that are not empty"),
+    ],
+)
+def test_dialogue_that_does_not_fit_is_refused_with_the_record(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"Record record-7.*{message}"):
+        render_turns(make_record("dialogue_retrieval", **changes))
+
+
+def test_turns_of_a_task_that_has_one_are_refused() -> None:
+    record = make_record("attribute_retrieval", turns=(Turn((0,), 0, "a"),))
+    with pytest.raises(DataError, match="Record record-7 has 2 turns, but task attribute_retrieval has at most 1"):
+        render_turns(record)
 
 
 def test_comparison_names_common_and_unique_attributes() -> None:
@@ -333,7 +383,7 @@ def test_answer_is_read_back_as_it_was(name: str, data: st.DataObject) -> None:
     kind = TASKS[name].answer_kind
     options = 0
     answer = Answer()
-    if kind == "letters":
+    if kind in LETTER_KINDS:
         options = data.draw(st.integers(1, 26))
         answer = Answer(tuple(sorted(data.draw(st.sets(st.integers(0, options - 1), min_size=1)))))
     elif kind == "ordinal":

@@ -6,10 +6,19 @@ from typing import Any
 
 import pytest
 
+from chatreid_plugin.answers import render_turns
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.examples import list_examples
 from chatreid_plugin.engine.runner import build_datasets
-from chatreid_plugin.records import INSTRUCTION_SCHEMA, Answer, ImageReference, Instruction, convert_row_to_instruction
+from chatreid_plugin.records import (
+    INSTRUCTION_SCHEMA,
+    Answer,
+    Attribute,
+    ImageReference,
+    Instruction,
+    Turn,
+    convert_row_to_instruction,
+)
 from chatreid_plugin.shards import read_json, read_shard
 from chatreid_plugin.tasks import OWN_VARIANT, TASKS, check_wording, render_prompt
 
@@ -49,6 +58,20 @@ def test_own_wordings_are_named_by_their_numbers() -> None:
     # One of three was taken out of dataset_info.json afterwards.
     assert rendered[2] == rendered[0]
     assert render_prompt(RECORD, OWN) == render_prompt(RECORD)
+
+
+def test_own_wording_of_a_dialogue_is_its_first_turn(tmp_path: Path) -> None:
+    own = "Who is {words}? {gallery}"
+    assert check_wording(TASKS["dialogue_retrieval"], own) is None
+    fault = check_wording(TASKS["dialogue_retrieval"], "Who is {words}, {letter}? {gallery}")
+    assert fault is not None and "{gallery} {words} and no other field" in fault
+    attributes = (Attribute(-1, "hat", "cap"),)
+    asked = replace(RECORD, task="dialogue_retrieval", query_images=0, answer=Answer((0, 1)), attributes=attributes)
+    record = replace(asked, turns=(Turn((0,), 0, "A man."),), variant=OWN_VARIANT + 1)
+    (first, _), (second, answer) = render_turns(record, (own,))
+    assert first == "Who is hat: cap? A: <image> B: <image> C: <image>"
+    assert second == 'It is the person in A. What is known besides: "A man.". Select all images of this person.'
+    assert answer == "A"
 
 
 def make_recipe(root: Path, **changes: Any) -> BuildSettings:

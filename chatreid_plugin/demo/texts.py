@@ -104,9 +104,13 @@ def draw_text(
 
 
 def list_vocabulary_texts(people: Sequence[Person], seed: int = 0) -> list[str]:
-    """Return texts that hold every word of all prompts, answers and captions, for training the tokenizer."""
+    """Return texts that hold every word of the prompts, answers and captions of one turn, for training the tokenizer.
+
+    The demo trains no dialogue.
+    """
     rng = np.random.default_rng(seed)
-    texts = [prompt for task in TASKS.values() for prompt in (*task.prompts, task.answer_form)]
+    asked = [task for task in TASKS.values() if not task.follow_ups]
+    texts = [prompt for task in asked for prompt in (*task.prompts, task.answer_form)]
     texts += [describe_person(person, variant, POSTURES[variant % 2]) for person in people for variant in range(4)]
     texts += [" ".join(write_cells(person)) for person in people]
     return texts + [" ".join(draw_text(draw_task(rng, rng.random()), people, rng)[:2]) for _ in range(500)]

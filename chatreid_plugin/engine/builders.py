@@ -10,6 +10,7 @@ from ..config import BuildSettings, Change
 from ..errors import DataError
 from ..tasks import ORDINALS
 from .attribute_queries import build_attribute_query
+from .dialogues import draw_dialogue
 from .drafts import Draft
 from .draws import Numbers, pick
 from .sampler import NO_MATCHES, ImagePool, draw_gallery, draw_gallery_size, draw_sizes
@@ -18,6 +19,8 @@ from .sampler import NO_MATCHES, ImagePool, draw_gallery, draw_gallery_size, dra
 # Tokens kept free for the chat frame, the wording and the answer; the longest of the table need fewer, captions and
 # attributes not counted.
 TEXT_TOKENS = 256
+# The same for each further turn of a dialogue: its wording, its frame, and up to 26 letters with commas.
+TURN_TOKENS = 128
 # How often an image is drawn again when nobody else looks different; most data sets never need a second time.
 ATTEMPTS = 100
 # <|vision_start|> and <|vision_end|> around each image, and the letter before it.
@@ -64,8 +67,9 @@ def _fit_gallery(
     images: Sequence[int],
     matches: int,
     taken: int,
+    least: int = 1,
 ) -> tuple[list[int], list[int]]:
-    """Return as many images as ``cutoff_len`` allows, at least one, shuffled, and where the first ``matches`` are.
+    """Return as many images as ``cutoff_len`` allows, shuffled, and where the first ``matches`` are.
 
     Args:
         pool: the images.
@@ -74,11 +78,12 @@ def _fit_gallery(
         images: the matches first, so that they stay when images are left out.
         matches: how many of them match.
         taken: tokens of the query.
+        least: how many images stay in any case.
     """
     budget = settings.cutoff_len - TEXT_TOKENS - taken
     used = list(accumulate([pool.tokens[image] + TOKENS_AROUND_IMAGE for image in images]))
-    # Without room for one image ``build_draft`` refuses the record.
-    kept = max(1, bisect_right(used, budget))
+    # Without room for them ``build_draft`` refuses the record.
+    kept = max(least, bisect_right(used, budget))
     order = rng.sample(range(kept), kept)
     return [images[i] for i in order], [place for place, i in enumerate(order) if i < matches]
 
@@ -186,6 +191,19 @@ def _build_attribute_retrieval(pool: ImagePool, rng: random.Random, settings: Bu
     return Draft(images, 0, places, attributes=[(-1, attribute) for attribute in query.asked])
 
 
+def _build_dialogue(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
+    size, number = draw_sizes(rng, settings.gallery, 1)
+    for _ in range(ATTEMPTS):
+        dialogue = draw_dialogue(pool, rng, size, number)
+        if dialogue is not None:
+            further = TURN_TOKENS * (1 if dialogue.kept_by is None else 2)
+            taken = further + sum(pool.caption_tokens[n] for n in dialogue.list_captions())
+            taken += sum(pool.attribute_tokens[n] for n in dialogue.list_attributes())
+            gallery, _ = _fit_gallery(pool, rng, settings, dialogue.images, 0, taken, least=2)
+            return dialogue.place(gallery)
+    raise _refuse_alike(pool)
+
+
 def _build_comparison(pool: ImagePool, rng: random.Random, settings: BuildSettings) -> Draft:
     # Two of three pairs are different people, else there would be no differences to describe.
     image, others = _draw_with_others(pool, rng, 1, pool.attributed, pool.attributed)
@@ -215,6 +233,7 @@ BUILDERS: dict[str, Builder] = {
     "text_to_image_reid": _build_text_retrieval,
     "attribute_retrieval": _build_attribute_retrieval,
     "multimodal_retrieval": _build_multimodal,
+    "dialogue_retrieval": _build_dialogue,
     "attribute_one_to_one": _build_attribute_pair,
     "multimodal_one_to_one": _build_multimodal_pair,
 }
@@ -225,6 +244,9 @@ _TASK_CHANGES: dict[str, Change] = {
     "cloth_changing_reid": "clothes",
     "visible_infrared_reid": "modality",
 }
+
+
+ALIKE = "no two people who are described differently"
 
 
 def explain_missing(task: str, pool: ImagePool) -> str | None:
@@ -239,7 +261,9 @@ def explain_missing(task: str, pool: ImagePool) -> str | None:
         )
         if not described:
             return missing
-        return None if pool.has_unlike(described) else "no two people who are described differently"
+        return None if pool.has_unlike(described) else ALIKE
+    if task == "dialogue_retrieval":
+        return _explain_missing_words(pool)
     if len(pool.people) < 2:
         return "only one identity"
     if task.startswith("multimodal"):
@@ -249,6 +273,17 @@ def explain_missing(task: str, pool: ImagePool) -> str | None:
         change = _TASK_CHANGES[task]
         return None if pool.queries[change].most else NO_MATCHES[change]
     return None if pool.list_changes() else " and ".join(NO_MATCHES[change] for change in pool.changes)
+
+
+def _explain_missing_words(pool: ImagePool) -> str | None:
+    """Return why this pool cannot give dialogues, which begin with captions or attributes and add to them."""
+    if not (pool.captioned or pool.attributed):
+        return "neither captions nor attributes"
+    if not (pool.caption_openings.most or pool.attribute_openings):
+        return "no identity with two images and more than one caption or attribute"
+    begun = [pool.captioned] if pool.caption_openings.most else []
+    begun += [pool.attributed] if pool.attribute_openings else []
+    return None if any(pool.has_unlike(images) for images in begun) else ALIKE
 
 
 def build_draft(task: str, pool: ImagePool, rng: random.Random, settings: BuildSettings, record_id: str) -> Draft:
@@ -262,6 +297,10 @@ def build_draft(task: str, pool: ImagePool, rng: random.Random, settings: BuildS
     text = TEXT_TOKENS + sum([pool.caption_tokens[number] for number in draft.captions])
     text += sum([pool.attribute_tokens[number] for _, number in draft.attributes])
     text += 0 if draft.text is None else pool.caption_tokens[draft.text]
+    for turn in draft.turns:
+        text += TURN_TOKENS
+        text += 0 if turn.caption is None else pool.caption_tokens[turn.caption]
+        text += 0 if turn.attribute is None else pool.attribute_tokens[turn.attribute]
     if visual + text > settings.cutoff_len:
         raise DataError(
             f"Record {record_id}: {visual} tokens of {len(draft.images)} image(s) and about {text} of text do not fit "

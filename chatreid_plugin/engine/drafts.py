@@ -7,7 +7,25 @@ import numpy as np
 import pyarrow as pa
 
 from ..records import INSTRUCTION_SCHEMA
+from .arrow_compute import pc
 from .image_table import ImageTable
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTurn:
+    """A further turn of a dialogue, by numbers; see ``records.Turn``.
+
+    Attributes:
+        matches: positions (0-based) of the right answers in the gallery.
+        confirmed: position of the image that the user confirms, if any.
+        caption: number of the caption that is added, or None.
+        attribute: number of the attribute that is added, or None.
+    """
+
+    matches: Sequence[int]
+    confirmed: int | None = None
+    caption: int | None = None
+    attribute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +40,7 @@ class Draft:
         text: number of the caption that is the answer.
         captions: what the prompt quotes.
         attributes: (position of the image, number of the attribute); position -1 is what the query asks for.
+        turns: of a dialogue, what is asked after the first answer.
     """
 
     images: Sequence[int]
@@ -31,6 +50,7 @@ class Draft:
     text: int | None = None
     captions: Sequence[int] = ()
     attributes: Sequence[tuple[int, int]] = ()
+    turns: Sequence[DraftTurn] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +88,7 @@ def assemble_records(table: ImageTable, placed: Sequence[PlacedDraft], task: str
         "answer": _make_answers(table, drafts),
         "dataset": _take_text(table.get_column("dataset"), first_rows),
         "variant": pa.array([item.variant for item in placed], pa.int16()),
+        "turns": _make_lists([len(draft.turns) for draft in drafts], _make_turns(table, drafts)),
     }
     return pa.Table.from_arrays([columns[name] for name in INSTRUCTION_SCHEMA.names], schema=INSTRUCTION_SCHEMA)
 
@@ -104,3 +125,19 @@ def _make_answers(table: ImageTable, drafts: Sequence[Draft]) -> pa.Array:
         _take_text(table.captions, [draft.text for draft in drafts]),
     ]
     return pa.StructArray.from_arrays(fields, names=["indices", "match", "text"])
+
+
+def _make_turns(table: ImageTable, drafts: Sequence[Draft]) -> pa.Array:
+    turns = [turn for draft in drafts for turn in draft.turns]
+    indices = pa.array([index for turn in turns for index in sorted(turn.matches)], pa.int16())
+    attributes = [turn.attribute for turn in turns]
+    texts = [
+        _take_text(table.captions, [turn.caption for turn in turns]),
+        *(_take_text(table.attributes.field(name), attributes) for name in ("name", "value")),
+    ]
+    fields = [
+        _make_lists([len(turn.matches) for turn in turns], indices),
+        pa.array([turn.confirmed for turn in turns], pa.int16()),
+        *(pc.fill_null(text, "") for text in texts),
+    ]
+    return pa.StructArray.from_arrays(fields, names=["indices", "confirmed", "caption", "name", "value"])

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..answers import render_answer
+from ..answers import render_turns
 from ..images import ImagePolicy, count_visual_tokens
 from ..records import ImageReference, Instruction
-from ..tasks import LETTERS, ORDINALS, render_prompt
+from ..tasks import LETTERS, ORDINALS
 from .built_datasets import BuiltDataset, list_datasets, read_records
 
 
@@ -54,6 +54,14 @@ class ExampleCaption:
 
 
 @dataclass(frozen=True, slots=True)
+class ExampleTurn:
+    """A further turn of a dialogue: the user's and the assistant's message."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One record as a person reads it.
 
@@ -68,8 +76,9 @@ class Example:
         variant: which wording of the prompt; 0 is the paper's.
         images: query first, then the gallery.
         captions: those that the prompt quotes.
-        prompt: the user's message, with ``<image>`` marks.
+        prompt: the user's message, with ``<image>`` marks; of a dialogue, the first.
         answer: the assistant's message.
+        turns: of a dialogue, what follows.
     """
 
     dataset: str
@@ -84,6 +93,7 @@ class Example:
     captions: tuple[ExampleCaption, ...]
     prompt: str
     answer: str
+    turns: tuple[ExampleTurn, ...] = ()
 
 
 def list_examples(dataset_dir: Path, wanted: str | None, start: int, count: int | None) -> list[Example]:
@@ -114,7 +124,7 @@ def build_example(dataset: BuiltDataset, number: int, record: Instruction) -> Ex
         DataError: the record does not fit its task.
     """
     task = dataset.task
-    prompt, answer = render_prompt(record, dataset.own_prompts), render_answer(record)
+    (prompt, answer), *turns = render_turns(record, dataset.own_prompts)
     return Example(
         dataset=dataset.name,
         task=task.name,
@@ -131,6 +141,7 @@ def build_example(dataset: BuiltDataset, number: int, record: Instruction) -> Ex
         ),
         prompt=prompt,
         answer=answer,
+        turns=tuple(ExampleTurn(*turn) for turn in turns),
     )
 
 
@@ -170,7 +181,8 @@ def _render_example(example: Example, width: int) -> str:
     lines += [f"{'images' if i == 0 else '':<8}{_render_image(image)}" for i, image in enumerate(example.images)]
     counted = sum(image.tokens or 0 for image in example.images)
     lines.append(f"tokens  {counted:,} of {len(example.images)} image(s) under Stage {example.stage}'s policy")
-    lines += _wrap("prompt", example.prompt, width) + _wrap("answer", example.answer, width)
+    for turn in (example, *example.turns):
+        lines += _wrap("prompt", turn.prompt, width) + _wrap("answer", turn.answer, width)
     return "\n".join(lines)
 
 

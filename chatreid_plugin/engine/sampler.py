@@ -119,11 +119,15 @@ class ImagePool:
         caption_tokens: about how many tokens each caption of the table takes.
         attribute_tokens: about how many tokens each attribute of the table takes.
         attribute_codes: equal where attributes of the table have the same name and value.
+        caption_codes: equal where captions of the table are.
         queries: for each change, the images with matches.
         changes: shares of what matches differ in, for pairs and galleries that are of no setting of their own.
         described_queries: images with captions, and how many images show the same person, themselves included.
         multimodal_queries: images of people who are described in other words too, and how many matches other cameras
             have.
+        caption_openings: images with captions, of people seen in another image and known by more, other words or
+            attributes; and how many images show the same person, themselves included.
+        attribute_openings: images with attributes, of people seen in another image and known by more than one of them.
     """
 
     def __init__(self, table: ImageTable, source: SourceRows, policy: ImagePolicy | None = None) -> None:
@@ -188,18 +192,20 @@ class ImagePool:
         self.caption_starts = view(table.caption_starts[upto])
         self.attribute_starts = view(table.attribute_starts[upto])
         has_caption = np.diff(table.caption_starts[upto]) > 0
+        known = np.diff(table.attribute_starts[upto])
         self.captioned = view(np.flatnonzero(has_caption))
-        self.attributed = view(np.flatnonzero(np.diff(table.attribute_starts[upto]) > 0))
+        self.attributed = view(np.flatnonzero(known > 0))
         self._looks = Groups(table.looks[rows])
         self._index_colours(table.encode_attribute(HARD_ATTRIBUTE)[rows])
-        self._caption_codes = view(table.caption_codes)
+        self.caption_codes = view(table.caption_codes)
         self.caption_tokens, self.attribute_tokens = view(table.caption_tokens), view(table.attribute_tokens)
         self.attribute_codes = view(table.attribute_codes)
         owners = np.repeat(np.arange(self.size), np.diff(table.attribute_starts[upto]))
         codes = table.attribute_codes[self.attribute_starts[0] : self.attribute_starts[self.size]]
         self._owners = Groups(codes, owners)
-        self.described_queries = Queries(np.where(has_caption, _count_equal(np.asarray(self.people.labels)), 0))
         person = np.asarray(self.people.labels)
+        shown = _count_equal(person)
+        self.described_queries = Queries(np.where(has_caption, shown, 0))
         owners = np.repeat(np.arange(self.size), np.diff(table.caption_starts[upto]))
         codes = table.caption_codes[self.caption_starts[0] : self.caption_starts[self.size]]
         # An image's captions are among its person's, so that there are others where there are more.
@@ -207,6 +213,8 @@ class ImagePool:
             owners, codes, self.size
         )
         self.multimodal_queries = Queries(np.where(others, np.asarray(self.queries["camera"].matches), 0))
+        self.caption_openings = Queries(np.where((shown > 1) & has_caption & (others | (known > 0)), shown, 0))
+        self.attribute_openings = view(np.flatnonzero((shown > 1) & ((known > 1) | ((known > 0) & others))))
 
     def _index_colours(self, colour: Codes) -> None:
         """Group the images by camera and colour, so that those of any camera in any colour are found."""
@@ -235,16 +243,20 @@ class ImagePool:
         They come from images of the same person in other clothes; where there are none, from another camera, and only
         then from other images of the same camera. Users add words where the image does not tell (paper section 3.3).
         """
-        known, clothes, camera = self._get_captions(image), self._clothes[image], self._camera[image]
+        known, clothes, camera = self.get_caption_codes(image), self._clothes[image], self._camera[image]
         words: list[list[int]] = [[], [], []]
         for other in self.people.list_alike(image):
             rank = 0 if 0 <= self._clothes[other] != clothes >= 0 else 1 if self._camera[other] != camera else 2
-            words[rank] += [number for number in self.list_captions(other) if self._caption_codes[number] not in known]
+            words[rank] += [number for number in self.list_captions(other) if self.caption_codes[number] not in known]
         return next(filter(None, words), [])
 
     def list_attributes(self, image: int) -> range:
         """Return the numbers of an image's attributes among all attributes of the table."""
         return range(self.attribute_starts[image], self.attribute_starts[image + 1])
+
+    def get_attribute_codes(self, image: int) -> frozenset[int]:
+        """Return the codes of an image's attributes."""
+        return frozenset(self.attribute_codes[self.attribute_starts[image] : self.attribute_starts[image + 1]])
 
     def list_owners(self, attribute: int) -> Numbers:
         """Return the images that have the attribute (name and value) of this number of the table."""
@@ -313,10 +325,11 @@ class ImagePool:
             return False
         if self.list_attributes(image) and self._looks.labels[image] == self._looks.labels[other]:
             return False
-        return self._get_captions(image).isdisjoint(self._get_captions(other))
+        return self.get_caption_codes(image).isdisjoint(self.get_caption_codes(other))
 
-    def _get_captions(self, image: int) -> frozenset[int]:
-        return frozenset(self._caption_codes[self.caption_starts[image] : self.caption_starts[image + 1]])
+    def get_caption_codes(self, image: int) -> frozenset[int]:
+        """Return the codes of an image's captions."""
+        return frozenset(self.caption_codes[self.caption_starts[image] : self.caption_starts[image + 1]])
 
     def draw_unlike(self, rng: random.Random, image: int, count: int, among: Sequence[int] | Numbers) -> list[int]:
         """Return up to ``count`` different images of ``among`` that are unlike ``image``; fewer only if there are."""

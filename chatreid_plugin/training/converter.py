@@ -7,15 +7,14 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from ..answers import render_answer
 from ..errors import DataError
 from ..records import Instruction, convert_row_to_instruction
 from ..regular_files import leaves_root
-from ..tasks import TASKS, render_prompt
+from ..tasks import TASKS
 from ..upstream import get_upstream
 from .code_version import find_code_version
 from .compat import get_function
-from .cutoff import RECORD_COLUMN, pack_record
+from .cutoff import RECORD_COLUMN, make_messages, pack_record
 
 
 FORMATTING = "chatreid"
@@ -58,8 +57,7 @@ def convert_record(record: Instruction, image_root: str, own_prompts: Sequence[s
         for i in record.images
     ]
     return {
-        "_prompt": [{"role": "user", "content": render_prompt(record, own_prompts)}],
-        "_response": [{"role": "assistant", "content": render_answer(record)}],
+        **make_messages(record, own_prompts),
         "_system": "",
         "_tools": "",
         "_images": images,

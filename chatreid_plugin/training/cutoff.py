@@ -14,10 +14,10 @@ from functools import wraps
 from types import ModuleType
 from typing import Any
 
-from ..answers import render_answer
+from ..answers import render_turns
 from ..errors import DataError
 from ..records import INSTRUCTION_SCHEMA, Answer, Instruction, convert_row_to_instruction
-from ..tasks import get_task, render_prompt
+from ..tasks import LETTER_KINDS, get_task
 from .code_version import find_code_version
 from .compat import get_function
 from .thinned import note_thinned
@@ -30,30 +30,56 @@ RECORD_COLUMN = "_chatreid_record"
 
 def pack_record(row: Mapping[str, Any], own_prompts: Sequence[str]) -> str:
     """Return a shard's row and the user's wordings as one string, which Arrow stores whatever is empty in it."""
-    return json.dumps([{name: row[name] for name in INSTRUCTION_SCHEMA.names}, list(own_prompts)])
+    return json.dumps([{name: row[name] for name in INSTRUCTION_SCHEMA.names if name in row}, list(own_prompts)])
+
+
+def make_messages(record: Instruction, own_prompts: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Return the conversation as LLaMA-Factory takes it: ``_response`` is the last answer, ``_prompt`` all before it.
+
+    The loss is on every answer, unless the recipe sets ``mask_history``.
+    """
+    messages = [
+        {"role": role, "content": content}
+        for turn in render_turns(record, own_prompts)
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
+    return {"_prompt": messages[:-1], "_response": messages[-1:]}
 
 
 def drop_distractor(record: Instruction) -> tuple[Instruction, int] | None:
-    """Leave out the last gallery image that is no match; later images get the letters before theirs.
+    """Leave out the last gallery image that is no match in any turn; later images get the letters before theirs.
 
     Returns:
         The record without the image, and the image's position among ``images``; None if the record has no lettered
         gallery, or one with a single image that is no match: without it, the question would answer itself.
     """
-    if get_task(record.task, record.id).answer_kind != "letters":
+    if get_task(record.task, record.id).answer_kind not in LETTER_KINDS:
         return None
-    matches = set(record.answer.indices)
+    matches = set(record.answer.indices).union(*(turn.indices for turn in record.turns))
+    matches.update(turn.confirmed for turn in record.turns if turn.confirmed is not None)
     distractors = [index for index in range(record.gallery_size) if index not in matches]
     if len(distractors) < 2:
         return None
     dropped = distractors[-1]
     position = record.query_images + dropped
+
+    def move(indices: Sequence[int]) -> tuple[int, ...]:
+        return tuple(index - (index > dropped) for index in indices)
+
     thinned = replace(
         record,
         images=record.images[:position] + record.images[position + 1 :],
-        answer=Answer(tuple(index - (index > dropped) for index in record.answer.indices)),
+        answer=Answer(move(record.answer.indices)),
         attributes=tuple(
             replace(a, image=a.image - (a.image > position)) for a in record.attributes if a.image != position
+        ),
+        turns=tuple(
+            replace(
+                turn,
+                indices=move(turn.indices),
+                confirmed=None if turn.confirmed is None else move([turn.confirmed])[0],
+            )
+            for turn in record.turns
         ),
     )
     return thinned, position
@@ -115,11 +141,7 @@ class CutoffGuard:
                 raise DataError(_explain(record, length, cutoff, len(row["_images"]) - len(images), self.over_cutoff))
             record, position = smaller
             del images[position]
-            fitted = row | {
-                "_prompt": [{"role": "user", "content": render_prompt(record, own_prompts)}],
-                "_response": [{"role": "assistant", "content": render_answer(record)}],
-                "_images": images,
-            }
+            fitted = row | make_messages(record, own_prompts) | {"_images": images}
             result, length = self._encode(fitted)
         note_thinned(record.id, len(row["_images"]) - len(images))
         return fitted, result

@@ -8,12 +8,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from ..answers import render_answer
+from ..answers import render_turns
 from ..errors import ChatReIDError
 from ..images import ImagePolicy, PatchGeometry, count_visual_tokens
-from ..records import INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
+from ..records import ADDED_COLUMNS, INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
 from ..shards import DATASET_INFO, check_shard, read_json, read_shard
-from ..tasks import IMAGE_MARK, format_chat_prompt, render_prompt
+from ..tasks import IMAGE_MARK, format_chat_prompt
 from ..upstream import get_upstream
 from .converter import FORMATTING, find_image_root, find_own_prompts
 from .image_files import read_size
@@ -106,7 +106,7 @@ def draw_sample(attributes: Any, data_args: Any) -> Sample:
     chosen = [shards[position] for position in spread(len(shards), SAMPLED_SHARDS)]
     records: list[Instruction] = []
     for shard in chosen:
-        table = read_shard(shard, INSTRUCTION_SCHEMA)
+        table = read_shard(shard, INSTRUCTION_SCHEMA, ADDED_COLUMNS)
         rows = table.take(spread(table.num_rows, -(-SAMPLED_RECORDS // len(chosen)))).to_pylist()
         records += map(convert_row_to_instruction, rows)
     root, prompts = find_image_root(attributes, data_args), find_own_prompts(attributes)
@@ -152,9 +152,11 @@ def find_token_counter(recipe: Recipe) -> Callable[[Sample, Instruction], int]:
     system = find_prompt(recipe.data)
 
     def count(sample: Sample, record: Instruction) -> int:
-        prompt = render_prompt(record, sample.own_prompts).replace(IMAGE_MARK, "<|vision_start|><|vision_end|>")
-        # As LLaMA-Factory's template qwen2_vl writes a conversation.
-        text = f"{format_chat_prompt(prompt, system=system)}{render_answer(record)}<|im_end|>\n"
+        # As LLaMA-Factory's template qwen2_vl writes a conversation; the system prompt stands before the first turn.
+        text = "".join(
+            f"{format_chat_prompt(prompt, system='' if number else system)}{answer}<|im_end|>\n"
+            for number, (prompt, answer) in enumerate(render_turns(record, sample.own_prompts))
+        ).replace(IMAGE_MARK, "<|vision_start|><|vision_end|>")
         words = len(text) // CHARACTERS_PER_TOKEN if tokenizer is None else len(tokenizer.encode(text).ids)
         images = (
             {"path": os.path.join(sample.image_root, i.path), "width": i.width, "height": i.height}

@@ -46,7 +46,7 @@ def dataset_dir(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
         "sources": [source | {"allow_count_mismatch": True} for source in sources],
         "manifest_dir": root / "manifests",
         "output_dir": root / "dataset_info",
-        "records": {"stage1": 4, "stage2": 28, "stage3": 40},
+        "records": {"stage1": 4, "stage2": 28, "stage3": 44},
         "stage2_ratios": {task.name: 1.0 for task in list_stage_tasks(2)},
         "stage3_ratios": {task.name: 1.0 for task in list_stage_tasks(3)},
         "gallery": {"min_size": 2, "max_size": 4},

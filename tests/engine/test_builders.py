@@ -17,7 +17,7 @@ from chatreid_plugin.engine.drafts import Draft, PlacedDraft, assemble_records
 from chatreid_plugin.engine.sampler import ImagePool
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import ImageRecord, Instruction, convert_row_to_instruction
-from chatreid_plugin.tasks import TASKS, render_prompt
+from chatreid_plugin.tasks import LETTER_KINDS, TASKS, render_prompt
 
 
 MakePool = Callable[..., ImagePool]
@@ -77,7 +77,7 @@ def test_every_record_renders_and_shows_no_image_twice(task: str, described_pool
         assert all((image.width, image.height) == (64, 128) for image in record.images)
         assert render_prompt(record).count("<image>") == len(record.images)
         answer = read_answer(task, render_answer(record), max(record.gallery_size, len(record.captions)))
-        if TASKS[task].answer_kind in ("match", "letters", "ordinal"):
+        if TASKS[task].answer_kind in ("match", *LETTER_KINDS, "ordinal"):
             assert answer == record.answer
 
 
@@ -282,10 +282,28 @@ DESCRIBED = ("text_to_image", "attribute_comparison", "attribute_retrieval", "at
         ({"attributes": {}}, {"attribute": "no attributes"}),
         (
             {"people": 1},
-            dict.fromkeys(DESCRIBED, ALIKE)
+            dict.fromkeys((*DESCRIBED, "dialogue"), ALIKE)
             | dict.fromkeys(("image_to_image", "standard", "cloth", "visible", "multimodal"), "only one identity"),
         ),
-        ({"attributes": {"hat": "cap"}}, dict.fromkeys(DESCRIBED, ALIKE)),
+        ({"attributes": {"hat": "cap"}}, dict.fromkeys((*DESCRIBED, "dialogue"), ALIKE)),
+        (
+            {"captions": (), "attributes": {}},
+            {
+                "image_captioning": "no captions",
+                "text_to_image": "no captions",
+                "attribute": "no attributes",
+                "multimodal": "no identity seen by two cameras and described in two ways",
+                "dialogue": "neither captions nor attributes",
+            },
+        ),
+        (
+            {"views": False, "attributes": {}},
+            {
+                "attribute": "no attributes",
+                "multimodal": "no identity seen by two cameras and described in two ways",
+                "dialogue": "no identity with two images and more than one caption or attribute",
+            },
+        ),
         (
             {"cameras": 2, "infrared": 1},
             dict.fromkeys(("image_to_image", "standard"), LONELY)

@@ -36,7 +36,8 @@ def test_records_stay_below_the_cutoff(task: str, make_pool: MakePool) -> None:
     assert max(LARGE * len(draft.images) for draft in drafts) < 700
     if "{gallery}" in TASKS[task].prompts[0]:
         # (700 - 256 - around the images) // 98 images fit, of the 11 that were drawn; the answer is still there.
-        assert max(len(draft.images) for draft in drafts) in (3, 4)
+        # A further turn takes room for 128 tokens, an image and a quarter.
+        assert max(len(draft.images) for draft in drafts) in ((2, 3) if task == "dialogue_retrieval" else (3, 4))
         assert all(draft.matches for draft in drafts)
 
 
@@ -63,7 +64,9 @@ def test_cutoff_counts_every_image_as_large_as_it_is(make_images: MakeImages, in
     assert 500 - LARGE < max(lengths) <= 500
 
 
-@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if "{gallery}" in task.prompts[0]])
+@pytest.mark.parametrize(
+    "task", [name for name, task in TASKS.items() if "{gallery}" in task.prompts[0] and not task.follow_ups]
+)
 def test_gallery_leaves_room_for_what_the_query_says(
     task: str, make_images: MakeImages, index_images: IndexImages
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatreid_plugin.answers import read_answer, render_answer
+from chatreid_plugin.answers import read_answer, render_answer, render_turns
 from chatreid_plugin.config import BuildSettings, Change
 from chatreid_plugin.engine.builders import build_draft, explain_missing
 from chatreid_plugin.engine.drafts import PlacedDraft, assemble_records
@@ -18,7 +18,7 @@ from chatreid_plugin.errors import DataError
 from chatreid_plugin.images import ImagePolicy, count_visual_tokens
 from chatreid_plugin.records import Answer, ImageRecord, Instruction, convert_row_to_instruction
 from chatreid_plugin.shards import make_manifest_table
-from chatreid_plugin.tasks import TASKS, render_prompt
+from chatreid_plugin.tasks import LETTER_KINDS, TASKS, render_prompt
 
 
 Images = dict[str, ImageRecord]
@@ -151,6 +151,47 @@ def check_attribute_pair(record: Instruction, images: Images) -> None:
     assert record.answer.match == (asked <= images[record.images[0].path].attributes.items())
 
 
+def check_first_turn(record: Instruction, shown: list[ImageRecord]) -> None:
+    """Right are the images with all attributes, or all images of those who are described."""
+    right, asked = set(record.answer.indices), {(attribute.name, attribute.value) for attribute in record.attributes}
+    if asked:
+        assert not record.captions and len(asked) == len(record.attributes) <= 3
+        assert all(image.attributes for image in shown)
+        assert right == {i for i, image in enumerate(shown) if asked <= image.attributes.items()}
+        return
+    people = {shown[index].person_id for index in right}
+    # One of two people may have been left out for want of room.
+    assert 1 <= len(people) <= len(set(record.captions)) == len(record.captions) <= 2
+    assert right == {i for i, image in enumerate(shown) if image.person_id in people}
+    described = [{image.person_id for image in shown if caption in image.captions} for caption in record.captions]
+    assert all(len(one) <= 1 for one in described) and set().union(*described) <= people
+
+
+def check_dialogue(record: Instruction, images: Images) -> None:
+    shown = [images[image.path] for image in record.images]
+    check_first_turn(record, shown)
+    asked = {(attribute.name, attribute.value) for attribute in record.attributes}
+    second, *third = record.turns
+    assert second.confirmed in record.answer.indices
+    confirmed = shown[second.confirmed]
+    person = [i for i, image in enumerate(shown) if image.person_id == confirmed.person_id]
+    others = [image for image in shown if image.person_id != confirmed.person_id]
+    assert list(second.indices) == person and others
+    if second.caption:
+        assert second.caption not in {*record.captions, *confirmed.captions}
+        assert any(second.caption in i.captions for i in images.values() if i.person_id == confirmed.person_id)
+        assert not any(second.caption in image.captions for image in others)
+    else:
+        added = second.name, second.value
+        assert added not in asked and all(added in shown[i].attributes.items() for i in person)
+        assert not all(added in image.attributes.items() for image in others)
+    for turn in third:
+        added = turn.name, turn.value
+        assert (turn.confirmed, turn.caption) == (None, "") and added not in {*asked, (second.name, second.value)}
+        assert list(turn.indices) == [i for i in person if added in shown[i].attributes.items()]
+        assert 0 < len(turn.indices) < len(person) and all(shown[i].attributes for i in person)
+
+
 def check_described(record: Instruction, images: Images) -> None:
     _, right, others = split(record, images)
     (person,) = {image.person_id for image in right}
@@ -220,6 +261,7 @@ CHECKS: dict[str, Callable[[Instruction, Images], None]] = {
     "text_to_image_reid": check_described,
     "attribute_retrieval": check_asked,
     "multimodal_retrieval": check_multimodal,
+    "dialogue_retrieval": check_dialogue,
     "attribute_one_to_one": check_attribute_pair,
     "multimodal_one_to_one": check_multimodal_pair,
 }
@@ -235,7 +277,10 @@ def check_form(record: Instruction, recipe: BuildSettings) -> None:
     policy = ImagePolicy(task.stages[0])
     tokens = sum(count_visual_tokens(image.width, image.height, policy) + 5 for image in record.images)
     texts = [*record.captions, *(a.name + a.value for a in record.attributes), record.answer.text or ""]
-    assert tokens + 256 + sum(len(text) // 3 + 1 for text in texts if text) <= recipe.cutoff_len
+    texts += [turn.caption or turn.name + turn.value for turn in record.turns]
+    assert (
+        tokens + 256 + 128 * len(record.turns) + sum(len(text) // 3 + 1 for text in texts if text) <= recipe.cutoff_len
+    )
 
 
 def check_rendering(record: Instruction) -> None:
@@ -243,8 +288,11 @@ def check_rendering(record: Instruction) -> None:
     assert render_prompt(record).count("<image>") == len(record.images)
     answer = render_answer(record)
     kind = TASKS[record.task].answer_kind
-    expected = record.answer if kind in ("match", "letters", "ordinal") else Answer(text=answer)
-    assert read_answer(record.task, answer, max(record.gallery_size, len(record.captions))) == expected
+    read = kind in ("match", *LETTER_KINDS, "ordinal")
+    options = max(record.gallery_size, len(record.captions))
+    assert read_answer(record.task, answer, options) == (record.answer if read else Answer(text=answer))
+    for (_, further), turn in zip(render_turns(record)[1:], record.turns, strict=True):
+        assert read_answer(record.task, further, options) == Answer(turn.indices)
 
 
 def check_changes(record: Instruction, images: Images, changes: Sequence[Change]) -> None:

@@ -13,7 +13,7 @@ from chatreid_plugin.engine.built_datasets import list_datasets, read_records
 from chatreid_plugin.engine.examples import list_examples, render_json, render_text
 from chatreid_plugin.engine.examples_page import render_page, write_page
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.records import Answer, ImageReference, Instruction
+from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn
 
 
 WriteDataset = Callable[..., Path]
@@ -139,6 +139,28 @@ def test_text_is_wrapped_and_marks_right_and_missing_images(
     assert "        B      c.jpg (size unknown) FILE MISSING" in lines
     assert all(len(line) <= 60 for line in lines[lines.index("tokens  30 of 4 image(s) under Stage 2's policy") :])
     assert re.search("A, C match|C, A match", text)
+
+
+def test_every_turn_of_a_dialogue_is_shown(write_dataset: WriteDataset, parse_page: ParsePage) -> None:
+    record = make_gallery_record(
+        0,
+        task="dialogue_retrieval",
+        query_images=0,
+        attributes=(Attribute(-1, "hat", "cap"),),
+        turns=(Turn((1, 2), 2, "A man in <b>red</b>."), Turn((1,), None, "", "bag", "backpack")),
+    )
+    examples = list_examples(write_dataset("own_set", [record]), None, 0, None)
+    assert [turn.answer for turn in examples[0].turns] in (["B, C", "B"], ["C, B", "B"])
+    lines = render_text(examples).splitlines()
+    assert [line[:8].strip() for line in lines if line[0] != " "][-6:] == ["prompt", "answer"] * 3
+    assert any("The person is C, also described as" in line for line in lines)
+    (value,) = json.loads(render_json(examples))
+    assert value["turns"][1]["answer"] == "B" and "bag: backpack" in value["turns"][1]["prompt"]
+    text = render_page(examples)
+    page = parse_page(text)
+    assert "&lt;b&gt;red" in text and "Turn 3" in page.text and "bag: backpack" in page.text
+    # The images' marks are those of the first answer.
+    assert [len(page.find("figure", kind)) for kind in ("right", "wrong")] == [2, 2]
 
 
 def test_json_is_a_list_of_examples(write_dataset: WriteDataset) -> None:

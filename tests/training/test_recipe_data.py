@@ -101,7 +101,10 @@ def list_lengths(recipe: Recipe) -> list[str]:
     return [finding.found for finding in check_datasets(recipe) if finding.check.startswith("length")]
 
 
-@pytest.mark.parametrize(("stage", "name"), [(1, CAPTIONING), (2, MANY), (3, "chatreid_stage3_standard_reid")])
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [(1, CAPTIONING), (2, MANY), (3, "chatreid_stage3_standard_reid"), (3, "chatreid_stage3_dialogue_retrieval")],
+)
 def test_token_counts_are_llamafactorys(
     read_recipe: ReadRecipe, load_rows: Callable[..., Any], stage: int, name: str
 ) -> None:

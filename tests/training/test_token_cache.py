@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, convert_instruction_to_row
+from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn, convert_instruction_to_row
 from chatreid_plugin.tasks import ASKED, OWN_VARIANT, TASKS
 from chatreid_plugin.training.converter import convert_record
 from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
@@ -39,7 +39,8 @@ def draw_records(draw: Callable[..., Any]) -> Instruction:
     attributes = tuple(Attribute(position, "upper colour", draw(TEXTS)) for position in positions)
     answer = Answer((0,), match=True, text=draw(TEXTS))
     variant = draw(st.sampled_from([0, 1, OWN_VARIANT]))
-    return Instruction("r", task.name, images, marks, answer, tuple(captions), attributes, "tiny", variant)
+    turns = tuple(Turn((0,), 0, draw(TEXTS)) for _ in task.follow_ups)
+    return Instruction("r", task.name, images, marks, answer, tuple(captions), attributes, "tiny", variant, turns)
 
 
 def make_guard(name: str, tokenizer_module: dict[str, Any]) -> Any:

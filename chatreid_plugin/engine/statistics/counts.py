@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ...errors import DataError
 from ...images import ImagePolicy, count_visual_tokens
-from ...records import INSTRUCTION_SCHEMA
+from ...records import list_missing_columns
 from ...shards import open_parquet
 from ...tasks import Task
 from ..arrow_compute import pc
@@ -36,6 +36,8 @@ CHARACTERS_PER_TOKEN = 3
 CHARACTERS_AROUND_CAPTION = 24
 CHARACTERS_AROUND_ATTRIBUTE = 4
 CHARACTERS_PER_LETTER = 3
+# What ends a turn and begins the next: eleven tokens at three characters each.
+CHARACTERS_AROUND_TURN = 33
 
 
 def _make_counts() -> IntArray:
@@ -53,6 +55,7 @@ class DatasetCounts:
         visual_tokens: by the visual tokens of all images, exact under the stage's policy.
         tokens: by all tokens of the sequence, those of the text estimated.
         variants: by wording of the prompt.
+        turns: by number of questions; 1 but in dialogues.
         right: yes/no answers that are yes.
         wrong: yes/no answers that are no.
         unknown_sizes: images without width and height, counted as 0 tokens.
@@ -65,6 +68,7 @@ class DatasetCounts:
     visual_tokens: IntArray = field(default_factory=_make_counts)
     tokens: IntArray = field(default_factory=_make_counts)
     variants: IntArray = field(default_factory=_make_counts)
+    turns: IntArray = field(default_factory=_make_counts)
     right: int = 0
     wrong: int = 0
     unknown_sizes: int = 0
@@ -92,7 +96,7 @@ def count_datasets(datasets: Sequence[BuiltDataset]) -> list[DatasetCounts]:
 def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Yield the columns that are counted; ids and image paths, more than half of all bytes, stay unread."""
     with open_parquet(path) as file:
-        missing = [name for name in INSTRUCTION_SCHEMA.names if name not in file.schema_arrow.names]
+        missing = list_missing_columns(file.schema_arrow.names)
         if missing:
             raise DataError(f"{path} lacks column(s) {', '.join(missing)}. Build it with `chatreid build`.")
         leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
@@ -115,13 +119,18 @@ def _count_batch(counts: DatasetCounts, batch: pa.RecordBatch, dataset: BuiltDat
     matches = _measure_lists(pc.struct_field(answer, "indices"))
     variants = _read_integers(batch["variant"])
     visual = _count_visual_tokens(counts, batch["images"], images, dataset.stage)
-    text = _count_characters(batch, task, variants, matches) // CHARACTERS_PER_TOKEN + 1
+    further = _measure_lists(batch["turns"]) if "turns" in batch.schema.names else np.zeros(len(batch), dtype=np.int64)
+    characters = _count_characters(batch, task, variants, matches)
+    if further.any():
+        characters += _count_further_characters(batch["turns"], task, further)
+    text = characters // CHARACTERS_PER_TOKEN + 1
     counts.records += len(batch)
     counts.gallery_sizes = _add(counts.gallery_sizes, galleries)
     counts.matches = _add(counts.matches, matches)
     counts.visual_tokens = _add(counts.visual_tokens, visual)
     counts.tokens = _add(counts.tokens, visual + TOKENS_AROUND_IMAGE * images + text + FRAME_TOKENS)
     counts.variants = _add(counts.variants, variants)
+    counts.turns = _add(counts.turns, further + 1)
     match = pc.struct_field(answer, "match")
     right = pc.sum(match).as_py() or 0
     counts.right += right
@@ -182,3 +191,12 @@ def _count_characters(batch: pa.RecordBatch, task: Task, variants: IntArray, mat
     names, values = (_read_integers(pc.utf8_length(pc.struct_field(flat, name))) for name in ("name", "value"))
     lengths = names + values
     return characters + _sum_lists(lengths + CHARACTERS_AROUND_ATTRIBUTE, _measure_lists(attributes))
+
+
+def _count_further_characters(turns: pa.Array, task: Task, lengths: IntArray) -> IntArray:
+    """Return the characters of each record's turns after the first, each with its longest wording."""
+    flat = turns.flatten()
+    texts = (_read_integers(pc.utf8_length(pc.struct_field(flat, name))) for name in ("caption", "name", "value"))
+    characters = sum(texts, CHARACTERS_PER_LETTER * _measure_lists(pc.struct_field(flat, "indices")))
+    longest = max((len(wording) for wordings in task.follow_ups for wording in wordings), default=0)
+    return _sum_lists(characters + longest + CHARACTERS_AROUND_ATTRIBUTE + CHARACTERS_AROUND_TURN, lengths)

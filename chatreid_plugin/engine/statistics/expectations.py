@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from ...config import GallerySettings
-from ...tasks import Task
+from ...tasks import LETTER_KINDS, Task
 from ..sampler import compute_size_probabilities
 from .counts import IntArray
 
@@ -58,7 +58,7 @@ def find_smallest_matches(task: Task) -> int | None:
 
     Sources: paper section 3.2 for Stage 2, section 3.1.3 for Stage 3. Text-to-image one-to-many has one right answer.
     """
-    if task.answer_kind != "letters":
+    if task.answer_kind not in LETTER_KINDS:
         return None
     if 3 in task.stages:
         return 1

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...config import BuildSettings
 from ...errors import DataError
+from ...tasks import LETTER_KINDS
 from ..built_datasets import BuiltDataset, list_datasets, read_build_settings
 from .counts import DatasetCounts, IntArray, count_datasets
 from .expectations import (
@@ -67,6 +68,7 @@ class DatasetStatistics:
         above_cutoff: records that are estimated to be longer.
         sources: data set that the query comes from -> records.
         variants: wording of the prompt -> records.
+        turns: number of questions -> records; of a dialogue 2 or 3.
         unknown_sizes: images without width and height, counted as 0 tokens.
     """
 
@@ -84,6 +86,7 @@ class DatasetStatistics:
     above_cutoff: int
     sources: dict[str, int]
     variants: dict[int, int]
+    turns: dict[int, int]
     unknown_sizes: int
 
 
@@ -125,6 +128,8 @@ class Statistics:
             for title, found in list_comparisons(one):
                 p_value = "" if found.p_value is None else f" (p = {found.p_value:.3g})"
                 lines.append(f"  {title}: {found.verdict}{p_value}")
+            if set(one.turns) - {1}:
+                lines.append("  turns: " + ", ".join(f"{number} in {count:,}" for number, count in one.turns.items()))
         lines += [f"{name}: left out, {why}" for name, why in (self.left_out | self.identities_left_out).items()]
         return "\n".join(lines)
 
@@ -211,7 +216,7 @@ def _describe_dataset(
         records=counts.records,
         share=share,
         intended_share=intended_share,
-        gallery_sizes=sizes if task.answer_kind == "letters" else None,
+        gallery_sizes=sizes if task.answer_kind in LETTER_KINDS else None,
         matches=None if smallest is None else compare(counts.matches, compute_match_probabilities(gallery, smallest)),
         yes_no=compare_yes_no(counts.right, counts.wrong) if task.answer_kind == "match" else None,
         visual_tokens=summarize_tokens(counts.visual_tokens),
@@ -220,6 +225,7 @@ def _describe_dataset(
         above_cutoff=int(counts.tokens[settings.cutoff_len + 1 :].sum()),
         sources=dict(sorted(counts.sources.items(), key=lambda item: -item[1])),
         variants={variant: int(count) for variant, count in enumerate(counts.variants) if count},
+        turns={number: int(count) for number, count in enumerate(counts.turns) if count},
         unknown_sizes=counts.unknown_sizes,
     )
 

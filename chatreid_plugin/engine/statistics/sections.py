@@ -57,6 +57,10 @@ TOKEN_TEXT = (
     "Tokens of the images are exact under the stage's image policy; those of the text are estimated at three "
     "characters a token, which is rather too many. Training cuts off what is longer than cutoff_len."
 )
+TURN_TEXT = (
+    "The second turn asks for the images of the person who was confirmed; a third keeps some of them, where their "
+    "attributes differ. N and n are those of the first turn."
+)
 IDENTITY_TEXT = (
     "Training images of each source, as its manifest has them. A positive is an image of the same identity from "
     "another camera: without one an image can be no query, and a gallery cannot have more matches than there are."
@@ -92,6 +96,13 @@ def build_sections(statistics: Statistics) -> Iterator[Section]:
         "Wording 0 is the paper's; tasks differ in how many they have.",
         wordings,
     )
+    turns = {
+        name: {f"{number} turns": count for number, count in one.turns.items()}
+        for name, one in datasets.items()
+        if max(one.turns, default=1) > 1
+    }
+    if turns:
+        yield _build_part_section("turns", "Turns of the dialogues", TURN_TEXT, turns)
 
 
 def _build_record_section(statistics: Statistics) -> Section:

@@ -22,7 +22,7 @@ from chatreid_plugin.engine.statistics.sections import build_sections
 from chatreid_plugin.pages import encode_png
 
 
-TOPICS = ["records", "galleries", "matches", "answers", "tokens", "identities", "sources", "wordings"]
+TOPICS = ["records", "galleries", "matches", "answers", "tokens", "identities", "sources", "wordings", "turns"]
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def test_page_json_and_a_picture_of_each_topic_are_written_beside_the_data_sets(
 
 def test_page_embeds_its_figures_and_needs_nothing_from_elsewhere(statistics: Statistics) -> None:
     names = ("chatreid_stage2_image_to_image_many_to_many", "chatreid_stage2_image_to_image_one_to_one")
+    names += ("chatreid_stage3_dialogue_retrieval",)
     some = replace(statistics, datasets={name: statistics.datasets[name] for name in names})
     sections = list(build_sections(some))
     assert [section.topic for section in sections] == TOPICS

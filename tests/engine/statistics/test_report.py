@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from chatreid_plugin.answers import render_answer
+from chatreid_plugin.answers import render_turns
 from chatreid_plugin.engine.built_datasets import list_datasets
 from chatreid_plugin.engine.statistics import counts as dataset_counts
 from chatreid_plugin.engine.statistics.counts import DatasetCounts, count_datasets
@@ -18,9 +18,9 @@ from chatreid_plugin.engine.statistics.identities import IdentityStatistics
 from chatreid_plugin.engine.statistics.report import compute_statistics, summarize_tokens
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.images import ImagePolicy, count_visual_tokens
-from chatreid_plugin.records import Answer, Attribute, ImageRecord, ImageReference, Instruction
+from chatreid_plugin.records import Answer, Attribute, ImageRecord, ImageReference, Instruction, Turn
 from chatreid_plugin.shards import read_json, write_json, write_manifest
-from chatreid_plugin.tasks import format_chat_prompt, render_prompt
+from chatreid_plugin.tasks import format_chat_prompt
 
 
 WriteDataset = Callable[..., Path]
@@ -100,17 +100,37 @@ def test_images_of_unknown_size_are_counted_as_such(write_dataset: WriteDataset)
             task="attribute_prediction",
             attributes=tuple(Attribute(0, name, "something long") for name in "abcdefghij"),
         ),
+        make_record(
+            9,
+            4,
+            task="dialogue_retrieval",
+            query_images=0,
+            attributes=(Attribute(-1, "upper_colour", "red"),),
+            turns=(Turn((0, 4, 9), 0, "A woman in a red coat. " * 3), Turn((4,), None, "", "bag", "backpack")),
+        ),
     ],
     ids=lambda record: record.task,
 )
 def test_text_is_estimated_near_the_rendered_length(write_dataset: WriteDataset, record: Instruction) -> None:
     counts = count(write_dataset("own_set", [record]))
     estimate = int(np.flatnonzero(counts.tokens)[0] - np.flatnonzero(counts.visual_tokens)[0])
-    text = render_prompt(record).replace("<image>", "") + render_answer(record)
+    turns = render_turns(record)
+    text = "".join(map("".join, turns)).replace("<image>", "")
     # The frame is far fewer tokens than a third of its characters, but the images' marks come on top.
-    frame = len(format_chat_prompt("")) // 3
+    frame = len(format_chat_prompt("")) // 3 + 11 * (len(turns) - 1)
     exact = len(text) / 3 + frame + 5 * len(record.images)
     assert 0.75 * exact <= estimate <= 1.25 * exact
+
+
+def test_turns_are_counted_and_shards_of_earlier_versions_have_one(write_dataset: WriteDataset) -> None:
+    changes: dict[str, Any] = {"task": "dialogue_retrieval", "query_images": 0}
+    asked = (Turn((0,), 0, "A man."), Turn((0,), None, "", "hat", "cap"))
+    folder = write_dataset("own_set", [make_record(2, 2, turns=asked[:number], **changes) for number in (1, 2, 2)])
+    assert count(folder).turns.tolist() == [0, 0, 1, 2]
+    assert "turns: 2 in 1, 3 in 2" in compute_statistics(folder).render()
+    shard = folder / "own_set" / "00000.parquet"
+    pq.write_table(pq.read_table(shard).drop_columns("turns"), shard)
+    assert count(folder).turns.tolist() == [0, 3]
 
 
 def test_ids_and_image_paths_stay_unread(write_dataset: WriteDataset, monkeypatch: pytest.MonkeyPatch) -> None:
