@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from chatreid_plugin.images import PatchGeometry
@@ -48,6 +49,12 @@ def test_missing_folder_and_missing_entry_are_errors(read_recipe: ReadRecipe, tm
     assert ": misspelt. Build" in text
     ((state, text),) = find_faults(read_recipe(1, dataset_dir="ONLINE"))
     assert state == "warning"
+
+
+def test_data_set_of_a_version_without_dialogues_has_no_fault(read_recipe: ReadRecipe, dataset_dir: Path) -> None:
+    for shard in (dataset_dir / CAPTIONING).glob("*.parquet"):
+        pq.write_table(pq.read_table(shard).drop_columns("turns"), shard)
+    assert find_faults(read_recipe(1, dataset_dir=dataset_dir)) == []
 
 
 def test_incomplete_data_set_is_an_error(read_recipe: ReadRecipe, dataset_dir: Path) -> None:
