@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
+from chatreid_plugin import archives
+from chatreid_plugin.archives import map_array, open_archive
 from chatreid_plugin.config import BuildSettings, SourceSettings, load_settings
 from chatreid_plugin.crops import encode_thumbnail, open_crop
 from chatreid_plugin.engine.annotations import attach_annotations
@@ -31,8 +33,6 @@ from chatreid_plugin.engine.parsers.cuhk03_files import extract_images, read_new
 from chatreid_plugin.engine.parsers.matlab_files import read_matlab
 from chatreid_plugin.engine.parsing import list_source
 from chatreid_plugin.errors import ChatReIDError
-from chatreid_plugin.eval import archives
-from chatreid_plugin.eval.archives import map_array, open_archive
 from chatreid_plugin.records import IMAGE_RECORD_SCHEMA, ImageRecord
 from chatreid_plugin.shards import (
     check_shard,

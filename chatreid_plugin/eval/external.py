@@ -4,19 +4,28 @@ An image is called by its path as in the manifest or by its id, a caption ``<pat
 without an image (attributes) by the query's id. Files may hold more than is needed, in any order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..archives import (
+    Array,
+    Names,
+    check_shape,
+    map_array,
+    normalise,
+    open_archive,
+    read_features,
+    read_names,
+    refuse_missing,
+)
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
-from .archives import Array, FileNames, Names, map_array, open_archive, read_names, refuse_missing
 from .arrays import IntArray, ScoreArray
 from .filtering import iterate_similarities
-from .inputs import advise_shape
 from .protocols import Protocol
 from .queries import Query
 
@@ -66,76 +75,6 @@ def list_image_names(record: ImageRecord) -> Names:
     return record.path, record.image_id
 
 
-def read_features(path: Path, queries: Sequence[Names], gallery: Sequence[Names]) -> tuple[ScoreArray, ScoreArray]:
-    """Return the features (Q, D) and (G, D) of what is called so, as they stand in the file.
-
-    The file has ``paths`` (N,) and ``features`` (N, D), or ``query_paths``, ``query_features``, ``gallery_paths`` and
-    ``gallery_features``, where queries and gallery were encoded apart.
-
-    Raises:
-        DataError: no such file or arrays, shapes or types that do not fit, names that are missing or stand there twice
-            with different features, or features that are not finite or all zero.
-    """
-    names = ("paths", "features")
-    apart = tuple(f"{side}_{name}" for side in ("query", "gallery") for name in names)
-    arrays = open_archive(path, names + apart)
-    prefixes = ("query_", "gallery_") if all(name in arrays for name in apart) else ("", "")
-    if any(prefix + name not in arrays for prefix in prefixes for name in names):
-        raise DataError(
-            f"{path} is no .npz with arrays `paths` and `features`, or {', '.join(f'`{name}`' for name in apart)} "
-            f"(found: {', '.join(arrays) or 'none of them'})."
-        )
-    found: list[tuple[str, FileNames, Sequence[Names], list[int | None]]] = []
-    for side, prefix, wanted in zip(("queries", "gallery images"), prefixes, (queries, gallery), strict=True):
-        features, called = arrays[f"{prefix}features"], arrays[f"{prefix}paths"]
-        file_names = read_names(called, path)
-        _check_shape(path, f"{prefix}features", features, (len(file_names.names), None), f"{prefix}paths")
-        found.append((side, file_names, wanted, file_names.find_rows(wanted, features.__getitem__)))
-    rows = refuse_missing("features", found)
-    taken = [arrays[f"{prefix}features"][places] for prefix, places in zip(prefixes, rows, strict=True)]
-    if taken[0].shape[1] != taken[1].shape[1]:
-        raise DataError(f"{path}: query features have {taken[0].shape[1]} columns and gallery {taken[1].shape[1]}.")
-    for wanted, features in zip((queries, gallery), taken, strict=True):
-        _check_features(features, wanted, path)
-    return taken[0], taken[1]
-
-
-def _check_shape(path: Path, name: str, array: Array, wanted: tuple[int, int | None], named_by: str) -> None:
-    """Refuse an array that does not have a row for each name, or holds no real numbers: each with its remedy."""
-    if array.ndim != 2 or array.shape[0] != wanted[0] or wanted[1] not in (None, array.shape[1]):
-        sides = ", ".join("D" if side is None else str(side) for side in wanted)
-        advice = advise_shape(array.shape, wanted, name) or f" Save a row for each name in {named_by}."
-        raise DataError(f"{path}: {name} have shape {array.shape}; expected ({sides}), as {named_by}.{advice}")
-    if array.dtype.kind not in "fiub":
-        raise DataError(
-            f"{path}: {name} are of type {array.dtype}; save real numbers, such as {name}.astype('float32')."
-        )
-
-
-def _check_features(features: Array, names: Sequence[Names], path: Path) -> None:
-    """Refuse features without a direction."""
-    faults = (
-        (~np.isfinite(features).all(axis=1), "NaN or infinite", "a ranking would mean nothing"),
-        (~features.any(axis=1), "all zero", "they have no direction, and so no cosine similarity"),
-    )
-    for wrong, fault, reason in faults:
-        if wrong.any():
-            first = names[int(np.flatnonzero(wrong)[0])][0]
-            raise DataError(
-                f"{path}: the features of {int(wrong.sum())} of {len(names)} image(s) are {fault}, first of {first}; "
-                f"{reason}. Check the model that gave them."
-            )
-
-
-def normalise(features: Array) -> ScoreArray:
-    """Return L2-normalised rows (N, D), so that the dot product is the cosine."""
-    values = features.astype(np.float64)
-    # Brought to about 1 first, by a power of two and so exactly: no square is too large or too small for float64 then.
-    values = np.ldexp(values, -np.frexp(np.abs(values).max(axis=1, keepdims=True, initial=0.0))[1])
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return (values / np.maximum(lengths, 1e-300)).astype(np.float32)
-
-
 def _list_names(protocol: Protocol) -> tuple[list[Names], list[Names]]:
     """Return what a file may call the queries and the gallery; captions also by the path of their image."""
     paths = {record.image_id: record.path for record in protocol.gallery}
@@ -158,7 +97,8 @@ def read_protocol_features(path: Path, protocol: Protocol) -> tuple[ScoreArray, 
     Raises:
         DataError: see ``read_features``.
     """
-    queries, gallery = read_features(path, *_list_names(protocol))
+    names = _list_names(protocol)
+    queries, gallery = read_features(path, list(zip(("queries", "gallery images"), names, strict=True)))
     return normalise(queries), normalise(gallery)
 
 
@@ -188,7 +128,7 @@ def _read_score_matrix(path: Path, protocol: Protocol) -> Matrix:
         raise DataError(f"{names_path} lacks the array(s) {', '.join(missing)}; it needs scores, queries and gallery.")
     scores = arrays["scores"]
     queries, gallery = (read_names(arrays[name], names_path) for name in ("queries", "gallery"))
-    _check_shape(path, "scores", scores, (len(queries.names), len(gallery.names)), "queries and gallery")
+    check_shape(path, "scores", scores, (len(queries.names), len(gallery.names)), "queries and gallery")
     wanted_queries, wanted_gallery = _list_names(protocol)
     rows = queries.find_rows(wanted_queries, scores.__getitem__)
     columns = gallery.find_rows(wanted_gallery, lambda column: scores[:, column])

@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..adapters import guard_loading
+from ..archives import normalise
 from ..crops import open_crop
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .arrays import ScoreArray
-from .external import normalise
 
 
 Item = ImageRecord | str  # an image, or words that ask

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..archives import advise_shape
 from ..errors import ConfigError, DataError
 
 
@@ -31,21 +32,6 @@ def read_array(values: Any, what: str) -> npt.NDArray[Any]:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{what}: no array of numbers ({error}).") from None
-
-
-def advise_shape(found: tuple[int, ...], wanted: tuple[int | None, ...], name: str) -> str:
-    """Say how an array of a wrong shape gets the wanted one, where it can be told; None is any length."""
-
-    def fits(shape: tuple[int, ...]) -> bool:
-        return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
-
-    if fits(found[::-1]):
-        return f" It is transposed: give {name}.T."
-    if fits(tuple(side for side in found if side != 1)):
-        return f" It has sides of length 1 too many: give {name}.squeeze()."
-    if len(found) == 4 and fits(found[:2]):
-        return f" It is a map of features: give its mean over the image, {name}.mean(axis=(2, 3))."
-    return ""
 
 
 def _check_matrix(scores: Any, wanted: tuple[int, int]) -> None:

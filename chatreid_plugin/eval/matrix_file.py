@@ -14,9 +14,9 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
+from ..archives import Array
 from ..errors import ConfigError
 from ..shards import open_atomically
-from .archives import Array
 from .arrays import ScoreArray
 from .plan import Plan
 from .protocols import Protocol

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from chatreid_plugin import cli
+from chatreid_plugin.archives import normalise
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval import embedding
 from chatreid_plugin.eval.backends import vision_features
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.embedding import embed_manifest
-from chatreid_plugin.eval.external import normalise
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval_settings import EvalSettings

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chatreid_plugin.archives import normalise
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.eval.external import list_image_names, list_query_names, normalise
+from chatreid_plugin.eval.external import list_image_names, list_query_names
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.protocols import Protocol, load_protocol
 from chatreid_plugin.eval_settings import EvalSettings

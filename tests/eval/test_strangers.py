@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from chatreid_plugin.archives import map_array, open_archive
 from chatreid_plugin.config import BaseUrl
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.archives import map_array, open_archive
 from chatreid_plugin.eval.backends.http_replies import compute_margin, read_logprobs, read_number
 from chatreid_plugin.eval.figures import draw_cmc_curves
 from chatreid_plugin.eval_settings import EvalSettings

@@ -1,4 +1,4 @@
-"""Arrays in .npz and .npy files and the names of their rows; what ``external`` reads from other programs.
+"""Arrays in .npz and .npy files and the names of their rows: features and scores that other programs wrote.
 
 Every fault is told in the user's words: which file, which names, what to save instead.
 """
@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.npyio import NpzFile
 
-from ..errors import DataError
-from ..regular_files import check_regular
-from .arrays import IntArray
+from .errors import DataError
+from .regular_files import check_regular
 
 
 Array = npt.NDArray[Any]
@@ -157,7 +156,7 @@ def read_names(names: Array, path: Path) -> FileNames:
 
 def refuse_missing(
     what: str, sides: Sequence[tuple[str, FileNames, Sequence[Names], Sequence[int | None]]]
-) -> tuple[IntArray, ...]:
+) -> tuple[npt.NDArray[np.int64], ...]:
     """Return the rows that were found on each side (its name, names, wanted ones, rows); refuse if some were not.
 
     Raises:
@@ -174,3 +173,95 @@ def refuse_missing(
             "relative to the data set's folder; captions are <path>#<number>."
         )
     return tuple(np.array(rows, dtype=np.int64) for _, _, _, rows in sides)
+
+
+def advise_shape(found: tuple[int, ...], wanted: tuple[int | None, ...], name: str) -> str:
+    """Say how an array of a wrong shape gets the wanted one, where it can be told; None is any length."""
+
+    def fits(shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
+
+    if fits(found[::-1]):
+        return f" It is transposed: give {name}.T."
+    if fits(tuple(side for side in found if side != 1)):
+        return f" It has sides of length 1 too many: give {name}.squeeze()."
+    if len(found) == 4 and fits(found[:2]):
+        return f" It is a map of features: give its mean over the image, {name}.mean(axis=(2, 3))."
+    return ""
+
+
+def check_shape(path: Path, name: str, array: Array, wanted: tuple[int, int | None], named_by: str) -> None:
+    """Refuse an array that does not have a row for each name, or holds no real numbers: each with its remedy."""
+    if array.ndim != 2 or array.shape[0] != wanted[0] or wanted[1] not in (None, array.shape[1]):
+        sides = ", ".join("D" if side is None else str(side) for side in wanted)
+        advice = advise_shape(array.shape, wanted, name) or f" Save a row for each name in {named_by}."
+        raise DataError(f"{path}: {name} have shape {array.shape}; expected ({sides}), as {named_by}.{advice}")
+    if array.dtype.kind not in "fiub":
+        raise DataError(
+            f"{path}: {name} are of type {array.dtype}; save real numbers, such as {name}.astype('float32')."
+        )
+
+
+def read_features(path: Path, sides: Sequence[tuple[str, Sequence[Names]]]) -> list[Array]:
+    """Return the features (N, D) of what is called so, as they stand in the file, for each side.
+
+    The file has ``paths`` (N,) and ``features`` (N, D), as ``chatreid embed`` writes them; or ``query_paths``,
+    ``query_features``, ``gallery_paths`` and ``gallery_features``, where two sides were encoded apart.
+
+    Args:
+        path: the .npz.
+        sides: what each is called in messages, and what its images may be called in the file: the queries and the
+            gallery, or one alone.
+
+    Raises:
+        DataError: no such file or arrays, shapes or types that do not fit, names that are missing or stand there twice
+            with different features, or features that are not finite or all zero.
+    """
+    names = ("paths", "features")
+    apart = tuple(f"{side}_{name}" for side in ("query", "gallery") for name in names) if len(sides) == 2 else ()
+    arrays = open_archive(path, names + apart)
+    prefixes = ("query_", "gallery_") if apart and all(name in arrays for name in apart) else ("",) * len(sides)
+    if any(prefix + name not in arrays for prefix in prefixes for name in names):
+        other = f", or {', '.join(f'`{name}`' for name in apart)}" if apart else ""
+        raise DataError(
+            f"{path} is no .npz with arrays `paths` and `features`{other} "
+            f"(found: {', '.join(arrays) or 'none of them'})."
+        )
+    found: list[tuple[str, FileNames, Sequence[Names], list[int | None]]] = []
+    for (side, wanted), prefix in zip(sides, prefixes, strict=True):
+        features, called = arrays[f"{prefix}features"], arrays[f"{prefix}paths"]
+        file_names = read_names(called, path)
+        check_shape(path, f"{prefix}features", features, (len(file_names.names), None), f"{prefix}paths")
+        found.append((side, file_names, wanted, file_names.find_rows(wanted, features.__getitem__)))
+    rows = refuse_missing("features", found)
+    taken = [arrays[f"{prefix}features"][places] for prefix, places in zip(prefixes, rows, strict=True)]
+    widths = [features.shape[1] for features in taken]
+    if len(set(widths)) > 1:
+        raise DataError(f"{path}: query features have {widths[0]} columns and gallery {widths[1]}.")
+    for (_, wanted), features in zip(sides, taken, strict=True):
+        _check_features(features, wanted, path)
+    return taken
+
+
+def _check_features(features: Array, names: Sequence[Names], path: Path) -> None:
+    """Refuse features without a direction."""
+    faults = (
+        (~np.isfinite(features).all(axis=1), "NaN or infinite", "a ranking would mean nothing"),
+        (~features.any(axis=1), "all zero", "they have no direction, and so no cosine similarity"),
+    )
+    for wrong, fault, reason in faults:
+        if wrong.any():
+            first = names[int(np.flatnonzero(wrong)[0])][0]
+            raise DataError(
+                f"{path}: the features of {int(wrong.sum())} of {len(names)} image(s) are {fault}, first of {first}; "
+                f"{reason}. Check the model that gave them."
+            )
+
+
+def normalise(features: Array) -> npt.NDArray[np.float32]:
+    """Return L2-normalised rows (N, D), so that the dot product is the cosine."""
+    values = features.astype(np.float64)
+    # Brought to about 1 first, by a power of two and so exactly: no square is too large or too small for float64 then.
+    values = np.ldexp(values, -np.frexp(np.abs(values).max(axis=1, keepdims=True, initial=0.0))[1])
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return (values / np.maximum(lengths, 1e-300)).astype(np.float32)
