@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError
 from .tasks import LETTERS, TASKS, check_wording, list_stage_tasks
@@ -85,6 +85,29 @@ class SourceSettings(Settings):
         return self.parser or self.name
 
 
+COLOUR = "colour"
+
+
+class HardNegatives(Settings):
+    """Other people who look like the query: what ``share`` of the negatives, and ``from`` what it is known.
+
+    ``colour`` is the attribute ``upper_colour``. An .npz that ``chatreid embed`` wrote (``paths``, ``features``) knows
+    it of images without attributes, too; where several sources train Stage 2 or 3, ``{source}`` in its name stands for
+    the source's.
+    """
+
+    # The word is Python's own, so that the field cannot have the key's name.
+    model_config = ConfigDict(populate_by_name=True)
+
+    share: Share = 0.25
+    looks: Annotated[str, Field(alias="from", pattern=rf"^{COLOUR}$|^.+\.npz$")] = COLOUR
+
+
+def _read_share(value: object) -> object:
+    """Take a plain number for the share."""
+    return {"share": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class GallerySettings(Settings):
     """How galleries are drawn (paper section 3.2, equation 1).
 
@@ -95,7 +118,7 @@ class GallerySettings(Settings):
     max_size: Annotated[int, Field(ge=2, le=len(LETTERS))] = 10
     # The one under which every number of matches is as frequent, the purpose that the paper states for equation 1.
     matches: MatchLaw = "uniform_overall"
-    hard_negatives: Share = 0.25
+    hard_negatives: Annotated[HardNegatives, BeforeValidator(_read_share)] = HardNegatives()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "GallerySettings":
@@ -245,6 +268,7 @@ class BuildSettings(Settings):
                 faults.append(f"{wrong}; Stage {stage} has {', '.join(known)}")
             if not sum(ratios.values()) > 0:
                 faults.append(f"stage{stage}_ratios are all zero")
+        faults += self._find_faults_of_features()
         for name, wordings in self.prompts.items():
             if name not in TASKS:
                 faults.append(f"prompts names the unknown task {name}; known tasks: {', '.join(TASKS)}")
@@ -252,6 +276,16 @@ class BuildSettings(Settings):
                 faults += filter(None, (check_wording(TASKS[name], wording) for wording in wordings))
         raise_faults(faults)
         return self
+
+    def _find_faults_of_features(self) -> list[str]:
+        """Refuse one file of features for several sources: their paths may be the same."""
+        looks, shown = self.gallery.hard_negatives.looks, [s.name for s in self.sources if {2, 3} & set(s.stages)]
+        if looks == COLOUR or "{source}" in looks or len(shown) < 2:
+            return []
+        return [
+            f"gallery.hard_negatives.from is one file, {looks}, for {', '.join(shown)}; each source needs its own: "
+            "write {source} in the name, e.g. features/{source}.npz"
+        ]
 
     def count_workers(self) -> int:
         """Return how many processes to use: ``workers``, or the cores this process may run on."""

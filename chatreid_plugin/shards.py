@@ -299,7 +299,7 @@ def write_manifest(path: Path, records: Iterable[ImageRecord], image_root: Path,
     table = make_manifest_table(records)
     root = os.path.relpath(image_root.resolve(), path.parent.resolve())
     write_table(path, table)
-    values = {"image_root": Path(root).as_posix(), **provenance, DIGEST: _digest_file(path)}
+    values = {"image_root": Path(root).as_posix(), **provenance, DIGEST: digest_file(path)}
     write_json(path.with_name(path.name + ".json"), values)
     return table.num_rows
 
@@ -320,7 +320,7 @@ def read_manifest_provenance(path: Path) -> dict[str, Any]:
     provenance = read_json(provenance_path)
     if not isinstance(provenance, dict) or not isinstance(provenance.get("image_root"), str):
         raise DataError(f"{provenance_path} does not name an image_root. Make it again with `chatreid parse`.")
-    if provenance.get(DIGEST) not in (None, _digest_file(path)):
+    if provenance.get(DIGEST) not in (None, digest_file(path)):
         raise DataError(
             f"{provenance_path} belongs to another {path.name}: a run was killed between the two, or one of them was "
             "replaced. Make both again with `chatreid parse`."
@@ -328,7 +328,12 @@ def read_manifest_provenance(path: Path) -> dict[str, Any]:
     return provenance
 
 
-def _digest_file(path: Path) -> str:
+def digest_file(path: Path) -> str:
+    """Return a hash over the bytes of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     digest = xxhash.xxh3_128()
     try:
         with path.open("rb") as file:

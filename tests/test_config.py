@@ -7,9 +7,11 @@ import pytest
 from pydantic import ValidationError
 
 from chatreid_plugin.config import (
+    COLOUR,
     BuildSettings,
     CaptioningSettings,
     GallerySettings,
+    HardNegatives,
     SourceSettings,
     check_settings,
     load_settings,
@@ -157,6 +159,23 @@ def test_settings_cannot_change() -> None:
         build().seed = 3  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("hard", [0.5, {"share": 0.5}, {"share": 0.5, "from": "colour"}])
+def test_plain_number_of_hard_negatives_is_their_share(hard: Any) -> None:
+    read = build(gallery={"hard_negatives": hard}).gallery.hard_negatives
+    assert read == HardNegatives(share=0.5) and read.looks == COLOUR
+    assert GallerySettings().hard_negatives.share == 0.25
+
+
+def test_one_file_of_features_is_for_one_source() -> None:
+    gallery = {"hard_negatives": {"from": "looks.npz"}}
+    captioned = SOURCE | {"name": "captioned", "stages": [1]}
+    assert build(gallery=gallery, sources=[SOURCE, captioned]).gallery.hard_negatives.looks == "looks.npz"
+    sources = [SOURCE, SOURCE | {"name": "second"}]
+    with pytest.raises(ValidationError, match=r"one file, looks\.npz, for own, second; .*write \{source\}"):
+        build(gallery=gallery, sources=sources)
+    build(gallery={"hard_negatives": {"from": "{source}.npz"}}, sources=sources)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -179,6 +198,9 @@ def test_settings_cannot_change() -> None:
         ({"gallery": {"min_size": 1}}, "greater than or equal to 2"),
         ({"gallery": {"max_size": 27}}, "less than or equal to 26"),
         ({"gallery": {"hard_negatives": 1.1}}, "less than or equal to 1"),
+        ({"gallery": {"hard_negatives": {"share": 1.1}}}, "less than or equal to 1"),
+        ({"gallery": {"hard_negatives": {"from": "looks.npy"}}}, "String should match pattern"),
+        ({"gallery": {"hard_negatives": "colour"}}, "valid dictionary"),
         ({"gallery": {"matches": "some"}}, "'uniform_overall', 'inverse' or 'uniform'"),
         ({"prompt_variants": 0}, "greater than or equal to 1"),
         ({"cutoff_len": 63}, "greater than or equal to 64"),

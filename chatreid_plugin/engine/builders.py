@@ -108,7 +108,7 @@ def _draw_match_or_not(
     positives = pool.list_positives(query, change)
     if match:
         return pick(rng, positives)
-    return pool.draw_negatives(rng, query, 1, settings.gallery.hard_negatives, positives)[0]
+    return pool.draw_negatives(rng, query, 1, settings.gallery.hard_negatives.share, positives)[0]
 
 
 def _build_gallery(

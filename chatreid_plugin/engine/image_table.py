@@ -26,6 +26,8 @@ Codes = npt.NDArray[np.int64]
 # English takes about 4.5 bytes a token and Chinese 3 or more; fewer here, so that a caption is not underestimated.
 BYTES_PER_TOKEN = 3
 _SOURCES = b"sources"
+# A column that hard negatives by features add (``feature_files``): rows of the source, see ``look_alikes``.
+LOOK_ALIKES = "look_alikes"
 # Texts of more than 2 GiB need 64-bit offsets.
 _TEXT = pa.large_string()
 _SCHEMA = pa.schema(
@@ -126,6 +128,14 @@ class ImageTable:
         """Return a column as one array."""
         column = self.table.column(name)
         return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+    def list_look_alikes(self, rows: slice) -> npt.NDArray[np.int32] | None:
+        """Return the look-alikes of some images, one image's after another's; None if features were not compared."""
+        if LOOK_ALIKES not in self.table.column_names:
+            return None
+        column = self.get_column(LOOK_ALIKES)
+        starts = column.offsets.to_numpy()
+        return column.values.to_numpy()[starts[rows.start] : starts[rows.stop]]
 
     def encode(self, name: str, rows: slice = slice(None)) -> Codes:
         """Return numbers that are equal where the column is, for some rows; -1 where it is null."""

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from ..locks import hold_folder, make_folder, try_folder
 from ..shards import DATASET_INFO, LEFT_OUT, check_shard, read_json, write_json
 from .built_datasets import FORMATTING
 from .executors import open_workers, run_jobs
+from .feature_files import FeatureFile, add_look_alikes, check_feature_files, combine_digests, find_feature_files
 from .image_table import ImageTable, combine_images, digest_images, write_image_table
 from .plan import BuildReport, PlannedDataset, plan_datasets
 from .shard_jobs import ShardJob, choose_changes, index_sources, list_variants
@@ -106,7 +107,7 @@ def _prepare_dataset(
         "version": __version__,
         # Shards are byte-identical for equal versions of these; another pyarrow may lay a file out differently.
         "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "numpy": np.__version__},
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", by_alias=True),
         "records": plan.records,
     }
     if not provenance.is_file():
@@ -175,51 +176,58 @@ def build_datasets(settings: BuildSettings, dry_run: bool = False, overwrite: bo
 def _build_datasets(
     settings: BuildSettings, pool: ProcessPoolExecutor | None, dry_run: bool, overwrite: bool
 ) -> BuildReport:
-    images, root = read_training_images(settings, write=not dry_run)
+    images, root, folders = read_training_images(settings, write=not dry_run)
     report = BuildReport(settings.output_dir)
-    planned = [_plan_part(part, report) for part in split_people(images, settings)]
+    files = find_feature_files(settings, folders)
+    planned = [_plan_part(part, files, report) for part in split_people(images, settings)]
     if dry_run:
         return report
     _remove_leftovers(settings)
     note_left_out(settings.output_dir, report)
-    for part, table, plan in planned:
-        _build_part(part, table, plan, root, pool, overwrite, report)
+    for part in planned:
+        _build_part(part, root, pool, overwrite, report)
     return report
 
 
-def _plan_part(part: Part, report: BuildReport) -> tuple[Part, ImageTable, list[PlannedDataset]]:
+@dataclass(frozen=True, slots=True)
+class _PlannedPart:
+    """One part to build: its recipe, its images, the data sets, and the files that say who looks like whom."""
+
+    settings: BuildSettings
+    table: ImageTable
+    datasets: list[PlannedDataset]
+    files: Mapping[str, FeatureFile]
+
+
+def _plan_part(part: Part, files: Mapping[str, FeatureFile], report: BuildReport) -> _PlannedPart:
     """Enter in the report what can be built of a part, and return it with its images."""
     table = ImageTable(combine_images(part.images))
+    check_feature_files(files, table)
     plan = plan_datasets(part.settings, index_sources(table), report, part.held_out)
     if not plan:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
         whom = " of the identities that validation_share holds out" if part.held_out else ""
         raise DataError(f"Nothing can be built{whom}. {reasons}.")
     report.datasets |= {dataset.name: dataset.records for dataset in plan}
-    return part, table, plan
+    return _PlannedPart(part.settings, table, plan, files)
 
 
 def _build_part(
-    part: Part,
-    table: ImageTable,
-    plan: Sequence[PlannedDataset],
-    root: Path,
-    pool: ProcessPoolExecutor | None,
-    overwrite: bool,
-    report: BuildReport,
+    part: _PlannedPart, root: Path, pool: ProcessPoolExecutor | None, overwrite: bool, report: BuildReport
 ) -> None:
     """Build the data sets of one part."""
-    settings, digest = part.settings, digest_images(table.table)
+    settings, table = part.settings, part.table
+    digest = combine_digests(digest_images(table.table), part.files)
     # Not beside the manifests: another build that reads them may be under way.
     path = settings.output_dir.resolve() / f".training_images.{digest}.arrow"
-    datasets = [_prepare_dataset(settings, planned, path, digest, overwrite) for planned in plan]
+    datasets = [_prepare_dataset(settings, planned, path, digest, overwrite) for planned in part.datasets]
     missing = [dataset for dataset in datasets if dataset.jobs]
     for dataset in datasets:
         if not dataset.jobs:
             report.reused.append(dataset.name)
             _finish_dataset(settings, dataset, root)
     if missing:
-        write_image_table(path, table.table)
+        write_image_table(path, add_look_alikes(part.files, table, index_sources(table)))
         try:
             start = time.perf_counter()
             report.written += _write_datasets(settings, datasets, root, pool)

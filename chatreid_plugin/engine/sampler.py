@@ -7,15 +7,17 @@ import copy
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import numpy as np
 
+from ..archives import Array
 from ..config import Change, GallerySettings, MatchLaw
 from ..images import ImagePolicy
 from .draws import Groups, Numbers, draw_among, number, pick, view
 from .image_table import Codes, ImageTable, SourceRows
+from .look_alikes import Appearances, LookAlikes, Nearest, find_nearest
 
 
 # Attribute whose equality makes a negative "hard": the largest coloured area of a person.
@@ -137,6 +139,8 @@ class ImagePool:
         self.everything = view(np.arange(self.size))
         self.changes: dict[Change, float] = {"camera": 1.0}
         self._index_labels()
+        nearest = table.list_look_alikes(self._rows)
+        self._look_alikes = None if nearest is None else LookAlikes(self.appearances, nearest)
         self._index_descriptions()
         self.tokens = view(table.count_tokens(policy)[self._rows]) if policy else view(np.zeros(0, dtype=np.int64))
 
@@ -224,9 +228,23 @@ class ImagePool:
         unique, first = np.unique(keys, return_index=True)
         self._look_keys, self._look_rows = view(unique), view(first)
 
-    def _list_looking(self, camera_of: int, colour_of: int) -> Numbers | Sequence[int]:
-        """Return the images of one image's camera (and modality) in another one's colour, if that is known."""
-        colour = self._colour[colour_of]
+    @cached_property
+    def appearances(self) -> Appearances:
+        """In which cameras, of one modality, each person is seen."""
+        return Appearances(np.asarray(self.people.labels), np.asarray(self._by_camera.labels))
+
+    def find_look_alikes(self, features: Array) -> Nearest:
+        """Return who looks like whom by the features (N, D) of the pool's images, for ``ImageTable``."""
+        return find_nearest(self.appearances, np.asarray(self._by_camera.labels), features, self.name)
+
+    def _list_looking(self, camera_of: int, looks_of: int) -> Numbers | Sequence[int]:
+        """Return the images of one image's camera (and modality) that look like another one, if that is known.
+
+        That is by features where there are some, else in the same colour. The two images show one person.
+        """
+        if self._look_alikes is not None:
+            return self._look_alikes.list_alike(looks_of, self._by_camera.labels[camera_of])
+        colour = self._colour[looks_of]
         key = self._by_camera.labels[camera_of] * self._colours + colour + 1
         place = bisect_left(self._look_keys, key)
         if colour < 0 or place == len(self._look_keys) or self._look_keys[place] != key:
@@ -285,8 +303,9 @@ class ImagePool:
 
         Each is of the camera (and modality) of one of the positives, drawn anew: cameras say nothing about who it is.
         Were they drawn from all cameras, "the query's camera: No" could be learnt, since matches are from others. Of
-        those of that camera a share is hard: in the colour that the query wears above, as long as there are such;
-        across modalities in the positive's, since infrared hides colours. Where a camera shows nobody else, another
+        those of that camera a share is hard: one of those who look most like the query by its features
+        (``look_alikes``), else in the colour that the query wears above, as long as there are such; across modalities
+        like the positive, since infrared hides colours. Where a camera shows nobody else, another
         camera than the query's takes its place, and fewer are returned only if the data set has no more.
 
         Args:
@@ -382,4 +401,4 @@ def draw_gallery(
     query = (queries or pool.queries[change]).draw(rng, matches)
     positives = pool.list_positives(query, change)
     shown = rng.sample(positives, min(matches, len(positives)))
-    return query, shown, pool.draw_negatives(rng, query, size - len(shown), settings.hard_negatives, positives)
+    return query, shown, pool.draw_negatives(rng, query, size - len(shown), settings.hard_negatives.share, positives)

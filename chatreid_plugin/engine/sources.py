@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import xxhash
@@ -113,7 +113,21 @@ def _read_source(settings: BuildSettings, source: SourceSettings, *, write: bool
     return make_manifest_table(report.records), report.root.resolve()
 
 
-def read_training_images(settings: BuildSettings, *, write: bool) -> tuple[list[pa.Table], Path]:
+class TrainingImages(NamedTuple):
+    """What a recipe trains on.
+
+    Attributes:
+        tables: of ``IMAGE_RECORD_SCHEMA``, one for each source that trains a stage.
+        root: the folder that all sources share; the paths of the tables are relative to it.
+        folders: source -> its own folder below the root, which the paths of its manifest are relative to.
+    """
+
+    tables: list[pa.Table]
+    root: Path
+    folders: dict[str, Path]
+
+
+def read_training_images(settings: BuildSettings, *, write: bool) -> TrainingImages:
     """Return the training images of each source, with paths relative to the folder that all sources share.
 
     What ``quality`` drops, and what leaks from a test set, is left out or refused (``select_training``).
@@ -122,15 +136,12 @@ def read_training_images(settings: BuildSettings, *, write: bool) -> tuple[list[
         settings: the recipe.
         write: keep what was parsed as a manifest; nothing is written otherwise.
 
-    Returns:
-        Tables of ``IMAGE_RECORD_SCHEMA``, one for each source that trains a stage, and the folder.
-
     Raises:
         DataError: a source cannot be parsed, has no training images, or leaks test images.
     """
     tables: list[pa.Table] = []
     found: list[pa.Table] = []
-    roots: list[Path] = []
+    roots: dict[str, Path] = {}
     for source in settings.sources:
         table, root = _read_source(settings, source, write=write)
         tables.append(table)
@@ -143,12 +154,14 @@ def read_training_images(settings: BuildSettings, *, write: bool) -> tuple[list[
                 "tested."
             )
         found.append(training)
-        roots.append(root)
+        roots[source.name] = root
     if not found:
         raise DataError("No source trains a stage: `stages` is empty everywhere.")
-    common = Path(os.path.commonpath(roots))
+    common = Path(os.path.commonpath(roots.values()))
+    folders = {name: root.relative_to(common) for name, root in roots.items()}
     selected = select_training(found, tables, settings)
-    return [_move_paths(table, root.relative_to(common)) for table, root in zip(selected, roots, strict=True)], common
+    moved = [_move_paths(table, folder) for table, folder in zip(selected, folders.values(), strict=True)]
+    return TrainingImages(moved, common, folders)
 
 
 def _select_training(table: pa.Table) -> pa.Table:

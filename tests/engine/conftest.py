@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from chatreid_plugin.archives import Array
 from chatreid_plugin.config import BuildSettings, SourceSettings
 from chatreid_plugin.demo.world import WorldSummary, write_world
+from chatreid_plugin.engine.feature_files import append_look_alikes
 from chatreid_plugin.engine.image_table import ImageTable, combine_images
 from chatreid_plugin.engine.sampler import ImagePool
 from chatreid_plugin.images import ImagePolicy
@@ -92,10 +94,13 @@ def make_image() -> Callable[..., Path]:
 
 @pytest.fixture
 def index_images() -> Callable[..., ImagePool]:
-    """Return a function that indexes ImageRecords of one source for a stage."""
+    """Return a function that indexes ImageRecords of one source for a stage, with features to compare them by."""
 
-    def index(records: list[ImageRecord], stage: int = 2) -> ImagePool:
+    def index(records: list[ImageRecord], stage: int = 2, features: Array | None = None) -> ImagePool:
         table = ImageTable(combine_images([make_manifest_table(records)]))
+        if features is not None:
+            pool = ImagePool(table, table.sources[0])
+            table = ImageTable(append_look_alikes(table, [pool], [pool.find_look_alikes(features)]))
         return ImagePool(table, table.sources[0], ImagePolicy(stage))
 
     return index
@@ -142,8 +147,8 @@ def make_images() -> Callable[..., list[ImageRecord]]:
 def make_pool(make_images: Callable[..., Any], index_images: Callable[..., Any]) -> Callable[..., ImagePool]:
     """Return a function that makes a pool of the images of ``make_images`` for a stage."""
 
-    def make(stage: int = 2, **changes: Any) -> ImagePool:
-        return index_images(make_images(**changes), stage)
+    def make(stage: int = 2, features: Array | None = None, **changes: Any) -> ImagePool:
+        return index_images(make_images(**changes), stage, features)
 
     return make
 

@@ -274,6 +274,6 @@ def test_provenance_stands_beside_the_data_set(make_recipe: MakeRecipe) -> None:
     assert provenance["records"] == sum(
         pq.read_metadata(path).num_rows for path in (recipe.output_dir / PAIRS).iterdir()
     )
-    assert provenance["settings"] == recipe.model_dump(mode="json")
+    assert provenance["settings"] == recipe.model_dump(mode="json", by_alias=True)
     assert provenance["versions"]["pyarrow"] == pa.__version__
     assert len(provenance["fingerprint"]) == len(provenance["images_digest"]) == 32

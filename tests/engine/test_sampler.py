@@ -269,6 +269,45 @@ def test_share_of_hard_negatives_is_the_one_asked_for(make_pool: MakePool, share
     assert hard / total == pytest.approx(expected, abs=4 * (0.25 / total) ** 0.5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_hard_negatives_by_features_are_the_most_similar_of_the_matchs_camera_at_the_share(
+    make_pool: MakePool, share: float
+) -> None:
+    # Of a camera's 59 other people the look-alikes of person p are those after it, on a circle; colours say otherwise.
+    circle = np.arange(60) * np.pi / 30
+    features = np.repeat(np.stack([np.cos(circle), np.sin(circle)], axis=1), 5, axis=0)
+    pool = make_pool(people=60, cameras=5, images=1, colours=10, features=features)
+    rng = random.Random(1)
+    hard = total = 0
+    for _ in range(2000):
+        query = rng.randrange(pool.size)
+        positives = pool.list_positives(query)
+        (image,) = pool.draw_negatives(rng, query, 1, share, positives)
+        away = abs(image // 5 - query // 5)
+        # Ten are near: five on either side.
+        hard += min(away, 60 - away) <= 5
+        total += 1
+        assert get_camera(pool, image) in {get_camera(pool, i) for i in positives}
+    expected = share + (1 - share) * 10 / 59
+    assert hard / total == pytest.approx(expected, abs=4 * (0.25 / total) ** 0.5)
+
+
+def test_hard_negatives_by_features_are_filled_up_where_the_look_alikes_are_used_up(make_pool: MakePool) -> None:
+    pool = make_pool(people=20, cameras=2, images=1, features=np.ones((40, 2)))
+    images = pool.draw_negatives(random.Random(0), 0, 15, 1.0, pool.list_positives(0))
+    assert len(set(images)) == 15 and {get_camera(pool, image) for image in images} == {"1"}
+    # All are alike: the first ten of them look alike, the others come by chance.
+    assert {image // 2 for image in images} >= set(range(1, 11))
+
+
+def test_hard_negatives_by_features_resemble_the_match_across_modalities(make_pool: MakePool) -> None:
+    # Visible and infrared images of a person are unlike; the infrared ones of people 0 to 10 are like each other.
+    features = np.array([[[1, p, 0], [0, p > 10, 1]] for p in range(30)], dtype=np.float32)
+    pool = make_pool(people=30, cameras=2, images=1, infrared=1, features=features.reshape(60, 3))
+    images = pool.draw_negatives(random.Random(0), 0, 10, 1.0, pool.list_positives(0, "modality"))
+    assert sorted(images) == [2 * person + 1 for person in range(1, 11)]
+
+
 def measure_information(pairs: Counter[tuple[Any, bool]]) -> float:
     """Return the mutual information of the two in bits."""
     total = pairs.total()
@@ -284,13 +323,17 @@ def measure_information(pairs: Counter[tuple[Any, bool]]) -> float:
 
 
 @pytest.mark.parametrize("change", ["any", "camera", "clothes", "modality"])
-@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize(("share", "by_features"), [(0.0, False), (1.0, False), (1.0, True)])
 def test_cameras_do_not_tell_the_answer(
-    make_images: MakeImages, index_images: IndexImages, change: Change, share: float
+    make_images: MakeImages, index_images: IndexImages, change: Change, share: float, by_features: bool
 ) -> None:
     # Camera 0 is everywhere, cameras 2 and 3 see few people, as in real sets.
     records = make_images(people=30, cameras=4, images=4, outfits=2, infrared=1)
-    pool = index_images([r for r in records if r.camera_id in "01" or int(r.person_id[4:]) % int(r.camera_id) == 0])
+    records = [r for r in records if r.camera_id in "01" or int(r.person_id[4:]) % int(r.camera_id) == 0]
+    # Features that look like their camera more than like anybody.
+    rng = np.random.default_rng(0)
+    features = np.array([np.eye(4)[int(r.camera_id)] * 3 + rng.standard_normal(4) for r in records])
+    pool = index_images(records, features=features if by_features else None)
     rng = random.Random(3)
     same: Counter[tuple[Any, bool]] = Counter()
     cameras: Counter[tuple[Any, bool]] = Counter()

@@ -79,7 +79,7 @@ def test_run_killed_between_a_manifest_and_its_provenance_trains_on_no_other_spl
     path.with_name(f"{path.name}.json").write_bytes(before)
     parsed.clear()
     assert not is_current(path, first.sources[0])
-    (table,), _ = read_training_images(first, write=True)
+    (table,), _, _ = read_training_images(first, write=True)
     assert parsed == ["world"]
     assert {name.partition("/")[0] for name in table["path"].to_pylist()} == {"bounding_box_train"}
 
@@ -100,15 +100,15 @@ def test_recheck_looks_at_no_earlier_manifest(make_recipe: MakeRecipe, monkeypat
 
 
 def test_manifest_is_used_again(make_recipe: MakeRecipe, parsed: list[str]) -> None:
-    (first,), root = read_training_images(make_recipe(), write=True)
-    (second,), same_root = read_training_images(make_recipe(), write=True)
+    (first,), root, _ = read_training_images(make_recipe(), write=True)
+    (second,), same_root, _ = read_training_images(make_recipe(), write=True)
     assert second.equals(first)
     assert same_root == root
     assert parsed == ["world"]
 
 
 def test_training_records_are_those_of_the_training_split(make_recipe: MakeRecipe, world: Path) -> None:
-    (images,), root = read_training_images(make_recipe(), write=False)
+    (images,), root, _ = read_training_images(make_recipe(), write=False)
     assert root == world
     assert set(images["split"].to_pylist()) == {"train"}
     assert set(images["path"].to_pylist()) == {
@@ -121,7 +121,9 @@ def test_manifest_of_other_settings_is_made_anew(make_recipe: MakeRecipe, tmp_pa
     read_training_images(settings, write=True)
     shutil.copytree(world, tmp_path / "other")
     next((tmp_path / "other" / "bounding_box_train").iterdir()).unlink()
-    (images,), root = read_training_images(change_source(settings, root=tmp_path / "other", captions=None), write=True)
+    (images,), root, _ = read_training_images(
+        change_source(settings, root=tmp_path / "other", captions=None), write=True
+    )
     assert root == tmp_path / "other"
     assert images.num_rows == 47
     assert not any(images["captions"].to_pylist())
@@ -142,7 +144,7 @@ def test_changed_captions_are_noticed(make_recipe: MakeRecipe, world: Path, pars
     lines = [json.loads(line) for line in (world / "captions.jsonl").read_text().splitlines()]
     text = "".join(json.dumps(line | {"captions": ["someone"]}) + "\n" for line in lines)
     (world / "captions.jsonl").write_text(text)
-    (images,), _ = read_training_images(make_recipe(), write=True)
+    (images,), _, _ = read_training_images(make_recipe(), write=True)
     assert set(map(tuple, images["captions"].to_pylist())) == {("someone",)}
     assert parsed == ["world", "world"]
 
@@ -160,10 +162,10 @@ def test_manifest_without_provenance_is_made_anew(make_recipe: MakeRecipe, parse
 def test_nothing_is_written_unless_asked(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     before = list_files(tmp_path)
     settings = make_recipe()
-    (unwritten,), _ = read_training_images(settings, write=False)
+    (unwritten,), _, _ = read_training_images(settings, write=False)
     assert list_files(tmp_path) == before
     assert not settings.manifest_dir.exists()
-    (written,), _ = read_training_images(settings, write=True)
+    (written,), _, _ = read_training_images(settings, write=True)
     assert written.equals(unwritten)
 
 
@@ -180,7 +182,7 @@ def test_two_sources_share_the_folder_above_both(
         "train_share": 1,
     }
     first = make_recipe().sources[0].model_dump()
-    (market, crops), root = read_training_images(make_recipe(sources=[first, own]), write=True)
+    (market, crops), root, _ = read_training_images(make_recipe(sources=[first, own]), write=True)
     assert root == tmp_path
     market_paths, crop_paths = market["path"].to_pylist(), crops["path"].to_pylist()
     assert set(crop_paths) == {f"deep/crops/{person}_a.jpg" for person in range(4)}
@@ -200,7 +202,7 @@ def test_source_without_training_images_is_named(
 def test_tested_sources_are_parsed_but_give_no_training_images(make_recipe: MakeRecipe, parsed: list[str]) -> None:
     source = make_recipe().sources[0].model_dump()
     recipe = make_recipe(sources=[source, source | {"name": "tested", "stages": []}])
-    (images,), _ = read_training_images(recipe, write=True)
+    (images,), _, _ = read_training_images(recipe, write=True)
     assert set(images["dataset"].to_pylist()) == {"world"}
     # The audit reads its manifest.
     assert parsed == ["world", "tested"]
