@@ -169,7 +169,11 @@ class CaptioningSettings(Settings):
 
 
 class QualitySettings(Settings):
-    """Which training images are too poor to train with; null switches a check off.
+    """Which training images are too poor to train with, and in which ``stages``; null switches a check off.
+
+    The paper screens for Stage 1 alone, by size, resolution and blur, and gives no numbers (section 3.2): a caption of
+    what can hardly be seen is made up. Aspect, brightness and copies are ours. Stages 2 and 3 ask about poor images,
+    as benchmarks do.
 
     Sizes are in pixels, aspect is height over width, sharpness and brightness as in ``engine/inspection.py``.
     ``near_duplicate_bits`` is how many of 256 bits the hash of a copy may differ in: 0 drops identical hashes only.
@@ -180,6 +184,7 @@ class QualitySettings(Settings):
     scaled or saved again at JPEG quality 70 differ in up to 8 bits.
     """
 
+    stages: Annotated[tuple[Literal[1, 2, 3], ...], Field(min_length=1)] = (1,)
     min_width: Annotated[int, Field(ge=1)] | None = 16
     min_height: Annotated[int, Field(ge=1)] | None = 32
     min_aspect: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
@@ -236,7 +241,7 @@ class BuildSettings(Settings):
     validation_share: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
     gallery: GallerySettings = GallerySettings()
     captioning: CaptioningSettings | None = None
-    quality: QualitySettings | None = None
+    quality: QualitySettings | None = QualitySettings()
     # Manifests whose query and gallery images must not be trained on either, beside those of the sources.
     audit_against: tuple[Path, ...] = ()
     # Bits of 256 in which the hash of the same image may differ; engine/screening/audit.py says why 14.

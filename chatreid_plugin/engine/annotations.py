@@ -16,7 +16,10 @@ KEYS = ("path", "person", "captions", "attributes", "clothing_recognised", "mode
 
 
 def attach_annotations(records: list[ImageRecord], path: Path) -> tuple[list[ImageRecord], int]:
-    """Return the records with captions and attributes from a JSON Lines file, and how many were dropped as occluded.
+    """Return the records with captions and attributes from a JSON Lines file, and how many are occluded.
+
+    An occluded training image, whose clothing was not recognised, has neither: Stage 1 leaves it out, as the paper
+    does (section 3.2). Stages 2 and 3 ask who it is; infrared images show no clothing at all to many a model.
 
     A line is ``{"path": ..., "captions": [...], "attributes": {...}}``, where ``path`` is an image's path below the
     data set folder, or ``{"person": ...}`` with the identity as published, for all of a person's images. What an
@@ -45,14 +48,16 @@ def attach_annotations(records: list[ImageRecord], path: Path) -> tuple[list[Ima
         _check_line(line, where)
         found[key][value] = line
 
-    kept: list[ImageRecord] = []
+    described: list[ImageRecord] = []
+    occluded = 0
     for record in records:
         line = {**found["person"].get(_get_person(record), {}), **found["path"].get(record.path, {})}
         if record.split == "train" and line.get("clothing_recognised") is False:
-            continue
+            line = {"captions": (), "attributes": {}}
+            occluded += 1
         captions = tuple(line.get("captions", record.captions))
-        kept.append(replace(record, captions=captions, attributes=line.get("attributes", record.attributes)))
-    return kept, len(records) - len(kept)
+        described.append(replace(record, captions=captions, attributes=line.get("attributes", record.attributes)))
+    return described, occluded
 
 
 def _get_person(record: ImageRecord) -> str:

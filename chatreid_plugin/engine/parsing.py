@@ -153,5 +153,7 @@ def parse_source(source: SourceSettings, workers: int = 1, manifest: Path | None
     if source.captions is not None:
         report.records, occluded = attach_annotations(report.records, source.captions)
         if occluded:
-            report.skipped["occluded (clothing not recognised)"] = occluded
+            report.warnings.append(
+                f"{occluded} training images are occluded (clothing not recognised); Stage 1 leaves them out"
+            )
     return report

@@ -125,7 +125,11 @@ class PlannedDataset:
 
 
 def plan_datasets(
-    settings: BuildSettings, pools: Sequence[ImagePool], report: BuildReport, held_out: bool = False
+    settings: BuildSettings,
+    pools: Sequence[ImagePool],
+    report: BuildReport,
+    held_out: bool = False,
+    stages: Sequence[int] = (1, 2, 3),
 ) -> list[PlannedDataset]:
     """Return the data sets to build; tasks without records are noted in the report.
 
@@ -136,6 +140,7 @@ def plan_datasets(
         pools: the images of all sources.
         report: where the reasons go.
         held_out: the pools are those of identities that do not train.
+        stages: those that are built from these pools.
 
     Raises:
         ConfigError: the recipe asks for no records.
@@ -146,6 +151,8 @@ def plan_datasets(
     ratios = {2: settings.stage2_ratios, 3: settings.stage3_ratios}
     for stage_name, total in settings.records.items():
         stage = int(stage_name.removeprefix("stage"))
+        if stage not in stages:
+            continue
         trained = choose_pools(pools, settings, stage)
         weights: dict[str, float] = {}
         for task in list_stage_tasks(stage):

@@ -23,9 +23,17 @@ from ..locks import hold_folder, make_folder, try_folder
 from ..shards import DATASET_INFO, LEFT_OUT, check_shard, read_json, write_json
 from .built_datasets import FORMATTING
 from .executors import open_workers, run_jobs
-from .feature_files import FeatureFile, add_look_alikes, check_feature_files, combine_digests, find_feature_files
+from .feature_files import (
+    STAGES_WITH_NEGATIVES,
+    FeatureFile,
+    add_look_alikes,
+    check_feature_files,
+    combine_digests,
+    find_feature_files,
+)
 from .image_table import ImageTable, combine_images, digest_images, write_image_table
 from .plan import BuildReport, PlannedDataset, plan_datasets
+from .screening.selection import screen_part
 from .shard_jobs import ShardJob, choose_changes, index_sources, list_variants
 from .sources import read_training_images
 from .validation import Part, split_people
@@ -48,7 +56,9 @@ def compute_fingerprint(settings: BuildSettings, plan: PlannedDataset, images_di
     """Return a hash over everything a data set's bytes depend on, the images included."""
     # The number of wordings, not their text: records hold the variant's number, so prompts may be edited afterwards.
     digest = xxhash.xxh3_128(repr((__version__, plan, list_variants(plan.task, settings))).encode())
-    digest.update(repr((settings.gallery, settings.cutoff_len)).encode())
+    # Stage 1 shows no gallery: its records stay when features of the model that they trained say who looks alike.
+    gallery = settings.gallery if plan.stage in STAGES_WITH_NEGATIVES else None
+    digest.update(repr((gallery, settings.cutoff_len)).encode())
     digest.update(repr((settings.records_per_shard, settings.seed, images_digest)).encode())
     digest.update(repr([(s.name, s.weight, s.stages, choose_changes(s)) for s in settings.sources]).encode())
     return digest.hexdigest()
@@ -179,7 +189,7 @@ def _build_datasets(
     images, root, folders = read_training_images(settings, write=not dry_run)
     report = BuildReport(settings.output_dir)
     files = find_feature_files(settings, folders)
-    planned = [_plan_part(part, files, report) for part in split_people(images, settings)]
+    planned = [piece for part in split_people(images, settings) for piece in _plan_part(part, files, report)]
     if dry_run:
         return report
     _remove_leftovers(settings)
@@ -199,17 +209,22 @@ class _PlannedPart:
     files: Mapping[str, FeatureFile]
 
 
-def _plan_part(part: Part, files: Mapping[str, FeatureFile], report: BuildReport) -> _PlannedPart:
-    """Enter in the report what can be built of a part, and return it with its images."""
-    table = ImageTable(combine_images(part.images))
-    check_feature_files(files, table)
-    plan = plan_datasets(part.settings, index_sources(table), report, part.held_out)
-    if not plan:
+def _plan_part(part: Part, files: Mapping[str, FeatureFile], report: BuildReport) -> list[_PlannedPart]:
+    """Enter in the report what can be built of a part, and return it with its images, screened ones apart."""
+    planned: list[_PlannedPart] = []
+    for piece in screen_part(part):
+        table = ImageTable(combine_images(piece.images))
+        datasets = plan_datasets(piece.settings, index_sources(table), report, piece.held_out, piece.stages)
+        shown = files if STAGES_WITH_NEGATIVES.intersection(piece.stages) else {}
+        check_feature_files(shown, table)
+        if datasets:
+            planned.append(_PlannedPart(piece.settings, table, datasets, shown))
+    if not planned:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
         whom = " of the identities that validation_share holds out" if part.held_out else ""
         raise DataError(f"Nothing can be built{whom}. {reasons}.")
-    report.datasets |= {dataset.name: dataset.records for dataset in plan}
-    return _PlannedPart(part.settings, table, plan, files)
+    report.datasets |= {dataset.name: dataset.records for piece in planned for dataset in piece.datasets}
+    return planned
 
 
 def _build_part(

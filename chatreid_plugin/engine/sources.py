@@ -14,7 +14,7 @@ from ..locks import share_folder
 from ..printing import say
 from ..shards import DIGEST, make_manifest_table, read_manifest_provenance, read_manifest_table, write_manifest
 from .arrow_compute import pc
-from .screening.selection import select_training
+from .screening.selection import drop_leaks
 
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class TrainingImages(NamedTuple):
 def read_training_images(settings: BuildSettings, *, write: bool) -> TrainingImages:
     """Return the training images of each source, with paths relative to the folder that all sources share.
 
-    What ``quality`` drops, and what leaks from a test set, is left out or refused (``select_training``).
+    What leaks from a test set is left out or refused (``drop_leaks``); ``quality`` comes later, stage by stage.
 
     Args:
         settings: the recipe.
@@ -159,7 +159,7 @@ def read_training_images(settings: BuildSettings, *, write: bool) -> TrainingIma
         raise DataError("No source trains a stage: `stages` is empty everywhere.")
     common = Path(os.path.commonpath(roots.values()))
     folders = {name: root.relative_to(common) for name, root in roots.items()}
-    selected = select_training(found, tables, settings)
+    selected = drop_leaks(found, tables, settings)
     moved = [_move_paths(table, folder) for table, folder in zip(selected, folders.values(), strict=True)]
     return TrainingImages(moved, common, folders)
 

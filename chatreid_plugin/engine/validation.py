@@ -26,11 +26,13 @@ class Part:
         settings: the recipe; its records are those of this side.
         images: of each source that trains a stage.
         held_out: the side that is only evaluated on.
+        stages: those that are built from these images.
     """
 
     settings: BuildSettings
     images: list[pa.Table]
     held_out: bool = False
+    stages: tuple[int, ...] = (1, 2, 3)
 
 
 def split_people(images: Sequence[pa.Table], settings: BuildSettings) -> list[Part]:

@@ -46,8 +46,9 @@ class SourceReport:
 
 @dataclass(frozen=True, slots=True)
 class FilterReport:
-    """What ``quality`` does to each source that is trained on."""
+    """What ``quality`` does to each source that trains one of its ``stages``."""
 
+    stages: tuple[int, ...]
     sources: list[SourceReport] = field(default_factory=list[SourceReport])
 
     def render(self) -> str:
@@ -63,6 +64,8 @@ class FilterReport:
             if source.undecodable:
                 lines.append(f"  {_UNDECODABLE:<22}{source.undecodable:>10,} (any split, left out when parsed)")
             lines += [f"  {path}" for path in (source.sheet, source.drop_file) if path is not None]
+        stages = " and ".join(map(str, self.stages))
+        lines.append(f"What goes is left out of Stage {stages}; quality.stages says of which.")
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -96,10 +99,12 @@ def filter_sources(settings: BuildSettings, dry_run: bool = False) -> FilterRepo
         DataError: a manifest is missing or out of date.
     """
     if settings.quality is None:
-        raise ConfigError("The recipe has no `quality`. Add `quality: {}` for the defaults, or say quality={} here.")
-    report = FilterReport()
+        raise ConfigError(
+            "The recipe says `quality: null`, which keeps every image. Say quality={} here for the defaults."
+        )
+    report = FilterReport(settings.quality.stages)
     for source in settings.sources:
-        if source.stages:
+        if set(source.stages) & set(settings.quality.stages):
             report.sources.append(_filter_source(settings, source, settings.quality, dry_run))
     return report
 

@@ -1,7 +1,8 @@
-"""Which of the training images are trained on: those of good quality that no benchmark tests."""
+"""Which of the training images are trained on: those that no benchmark tests, in Stage 1 those of good quality."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -10,14 +11,13 @@ from ...errors import DataError
 from ...printing import say
 from ...records import ImageRecord, convert_row_to_image_record
 from ..arrow_compute import pc
+from ..validation import Part
 from .audit import TESTED_SPLITS, apply_leak_rule, read_tested_manifests
 from .quality import filter_records
 
 
-def select_training(
-    training: Sequence[pa.Table], tables: Sequence[pa.Table], settings: BuildSettings
-) -> list[pa.Table]:
-    """Return the training images without those that ``quality`` drops or that leak from a test set.
+def drop_leaks(training: Sequence[pa.Table], tables: Sequence[pa.Table], settings: BuildSettings) -> list[pa.Table]:
+    """Return the training images without those that leak from a test set.
 
     Args:
         training: training images of the sources that train a stage, tables of ``IMAGE_RECORD_SCHEMA``.
@@ -25,18 +25,42 @@ def select_training(
         settings: the recipe.
 
     Raises:
-        DataError: images leak and ``leaks`` is ``refuse``; or a source has no images left.
+        DataError: images leak and ``leaks`` is ``refuse``.
     """
     tested = [record for table in tables for record in _list_tested(table)]
     tested += read_tested_manifests(settings.audit_against)
-    if settings.quality is None and not tested:
+    if not tested:
         return list(training)
-    kept = [_list_records(table) for table in training]
-    if settings.quality is not None:
-        kept = [_filter_source(records, settings) for records in kept]
-    if tested:
-        kept = apply_leak_rule(kept, tested, settings)
+    kept = apply_leak_rule([_list_records(table) for table in training], tested, settings)
     return [_keep(table, records) for table, records in zip(training, kept, strict=True)]
+
+
+def screen_part(part: Part) -> list[Part]:
+    """Return a part for the stages that ``quality`` screens and one for the others, each with the images it trains.
+
+    People are held out before, so that nobody trains in one stage and is held out in another.
+
+    Raises:
+        DataError: a source has no images left.
+    """
+    quality = part.settings.quality
+    asked = sorted(int(name.removeprefix("stage")) for name in part.settings.records)
+    screened = [stage for stage in asked if quality is not None and stage in quality.stages]
+    others = [stage for stage in asked if stage not in screened]
+    if not screened:
+        return [part]
+    parts = [replace(part, stages=tuple(screened), images=_screen(_list_trained(part, screened), part.settings))]
+    return [*parts, replace(part, stages=tuple(others), images=_list_trained(part, others))] if others else parts
+
+
+def _list_trained(part: Part, stages: Sequence[int]) -> list[pa.Table]:
+    """Return the images of the sources that train one of the stages; all of them if none does, for the report."""
+    trained = {source.name for source in part.settings.sources if set(source.stages) & set(stages)}
+    return [table for table in part.images if table["dataset"][0].as_py() in trained] or part.images
+
+
+def _screen(tables: Sequence[pa.Table], settings: BuildSettings) -> list[pa.Table]:
+    return [_keep(table, _filter_source(_list_records(table), settings)) for table in tables]
 
 
 def _list_tested(table: pa.Table) -> list[ImageRecord]:
@@ -54,7 +78,8 @@ def _filter_source(records: list[ImageRecord], settings: BuildSettings) -> list[
     result = filter_records(records, settings.quality)
     name = records[0].dataset
     for reason, count in Counter(drop.reason for drop in result.dropped).items():
-        say(f"{name} left out: {count} (quality.{reason})", aside=True)
+        stages = " and ".join(map(str, settings.quality.stages))
+        say(f"{name} left out of Stage {stages}: {count} (quality.{reason})", aside=True)
     if not result.kept:
         raise DataError(
             f"Source {name}: `quality` drops all {len(records)} training images. `chatreid filter CONFIG --dry-run` "

@@ -115,8 +115,8 @@ def test_images_that_cannot_be_decoded_are_counted(make_recipe: MakeRecipe, worl
 
 
 def test_filter_without_quality_is_refused(make_recipe: MakeRecipe) -> None:
-    with pytest.raises(ConfigError, match="The recipe has no `quality`"):
-        filter_sources(make_recipe())
+    with pytest.raises(ConfigError, match="The recipe says `quality: null`"):
+        filter_sources(make_recipe(quality=None))
 
 
 @pytest.mark.parametrize("judge", [filter_sources, audit_sources])

@@ -2,15 +2,21 @@
 
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.runner import build_datasets
+from chatreid_plugin.engine.screening.selection import screen_part
 from chatreid_plugin.engine.sources import find_manifest, parse_sources, read_training_images
+from chatreid_plugin.engine.validation import split_people
 from chatreid_plugin.errors import DataError
+from chatreid_plugin.records import INSTRUCTION_SCHEMA
+from chatreid_plugin.shards import read_shard
 
 
 MakeRecipe = Callable[..., BuildSettings]
@@ -75,14 +81,52 @@ def test_benchmark_that_is_only_tested_counts(make_recipe: MakeRecipe, world: Pa
         build_datasets(against)
 
 
-def test_poor_images_are_left_out_and_counted(
-    make_recipe: MakeRecipe, world: Path, capsys: pytest.CaptureFixture[str]
+def list_shown(recipe: BuildSettings) -> dict[int, set[str]]:
+    """Build a recipe and return the images of each stage's records."""
+    shown: dict[int, set[str]] = {}
+    for name in build_datasets(recipe).datasets:
+        for shard in (recipe.output_dir / name).iterdir():
+            images = chain.from_iterable(read_shard(shard, INSTRUCTION_SCHEMA)["images"].to_pylist())
+            shown.setdefault(int(name.removeprefix("chatreid_stage")[0]), set()).update(i["path"] for i in images)
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "screened"), [({}, {1}), ({"quality": {"stages": [1, 3]}}, {1, 3}), ({"quality": None}, set())]
+)
+def test_poor_images_are_left_out_of_stage_1_by_default_as_in_the_paper(
+    make_recipe: MakeRecipe,
+    world: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    screened: set[int],
 ) -> None:
     dark = sorted((world / "bounding_box_train").iterdir())[0]
     Image.new("RGB", (64, 128), (3, 3, 3)).save(dark)
-    recipe = make_recipe(sources=plain(make_recipe()), quality={"min_sharpness": None})
-    paths = list_paths(recipe)
-    assert len(paths) == 47 and f"bounding_box_train/{dark.name}" not in paths
-    assert "world left out: 1 (quality.min_brightness)" in capsys.readouterr().err
+    # As many records as show every image.
+    records = {"stage1": 600, "stage2": 300, "stage3": 300}
+    shown = list_shown(make_recipe(records=records, records_per_shard=1000, **changes))
+    path = f"bounding_box_train/{dark.name}"
+    assert {stage for stage, paths in shown.items() if path not in paths} == screened
+    # The captions of the world are a person's, so that the image has some.
+    assert {stage: len(paths) for stage, paths in shown.items()} == {s: 48 - (s in screened) for s in (1, 2, 3)}
+    stages = " and ".join(map(str, sorted(screened)))
+    assert (f"world left out of Stage {stages}: 1 (quality.min_" in capsys.readouterr().err) == bool(screened)
+
+
+def test_people_are_held_out_before_poor_images_are_left_out(make_recipe: MakeRecipe) -> None:
+    # Otherwise a person whose images all go would shift who is held out, from one stage to the other.
+    settings = make_recipe(validation_share=0.3, quality={"min_brightness": 100.0, "near_duplicate_bits": None})
+    parts = split_people(read_training_images(settings, write=False).tables, settings)
+    pieces = [piece for part in parts for piece in screen_part(part)]
+    kinds = [(False, (1,)), (False, (2, 3)), (True, (1,)), (True, (2, 3))]
+    assert [(piece.held_out, piece.stages) for piece in pieces] == kinds
+    people = [set(piece.images[0]["person_id"].to_pylist()) for piece in pieces]
+    assert people[0] <= people[1] and people[2] <= people[3] and not people[1] & people[3]
+
+
+def test_source_whose_images_all_go_is_named(make_recipe: MakeRecipe) -> None:
     with pytest.raises(DataError, match="Source world: `quality` drops all 48 training images"):
-        list_paths(make_recipe(sources=plain(make_recipe()), quality={"min_width": 2000}))
+        build_datasets(make_recipe(quality={"min_width": 2000}))
+    # Stages 2 and 3 do without.
+    build_datasets(make_recipe(quality={"min_width": 2000}, records={"stage2": 20}))
