@@ -4,13 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from chatreid_plugin.config import BuildSettings, load_settings
+from chatreid_plugin.config import BuildSettings, HardNegatives, load_settings
+from chatreid_plugin.images import ImagePolicy, count_visual_tokens
 from chatreid_plugin.tasks import list_stage_tasks
 
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["data_engine.yaml", "data_engine_full.yaml", "folder_of_crops.yaml"])
@@ -33,3 +36,56 @@ def test_readme_names_files_that_exist() -> None:
     names = set(re.findall(r"(?:examples|eval)/[a-z0-9_]+\.yaml", README))
     assert {"examples/stage1.yaml", "examples/stage2.yaml", "examples/stage3.yaml", "eval/market1501.yaml"} <= names
     assert [name for name in sorted(names) if not (ROOT / name).is_file()] == []
+
+
+def test_table_of_small_crops_says_what_they_cost() -> None:
+    rows = re.findall(r"^\| (\d+)x(\d+) \| (\d+) \| (\d+) \| (\d+) \|$", EXAMPLES, re.MULTILINE)
+    assert len(rows) == 4
+    for height, width, *said in rows:
+        for aspect in ("stretch", "keep") if int(height) == 2 * int(width) else ("stretch",):
+            first, second, third = (
+                count_visual_tokens(int(width), int(height), ImagePolicy(stage, aspect)) for stage in (1, 2, 3)
+            )
+            assert [first, second] == [int(count) for count in said[:2]] and second == third
+        for stage in (2, 3):
+            enlarged = ImagePolicy(stage, image_min_pixels=32768)
+            assert count_visual_tokens(int(width), int(height), enlarged) == int(said[2])
+
+
+def test_override_for_hard_negatives_by_features_is_taken() -> None:
+    (override,) = re.findall(r"'(gallery\.hard_negatives\.from=[^']*)'", EXAMPLES)
+    for name in ("data_engine.yaml", "data_engine_full.yaml"):
+        settings = load_settings(ROOT / "examples" / name, [override], BuildSettings)
+        assert settings.gallery.hard_negatives == HardNegatives(share=0.25, looks="features/{source}.npz")
+
+
+@pytest.mark.parametrize("name", ["cuhkpedes", "icfgpedes", "rstpreid"])
+def test_text_benchmark_says_how_many_pairs_it_scores(name: str) -> None:
+    text = (ROOT / "eval" / f"{name}.yaml").read_text(encoding="utf-8")
+    captions, images = (
+        int(re.findall(rf"([\d,]+) {what}", text)[0].replace(",", "")) for what in ("captions", "images")
+    )
+    every, filtered = (float(count) * 1e6 for count in re.findall(r"([\d.]+) million", text))
+    assert [every, filtered] == pytest.approx([captions * images, captions * 100], rel=0.03)
+    assert f"{every / 1e6:g} million" in (ROOT / "eval" / "README.md").read_text(encoding="utf-8")
+
+
+def test_table_of_three_sizes_has_the_records_and_steps_of_the_recipes() -> None:
+    rows = dict(re.findall(r"^\| ([^|]+?) \| (.*) \|$", EXAMPLES, re.MULTILINE))
+    cells = {name: row.split(" | ") for name, row in rows.items() if row.count(" | ") == 2}
+    for command, gpus, records, steps in zip(
+        cells["recipe of `chatreid build`"],
+        cells["GPUs"],
+        cells["records in Stages 1, 2, 3"],
+        cells["steps of the shipped batches"],
+        strict=True,
+    ):
+        name, *overrides = command.strip("`").split()
+        settings = load_settings(ROOT / "examples" / name, overrides, BuildSettings)
+        assert records.split(", ") == [f"{count:,}" for count in settings.records.values()]
+        batches: list[int] = []
+        for stage in (1, 2, 3):
+            recipe = yaml.safe_load((ROOT / "examples" / f"stage{stage}.yaml").read_text(encoding="utf-8"))
+            batch = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] * int(gpus)
+            batches.append(-(-settings.records[f"stage{stage}"] // batch))
+        assert steps.split(", ") == [f"{count:,}" for count in batches]

@@ -240,7 +240,12 @@ ENGINES: dict[str, Values] = {
         "stage2_ratios": STAGE_2_RATIOS,
         "stage3_ratios": STAGE_3_RATIOS,
         "validation_share": 0,  # every identity trains, as in the paper
-        "gallery": {"min_size": 2, "max_size": 10, "matches": "uniform_overall", "hard_negatives": 0.25},
+        "gallery": {
+            "min_size": 2,
+            "max_size": 10,
+            "matches": "uniform_overall",
+            "hard_negatives": {"share": 0.25, "from": "colour"},
+        },
         "prompt_variants": 3,
         "prompts": {},
         "cutoff_len": 2048,
