@@ -10,10 +10,12 @@ import xxhash
 
 from ..archives import Array, read_features
 from ..config import COLOUR, BuildSettings
+from ..errors import DataError
 from ..shards import digest_file
 from .image_table import LOOK_ALIKES, ImageTable, SourceRows
 from .look_alikes import NEAREST, Nearest
 from .sampler import ImagePool
+from .sources import find_manifest
 
 
 # Stage 1 shows one image a record, and no negatives.
@@ -51,6 +53,12 @@ def find_feature_files(settings: BuildSettings, folders: Mapping[str, Path]) -> 
         return {}
     names = [source.name for source in settings.sources if stages.intersection(source.stages)]
     paths = {name: Path(hard.looks.replace("{source}", name)) for name in names}
+    for name, path in paths.items():
+        if not path.is_file():
+            raise DataError(
+                f"gallery.hard_negatives.from: {path} does not exist. Write it with `chatreid embed CHECKPOINT "
+                f"{find_manifest(settings, name)} {path} --split train`."
+            )
     return {name: FeatureFile(path, digest_file(path), folders[name]) for name, path in paths.items()}
 
 

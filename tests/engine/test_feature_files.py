@@ -120,7 +120,7 @@ def test_missing_features_are_named_before_anything_is_written(
     make_hard: MakeRecipe, write_features: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = make_hard()
-    with pytest.raises(DataError, match=r"looks\.npz cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"looks\.npz does not exist\. Write it with `chatreid embed"):
         build_datasets(recipe, dry_run=True)
     write_features(left_out=2)
     for dry_run in (True, False):

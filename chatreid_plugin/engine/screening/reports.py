@@ -64,8 +64,8 @@ class FilterReport:
             if source.undecodable:
                 lines.append(f"  {_UNDECODABLE:<22}{source.undecodable:>10,} (any split, left out when parsed)")
             lines += [f"  {path}" for path in (source.sheet, source.drop_file) if path is not None]
-        stages = " and ".join(map(str, self.stages))
-        lines.append(f"What goes is left out of Stage {stages}; quality.stages says of which.")
+        if any(source.dropped for source in self.sources):
+            lines.append(f"What goes is left out of Stage {' and '.join(map(str, self.stages))} (quality.stages).")
         return "\n".join(lines)
 
     def to_json(self) -> str:

@@ -69,6 +69,7 @@ def test_filter_counts_and_lists_what_goes_for_each_reason(
     text = report.render()
     assert "world: 4 of 49 training images go (8.16%)" in text
     assert "min_sharpness" in text and "world.quality.png" in text
+    assert text.endswith("What goes is left out of Stage 1 (quality.stages).")
     assert json.loads(report.to_json())["sources"][0]["dropped"] == source.dropped
     assert (tmp_path / "manifests" / "world.parquet").read_bytes() == before
 
