@@ -1,6 +1,7 @@
 """How long 300,000 and 3,000,000 Stage-2 records take from a manifest of 100,000 images, and what memory.
 
 No image files are needed. Run: OMP_NUM_THREADS=1 python tests/bench/bench_engine.py [--small N] [--large N] [--ray]
+or: ... --look-alikes
 """
 
 import argparse
@@ -20,6 +21,7 @@ import numpy as np
 import yaml
 
 from chatreid_plugin.config import BuildSettings, load_settings
+from chatreid_plugin.engine.look_alikes import Appearances, find_nearest
 from chatreid_plugin.engine.sources import describe_origin, find_manifest
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import write_manifest
@@ -106,13 +108,32 @@ def build(recipe: Path, records: int, **settings: object) -> Result:
     return Result(seconds, json.loads(done.stdout)["seconds"], memory, digest_folder(output))
 
 
+def time_look_alikes() -> str:
+    """Return what finding look-alikes takes at MSMT17's size: random features, every person in five cameras."""
+    images, people, cameras, width = 32_621, 1_041, 15, 1_536
+    rng = np.random.default_rng(0)
+    persons = np.sort(rng.integers(people, size=images))
+    seen_by = rng.random((people, cameras)).argsort(axis=1)[:, :5]
+    groups = seen_by[persons, rng.integers(5, size=images)]
+    features = rng.standard_normal((images, width), dtype=np.float32)
+    start = time.process_time()
+    nearest = find_nearest(Appearances(persons, groups), groups, features, "features")
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    seconds = time.process_time() - start
+    return f"{images:,} images: {seconds:.1f} CPU seconds, {memory:.2f} GB, {nearest.nbytes / 1e6:.1f} MB kept"
+
+
 def main() -> None:
     """Print a line per run and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", type=int, default=300_000)
     parser.add_argument("--large", type=int, default=3_000_000)
     parser.add_argument("--ray", action="store_true", help="also build the small set on Ray and compare the files")
+    parser.add_argument("--look-alikes", action="store_true", help="only find look-alikes by features")
     arguments = parser.parse_args()
+    if arguments.look_alikes:
+        print(time_look_alikes())
+        return
     print(f"{len(os.sched_getaffinity(0))} cores")
     small: dict[str, Result] = {}
     with tempfile.TemporaryDirectory() as folder:
