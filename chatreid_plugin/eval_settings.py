@@ -90,11 +90,15 @@ class EvalSettings(Settings):
     image_max_pixels: Annotated[int, Field(ge=784)] = DEFAULT_IMAGE_MAX_PIXELS
     image_min_pixels: Annotated[int, Field(ge=1)] = DEFAULT_IMAGE_MIN_PIXELS
     # filter
-    filter: Literal["none", "colour", "npz", "torchvision", "timm", "clip", "vlm"] = "colour"
+    # Of the sources that need neither a file nor a choice the model's own features are the only ones that cross
+    # modality and clothes.
+    filter: Literal["none", "colour", "npz", "torchvision", "timm", "clip", "vlm"] = "vlm"
     filter_features: Path | None = None
     filter_weights: Path | None = None
     filter_model: str | None = None
-    tau: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = -1.0
+    # auto: so that `filter_recall` of the training identities' matches reach it (`eval/calibration.py`).
+    tau: Literal["auto"] | Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = "auto"
+    filter_recall: Annotated[float, Field(gt=0, le=1)] = 0.99
     top_k: Annotated[int, Field(ge=1)] | None = 100
     floor: Annotated[int, Field(ge=0)] = 20
     # scoring
@@ -187,8 +191,11 @@ class EvalSettings(Settings):
             faults.append("filter: timm needs filter_model (a timm name) and filter_weights (its state_dict file)")
         if self.filter == "clip" and self.filter_model is None:
             faults.append("filter: clip needs filter_model (a folder with a CLIP or SigLIP model)")
-        if self.filter == "vlm" and self.backend != "transformers":
-            faults.append(f"filter: vlm needs the model itself: backend: transformers, not {self.backend}")
+        if self.filter == "vlm" and self.backend != "transformers" and not self.reads_scores:
+            faults.append(
+                f"filter: vlm needs the model itself, which backend: {self.backend} does not load; set filter=npz "
+                "filter_features=FILE.npz (of `chatreid embed`), filter=colour or filter=none"
+            )
         return faults
 
     def _list_file_faults(self) -> list[str]:
@@ -217,8 +224,6 @@ class EvalSettings(Settings):
             return faults
         if not self.asks_model:
             faults.append(f"saved_scores: backend: {self.backend} loads no model anyway; remove saved_scores")
-        if self.filter == "vlm":
-            faults.append("saved_scores: filter: vlm needs the model itself; set saved_scores=false")
         if self.overwrite:
             faults.append("saved_scores: overwrite removes the saved scores; set one of the two")
         return faults

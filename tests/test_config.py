@@ -26,6 +26,7 @@ SOURCES = "sources:\n- {name: market1501, parser: market1501, root: raw}\n"
 BUILD = SOURCES + "records: {stage1: 10}\n"
 SOURCE: dict[str, Any] = {"name": "own", "parser": "market1501", "root": "raw"}
 EVAL: dict[str, Any] = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "out", "backend": "oracle"}
+EVAL["filter"] = "none"  # the default needs a model
 
 
 @pytest.fixture

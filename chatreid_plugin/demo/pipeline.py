@@ -89,7 +89,7 @@ def list_evaluations(sizes: DemoSizes) -> dict[str, list[str]]:
     pixels = [f"image_max_pixels={PIXELS}", f"image_min_pixels={PIXELS}"]
     rows = {
         "random": ["backend=random", "filter=none"],
-        "colour features": ["backend=features"],
+        "colour features": ["backend=features", "filter=colour", "tau=-1"],
         "untrained model": ["model_name_or_path=tiny_model", "filter=none", *pixels],
     }
     for stage in (1, 2, 3):

@@ -21,6 +21,10 @@ from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .arrays import ScoreArray
+from .external import read_protocol_features
+from .processes import Processes
+from .prompts import describe_in_words
+from .protocols import Protocol
 
 
 Item = ImageRecord | str  # an image, or words that ask
@@ -254,3 +258,45 @@ def extract_features(
         label = wrong if isinstance(wrong, str) else wrong.path
         raise DataError(f"filter: {source} gives NaN or infinite features, first for {label}.")
     return normalise(features)
+
+
+def extract_protocol_features(
+    settings: EvalSettings, protocol: Protocol, processes: Processes, pool_images: PoolImages | None = None
+) -> tuple[ScoreArray, ScoreArray]:
+    """Return the filter's features (Q, D) of a protocol's queries and (G, D) of its gallery, L2-normalised.
+
+    Several processes share the work, and all get all of it. What is query and gallery image is computed once.
+
+    Raises:
+        ConfigError, DataError: see ``extract_features`` and ``read_protocol_features``.
+    """
+    if settings.filter == "npz" and settings.filter_features is not None:
+        return read_protocol_features(settings.filter_features, protocol)
+    asked = [describe_in_words(query) if query.image is None else query.image for query in protocol.queries]
+    ranked = [record.captions[0] if protocol.ranks_captions else record for record in protocol.gallery]
+    sides = [[_name_item(item) for item in side] for side in (asked, ranked)]
+    items = dict(zip([*sides[0], *sides[1]], [*asked, *ranked], strict=True))
+    found = _extract_items(settings, list(items.values()), protocol, processes, pool_images)
+    rows = {key: row for row, key in enumerate(items)}
+    queries, gallery = ([rows[key] for key in side] for side in sides)
+    return found[queries], found[gallery]
+
+
+def _name_item(item: Item) -> tuple[str, str]:
+    return ("words", item) if isinstance(item, str) else ("image", item.image_id)
+
+
+def _extract_items(
+    settings: EvalSettings,
+    items: Sequence[Item],
+    protocol: Protocol,
+    processes: Processes,
+    pool_images: PoolImages | None,
+) -> ScoreArray:
+    batches = form_batches(items)
+    share = processes.take_share(batches) if len(batches) >= processes.count else batches
+    own = [items[place] for batch in share for place in batch]
+    found = np.concatenate(processes.gather(extract_features(own, protocol.image_root, settings, pool_images)))
+    features = np.empty((len(items), found.shape[1]), dtype=np.float32)
+    features[np.concatenate(batches)] = found[: len(items)]  # of fewer batches than processes everyone took all
+    return features

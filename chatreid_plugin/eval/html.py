@@ -16,7 +16,7 @@ from ..shards import write_text
 from .arrays import BoolArray, IntArray, ScoreArray
 from .protocols import Protocol
 from .queries import Query
-from .report import HEADLINE_RANKS, Results, describe_method
+from .report import HEADLINE_RANKS, Results, describe_method, list_calibrations
 from .terms import define_terms
 
 
@@ -106,6 +106,7 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
         protocol=results.protocol,
         scorer=results.scorer,
         method=describe_method(results.settings),
+        calibrations=[one.describe() for one in list_calibrations(results)],
         figures=figures,
         definitions=define_terms(results.protocol),
         warnings=results.warnings,

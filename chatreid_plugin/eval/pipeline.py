@@ -26,7 +26,7 @@ from .plan import Plan, choose_split, list_shared_parts, make_plan
 from .processes import Processes
 from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
-from .saved_scores import SavedScorer, find_saved, name_model
+from .saved_scores import SavedScorer, find_saved, keep_features, name_model
 from .scoring import check_agreement, describe_fingerprint, describe_questions, score_queries
 from .store import ScoreStore, remove_scores
 from .turning import turn_plan, turn_scores
@@ -111,7 +111,7 @@ def _evaluate(settings: EvalSettings, processes: Processes, remarks: tuple[str, 
     if settings.save_matrix is not None:
         check_target(settings.save_matrix)
     saved = _find_saved(settings, processes) if settings.saved_scores else None
-    plan = make_plan(settings, processes)
+    plan = make_plan(settings, processes, saved)
     if settings.save_matrix is not None and settings.fusion != "none" and plan.protocol.trials:
         raise ConfigError(
             f"save_matrix: each of {len(plan.protocol.trials)} trials fuses on its own, so that a pair has no one "
@@ -140,6 +140,8 @@ def _evaluate(settings: EvalSettings, processes: Processes, remarks: tuple[str, 
         remove_scores(settings.output_dir, fingerprint)  # by every process: machines may have disks of their own
         processes.wait()
     own: dict[str, Any] = {"contents": contents, "names": name_model(settings), "rank": processes.rank}
+    if processes.is_first and plan.scorer is not None and (features := plan.features) is not None:
+        keep_features(settings, plan.protocol, plan.scorer.fingerprint, features, plan.calibration)
     with ScoreStore(settings.output_dir, fingerprint, **own) as store:
         scores, confidence = score_queries(settings, asked, scorer, store, processes)
     if asked is not plan:
@@ -149,6 +151,7 @@ def _evaluate(settings: EvalSettings, processes: Processes, remarks: tuple[str, 
     measured = measure(plan, fused)
     named = name_scores(settings, plan.protocol.queries, confidence)
     results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, named, (), remarks)
+    results = replace(results, calibration=plan.calibration)
     if processes.is_first:
         _write_rankings_and_page(results, plan, fused[0])
         _save_matrix(settings, plan, fused)
@@ -220,4 +223,5 @@ def average_splits(splits: Sequence[Results]) -> Results:
         pairs=sum(one.pairs for one in splits),
         confidence=max(splits, key=lambda one: rank_weakness(one.confidence)).confidence,
         splits=tuple(splits),
+        calibration=None,
     )

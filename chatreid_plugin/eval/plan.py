@@ -12,13 +12,14 @@ from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .arrays import IntArray, ScoreArray
 from .backends import Scorer, Vectors
-from .external import Matrix, read_matrix, read_protocol_features
-from .features import PoolImages, extract_features, form_batches
+from .calibration import NO_THRESHOLD, Calibration, calibrate
+from .external import Matrix, read_matrix
+from .features import extract_protocol_features
 from .filtering import filter_gallery, iterate_similarities
 from .modes import describe_cost
 from .processes import Processes
-from .prompts import describe_in_words
 from .protocols import Labels, Protocol, label_protocol, load_protocol
+from .saved_scores import find_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class Plan:
     each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its trials, once each and
     ascending, so that a pair that occurs in several trials is scored once. A protocol without trials keeps baseline
     order. ``matrix`` has the scores of every pair where they come from a file; then there are no candidates.
-    ``scorer`` is set where the filter needed the scoring model (``filter: vlm``).
+    ``scorer`` is set where the filter needed the scoring model (``filter: vlm``), ``calibration`` where it had to find
+    its threshold (``tau: auto``).
     """
 
     protocol: Protocol
@@ -40,22 +42,28 @@ class Plan:
     kept: list[IntArray]
     matrix: Matrix | None = None
     scorer: Scorer | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def features(self) -> tuple[ScoreArray, ScoreArray] | None:
+        """The filter's of the queries and of the gallery; None without a filter."""
+        if self.query_features is None or self.gallery_features is None:
+            return None
+        return self.query_features, self.gallery_features
 
     def iterate_similarities(self) -> Iterator[ScoreArray] | None:
         """Yield each query's baseline similarities (G,); None without a filter, where no order is known."""
         if self.matrix is not None:
             return self.matrix.iterate_rows()
-        if self.query_features is None or self.gallery_features is None:
-            return None
-        return iterate_similarities(self.query_features, self.gallery_features)
+        return None if self.features is None else iterate_similarities(*self.features)
 
     def name_features(self) -> tuple[Vectors, Vectors] | None:
         """Return the filter's features by name; queries apart, as an image that is query and gallery may have two."""
-        if self.query_features is None or self.gallery_features is None:
+        if self.features is None:
             return None
         asked = [query.query_id for query in self.protocol.queries]
         ranked = [record.image_id for record in self.protocol.gallery]
-        sides = ((asked, self.query_features), (ranked, self.gallery_features))
+        sides = zip((asked, ranked), self.features, strict=True)
         queries, gallery = (dict(zip(names, features, strict=True)) for names, features in sides)
         return queries, gallery
 
@@ -82,24 +90,67 @@ class Plan:
         ]
 
 
-def make_plan(settings: EvalSettings, processes: Processes | None = None) -> Plan:
+def make_plan(settings: EvalSettings, processes: Processes | None = None, saved: Scorer | None = None) -> Plan:
     """Load the protocol and run the filter; several processes share the work of extracting its features.
+
+    Args:
+        settings: the evaluation.
+        processes: those that take part.
+        saved: stands in for the scoring model, with ``saved_scores``.
 
     Raises:
         ConfigError: a filter that compares images, and queries without an image.
     """
     protocol = load_protocol(settings)
     if not settings.reads_scores:
-        return filter_protocol(settings, protocol, processes or Processes())
+        return filter_protocol(settings, protocol, processes or Processes(), saved)
     nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
     matrix, trials = read_matrix(settings, protocol), [nothing for _ in protocol.trial_galleries]
     return Plan(protocol, label_protocol(protocol), None, None, trials, nothing, matrix)
 
 
-def filter_protocol(settings: EvalSettings, protocol: Protocol, processes: Processes) -> Plan:
+def filter_protocol(
+    settings: EvalSettings, protocol: Protocol, processes: Processes, saved: Scorer | None = None
+) -> Plan:
     """Return what the filter keeps of a protocol; without one, everything that is not ignored."""
     labels = label_protocol(protocol)
-    scorer = pool_images = None
+    if settings.filter == "none":
+        trials = [_keep_all(labels, places, len(protocol.queries)) for places in protocol.trial_galleries]
+        return Plan(protocol, labels, None, None, trials, _merge_trials(protocol, trials))
+    scorer: Scorer | None = None
+    if saved is not None and settings.filter == "vlm":
+        queries, gallery, calibration = find_features(settings, protocol, saved.fingerprint, processes)
+    else:
+        scorer, queries, gallery, calibration = _compute_features(settings, protocol, processes)
+    tau = settings.tau if calibration is None else calibration.tau
+    limits = (NO_THRESHOLD if tau == "auto" else tau), settings.top_k, settings.floor
+    trials: list[list[IntArray]] = []
+    for places in protocol.trial_galleries:
+        find_ignored = labels.take_gallery(places).find_ignored
+        trials.append([places[found] for found in filter_gallery(queries, gallery[places], find_ignored, *limits)])
+    kept = _merge_trials(protocol, trials)
+    return Plan(protocol, labels, queries, gallery, trials, kept, scorer=scorer, calibration=calibration)
+
+
+def _keep_all(labels: Labels, places: IntArray, queries: int) -> list[IntArray]:
+    """Return for each query the gallery indices of one trial that are not ignored."""
+    inside = labels.take_gallery(places)
+    ignored = (inside.find_ignored(query) for query in range(queries))
+    return [places[~mask] if mask.any() else places for mask in ignored]
+
+
+def _merge_trials(protocol: Protocol, trials: Sequence[Sequence[IntArray]]) -> list[IntArray]:
+    """Return each query's candidates in all trials, once each, as ``Plan.kept``."""
+    if not protocol.trials:
+        return list(trials[0])
+    return [np.unique(np.concatenate(one)) for one in zip(*trials, strict=True)]
+
+
+def _compute_features(
+    settings: EvalSettings, protocol: Protocol, processes: Processes
+) -> tuple[Scorer | None, ScoreArray, ScoreArray, Calibration | None]:
+    """Return the scoring model, if the filter needs it, the features (Q, D) and (G, D), and the threshold found."""
+    scorer = pool_images = pool_apart = None
     if settings.filter == "vlm":
         # Imported here: torch takes seconds to load.
         from .backends.transformers import TransformersScorer
@@ -107,41 +158,9 @@ def filter_protocol(settings: EvalSettings, protocol: Protocol, processes: Proce
         scorer = TransformersScorer(settings, protocol.image_root)
         asked = [query.image for query in protocol.queries if query.image is not None]
         pool_images = partial(scorer.pool_images, planned=[*asked, *protocol.gallery])
-    features = None if settings.filter == "none" else _extract(settings, protocol, processes, pool_images)
-    count = len(protocol.queries)
-    trials: list[list[IntArray]] = []
-    for places in protocol.trial_galleries:
-        inside = labels.take_gallery(places)
-        if features is None:
-            everything = np.arange(len(places))
-            ignored = (inside.find_ignored(query) for query in range(count))
-            found = [np.flatnonzero(~mask) if mask.any() else everything for mask in ignored]
-        else:
-            limits = settings.tau, settings.top_k, settings.floor
-            found = filter_gallery(features[:count], features[count:][places], inside.find_ignored, *limits)
-        trials.append([places[indices] for indices in found])
-    kept = trials[0]
-    if protocol.trials:
-        kept = [np.unique(np.concatenate(one)) for one in zip(*trials, strict=True)]
-    halves = (None, None) if features is None else (features[:count], features[count:])
-    return Plan(protocol, labels, *halves, trials, kept, scorer=scorer)
-
-
-def _extract(
-    settings: EvalSettings, protocol: Protocol, processes: Processes, pool_images: PoolImages | None
-) -> ScoreArray:
-    if settings.filter == "npz" and settings.filter_features is not None:
-        return np.concatenate(read_protocol_features(settings.filter_features, protocol))
-    asked = [describe_in_words(query) if query.image is None else query.image for query in protocol.queries]
-    ranked = [record.captions[0] if protocol.ranks_captions else record for record in protocol.gallery]
-    items = [*asked, *ranked]
-    batches = form_batches(items)
-    share = processes.take_share(batches) if len(batches) >= processes.count else batches
-    own = [items[place] for batch in share for place in batch]
-    found = np.concatenate(processes.gather(extract_features(own, protocol.image_root, settings, pool_images)))
-    features = np.empty((len(items), found.shape[1]), dtype=np.float32)
-    features[np.concatenate(batches)] = found[: len(items)]  # of fewer batches than processes everyone took all
-    return features
+        pool_apart = scorer.pool_apart
+    calibration = calibrate(settings, protocol, processes, pool_apart) if settings.tau == "auto" else None
+    return scorer, *extract_protocol_features(settings, protocol, processes, pool_images), calibration
 
 
 def describe_plan(settings: EvalSettings) -> str:
@@ -168,8 +187,20 @@ def describe_plan(settings: EvalSettings) -> str:
         f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images{several}, at most "
         f"{most * len(protocol.queries):,} pairs to score with backend {settings.backend}.\n"
         f"{cost}\n"
+        f"{_describe_hours(settings, most * len(protocol.queries))}"
         f"{cautions}"
         f"Results would go to {settings.output_dir}. Nothing was written; neither a checkpoint nor a server was tried."
+    )
+
+
+def _describe_hours(settings: EvalSettings, pairs: int) -> str:
+    """Say how long so many pairs take, as far as that can be told before one is scored; a whole line or nothing."""
+    if not settings.asks_model or settings.saved_scores:
+        return ""
+    fewer = "" if settings.filter == "none" or settings.tau == -1 else ", or fewer, as tau leaves out what is unlike"
+    return (
+        f"That takes {pairs / 360_000:,.1f} hours at 100 pairs a second and {pairs / 3_600_000:,.1f} at 1,000{fewer}; "
+        "the bar of a run shows its own speed and the time that is left after the first query.\n"
     )
 
 

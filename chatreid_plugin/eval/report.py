@@ -6,7 +6,7 @@ Last step of an evaluation, together with ``html``.
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..eval_settings import EvalSettings
 from ..shards import read_json, write_json, write_shard
 from .arrays import BoolArray, IntArray, ScoreArray
 from .backends import Confidence
+from .calibration import Calibration
 from .measuring import CURVE_RANKS, Measured
 from .metrics import RankingMetrics
 from .protocols import Protocol
@@ -28,6 +29,8 @@ from .terms import WARNINGS, define_terms
 
 
 RANKING_DEPTH = 100
+# Of the mAP of a perfect re-ranker: below it the filter is warned of.
+LEAST_CEILING = 0.99
 # What tables quote of the CMC.
 HEADLINE_RANKS = (1, 5, 10, 20)
 PACKAGES = ("numpy", "pyarrow", "pillow", "torch", "torchvision", "transformers", "llamafactory")
@@ -59,6 +62,7 @@ class Results:
         confidence: what the scores are (``backends.Confidence``).
         splits: the results whose mean this is, if it is one; pairs and skipped queries are then those of all of them.
         remarks: what a reader has to know of this run, beside what the protocol and the scores say of themselves.
+        calibration: how ``tau: auto`` found the filter's threshold; None of a fixed one, and of a mean of splits.
     """
 
     settings: EvalSettings
@@ -70,6 +74,7 @@ class Results:
     confidence: Confidence
     splits: tuple["Results", ...] = ()
     remarks: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
     @property
     def scorer(self) -> str:
@@ -92,7 +97,18 @@ class Results:
         """What a reader has to know before the figures are quoted."""
         scores = [WARNINGS[self.confidence]] if self.confidence in WARNINGS else []
         doubt = [self.measured.doubt] if self.measured.doubt else []
-        return (*self.remarks, *self.protocol.cautions, *doubt, *scores)
+        return (*self.remarks, *self.protocol.cautions, *self._describe_cap(), *doubt, *scores)
+
+    def _describe_cap(self) -> list[str]:
+        """Say that the filter lost matches which no scorer can win back, if it did."""
+        settings, ceiling = self.settings, self.ceiling.mean_ap
+        if settings.filter == "none" or ceiling >= LEAST_CEILING:
+            return []
+        return [
+            f"The filter caps the result: it lost {100 * (1 - self.filter_recall):.1f} % of the matches, so that a "
+            f"perfect re-ranker would reach mAP {100 * ceiling:.1f}. Raise top_k ({settings.top_k or 'no cap'}) or "
+            f"filter_recall ({settings.filter_recall:g}), or choose a better filter ({settings.filter}) or none."
+        ]
 
     @property
     def ranking(self) -> RankingMetrics:
@@ -163,6 +179,7 @@ def describe_results(results: Results) -> dict[str, Any]:
         "strict": _describe_metrics(results.strict),
         "filter": {
             "source": results.settings.filter,
+            **_describe_threshold(results),
             "recall": results.filter_recall,
             "cut_tie_rate": results.measured.cut_tie_rate,
             "recall_at": {str(k): share for k, share in results.measured.recall_at.items()},
@@ -201,6 +218,16 @@ def describe_results(results: Results) -> dict[str, Any]:
     }
 
 
+def _describe_threshold(results: Results) -> dict[str, Any]:
+    """Return the threshold that was applied, None without one or of several splits, and how it was found."""
+    found, fixed = results.calibration, results.settings.tau
+    used = results.settings.filter != "none" and fixed != "auto"
+    return {
+        "tau": found.tau if found is not None else fixed if used else None,
+        "calibration": None if found is None else asdict(found),
+    }
+
+
 def _describe_provenance(results: Results) -> dict[str, Any]:
     manifest = results.settings.manifest
     return {
@@ -222,6 +249,7 @@ def _describe_split(results: Results) -> dict[str, Any]:
         "gallery": len(results.protocol.gallery),
         "pairs_scored": results.pairs,
         "skipped_queries": len(results.protocol.skipped),
+        **_describe_threshold(results),
         "provenance": _describe_provenance(results),
     }
 
@@ -298,6 +326,12 @@ def _describe_counts(results: Results) -> str:
     )
 
 
+def list_calibrations(results: Results) -> list[Calibration]:
+    """Return how the filter's threshold was found, in each split; empty where it was fixed."""
+    found = (one.calibration for one in results.splits or (results,))
+    return [one for one in found if one is not None]
+
+
 def render_table(results: Results) -> str:
     """Return the results as a small table in percent, with what the columns and rows mean."""
     protocol, settings = results.protocol, results.settings
@@ -328,6 +362,7 @@ def render_table(results: Results) -> str:
         f"tie rate {100 * results.ranking.tie_rate:.2f}, "
         f"at the filter's cut {100 * results.measured.cut_tie_rate:.2f}",
         *([f"filter recall at {recalls}"] if recalls else []),
+        *(one.describe() for one in list_calibrations(results)),
         *([f"{several}{100 * spread[1]:.2f}"] if len(trials) > 1 else []),
         "",
         *(f"{name}: {terms[name]}." for name in ("mAP", "Rank-k", "mINP", "ties", *columns)),

@@ -1,22 +1,33 @@
 """Rank saved scores without the model that gave them (``saved_scores: true``): find them, stand in for it.
 
 The first line of a file of scores says what they depend on (``store``). What of it the settings decide has to be as it
-is now; weights and the like are taken as they stand there, so that neither a checkpoint nor a server is needed.
+is now; weights and the like are taken as they stand there, so that neither a checkpoint nor a server is needed. The
+features by which the model itself filtered (``filter: vlm``) are kept beside the scores, in ``filter.npz``.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+import numpy as np
+
+from ..archives import open_archive
+from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
+from ..shards import open_atomically
+from .arrays import ScoreArray
 from .backends import Confidence
 from .backends.simple import ModelFreeScorer
+from .calibration import Calibration
+from .processes import Processes
+from .protocols import Protocol
 from .store import read_header
 
 
 SHOWN = 60
+FILTER_FILE = "filter.npz"
 
 
 class SavedScorer(ModelFreeScorer):
@@ -109,3 +120,74 @@ def _shorten(value: Any) -> str:
     """Return a value in one line; a name or a path in full, since it has to be typed."""
     text = json.dumps(value, ensure_ascii=False)
     return text if isinstance(value, str) or len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def _describe_filter(settings: EvalSettings, protocol: Protocol, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that the features of ``filter: vlm`` and their threshold depend on, but the images' bytes."""
+    keys = ["chatreid_stage", "chatreid_aspect", "image_max_pixels", "image_min_pixels", "dtype", "tau"]
+    keys += ["filter_recall", "seed"] if settings.tau == "auto" else []
+    return {
+        **{key: getattr(settings, key) for key in keys},
+        **{key: fingerprint.get(key) for key in ("weights", "configuration")},
+        "queries": [query.query_id for query in protocol.queries],
+        "gallery": [record.image_id for record in protocol.gallery],
+    }
+
+
+def keep_features(
+    settings: EvalSettings,
+    protocol: Protocol,
+    fingerprint: Mapping[str, Any],
+    features: tuple[ScoreArray, ScoreArray],
+    calibration: Calibration | None,
+) -> None:
+    """Write the features of ``filter: vlm`` into ``output_dir``, for ``find_features``.
+
+    Args:
+        settings: the evaluation.
+        protocol: whose queries and gallery they are of.
+        fingerprint: the model's.
+        features: (Q, D) and (G, D).
+        calibration: the threshold, if it was found.
+    """
+    about = {
+        "depends_on": _describe_filter(settings, protocol, fingerprint),
+        "calibration": None if calibration is None else asdict(calibration),
+    }
+    with open_atomically(settings.output_dir / FILTER_FILE) as temporary, temporary.open("wb") as file:
+        np.savez(file, queries=features[0], gallery=features[1], about=np.array(json.dumps(about)))
+
+
+def find_features(
+    settings: EvalSettings, protocol: Protocol, fingerprint: Mapping[str, Any], processes: Processes
+) -> tuple[ScoreArray, ScoreArray, Calibration | None]:
+    """Return what ``keep_features`` wrote in the run whose scores are ranked again.
+
+    Raises:
+        DataError: there is no such file, or it is of another model or of other queries, images or settings.
+    """
+    found = [_read_features(settings, protocol, fingerprint)] if processes.is_first else []
+    return processes.gather(found)[0][0]
+
+
+def _read_features(
+    settings: EvalSettings, protocol: Protocol, fingerprint: Mapping[str, Any]
+) -> tuple[ScoreArray, ScoreArray, Calibration | None]:
+    path = settings.output_dir / FILTER_FILE
+    if not path.exists():
+        raise DataError(
+            f"saved_scores: {path}, the features by which filter: vlm chose the candidates, is missing. Copy it from "
+            "the run's folder, or evaluate with the model (saved_scores=false)."
+        )
+    arrays = open_archive(path, ("queries", "gallery", "about"))
+    about = json.loads(str(arrays["about"])) if len(arrays) == 3 else {}
+    wanted = json.loads(json.dumps(_describe_filter(settings, protocol, fingerprint)))
+    known = about.get("depends_on", {})
+    differing = [key for key, value in wanted.items() if known.get(key) != value]
+    if differing:
+        raise DataError(
+            f"saved_scores: the features of filter: vlm in {path} are of another run: {', '.join(differing)} differ. "
+            "Set these keys as they were, or evaluate with the model (saved_scores=false)."
+        )
+    calibration = about["calibration"]
+    return arrays["queries"], arrays["gallery"], None if calibration is None else Calibration(**calibration)

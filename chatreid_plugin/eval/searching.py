@@ -150,10 +150,14 @@ def _make_settings(
 ) -> EvalSettings:
     if image is None and not text:
         raise ConfigError("Nothing is searched for: give --image, --text or both.")
-    values: dict[str, Any] = {"protocol": "folder", "manifest": "none", "output_dir": "none"}
+    values: dict[str, Any] = {"protocol": "folder", "manifest": "none", "output_dir": "none", "tau": -1}
     values |= {"chatreid_stage": stage or None, "filter": "none" if image is None else "colour"}
     values |= {"backend": "features", "filter": "colour"} if model is None else {"model_name_or_path": model}
     settings = check_settings(values, overrides, EvalSettings, "chatreid rank")
+    if settings.tau == "auto":
+        raise ConfigError(
+            "tau: auto needs training identities, and a folder has none; set tau to a number, or leave it."
+        )
     if settings.reads_scores or settings.backend == "oracle":
         raise ConfigError(f"backend: {settings.backend} knows nothing of your images; give --model, or leave it out.")
     if text and not settings.asks_model and (image is not None or settings.filter != "clip"):

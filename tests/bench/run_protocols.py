@@ -1,8 +1,8 @@
 """Every evaluation of ``eval/`` on its own synthetic layout: oracle, chance, random scores and a checkpoint.
 
-Each file runs as it is shipped, filter and splits included, four of them in the modes choice and turns as well. Prints
-a Markdown table; exit code 1 if the oracle is not perfect or a run fails. Scores stay in --work, so that a run that
-was stopped goes on there.
+Each file runs as it is shipped, four of them in the modes choice and turns as well; its filter may be the
+checkpoint's own, so oracle, chance and random scores go without one. Prints a Markdown table; exit code 1 if the
+oracle is not perfect or a run fails. Scores stay in --work, so that a run that was stopped goes on there.
 Run: OMP_NUM_THREADS=1 python tests/bench/run_protocols.py CHECKPOINT [KEY=VALUE ...] [--case NAME ...] [--work DIR]
 """
 
@@ -50,13 +50,13 @@ class Row:
         Raises:
             ChatReIDError: a run failed.
         """
-        oracle = self.evaluate(root, backend="oracle")
-        random = self.evaluate(root, backend="random")
+        oracle = self.evaluate(root, backend="oracle", filter="none")
+        random = self.evaluate(root, backend="random", filter="none")
         started = time.monotonic()
         found = self.evaluate(root, backend="transformers", **model)
         speed = note_speed(found, time.monotonic() - started)
         queries = f"{found.ranking.valid_queries}"
-        chance = compute_chance(found.settings)
+        chance = compute_chance(found.settings.model_copy(update={"filter": "none"}))
         return [queries, f"{found.pairs}", quote(oracle), chance, quote(random), quote(found), speed, found.confidence]
 
     def evaluate(self, root: Path, **changes: Any) -> Results:
@@ -83,7 +83,7 @@ def format_percent(*shares: float) -> str:
 
 
 def compute_chance(settings: EvalSettings) -> str:
-    """Return the exact expectation over random orders of the candidates, as ``quote`` does."""
+    """Return the exact expectation over random orders of the gallery, as ``quote`` does."""
     found: list[tuple[float, float]] = []
     for one in [choose_split(settings, split) for split in settings.splits] or [settings]:
         plan = make_plan(one)

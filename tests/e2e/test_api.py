@@ -144,6 +144,7 @@ def score(workshop: Any, server: Server, tmp_path: Path, monkeypatch: pytest.Mon
 
     def make(**changes: Any) -> HttpScorer:
         values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": tmp_path, "backend": "http"}
+        values["filter"] = "none"
         values |= {"base_url": server[0], "api_key_variable": "CHATREID_TEST_KEY", "image_max_pixels": 8192}
         return HttpScorer(EvalSettings.model_validate(values | changes), workshop.images)
 

@@ -139,7 +139,6 @@ def test_says_how_many_queries_are_missing(settings: EvalSettings, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"filter": "vlm"}, "filter: vlm needs the model"),
         ({"overwrite": True}, "overwrite removes the saved scores"),
         ({"backend": "random"}, "backend: random loads no model"),
     ],

@@ -67,6 +67,19 @@ def find_everywhere(settings: EvalSettings, text: str, *, page: str = "report.ht
     ]
 
 
+def test_a_filter_that_caps_the_result_is_said_everywhere(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    people = [("gallery", str(person), camera) for person in range(1, 9) for camera in "23"]  # two of each colour
+    manifest = make_world([*(("query", str(person), "1") for person in range(1, 9)), *people])
+    settings = make_settings(manifest, filter="colour", tau=-1, top_k=1, floor=0)
+    for words in (
+        "The filter caps the result: it lost",
+        "Raise top_k (1) or filter_recall (0.99), or choose a better filter (colour) or none.",
+    ):
+        assert all(find_everywhere(settings, words))
+    whole = settings.model_copy(update={"top_k": None})
+    assert not any(find_everywhere(whole, "The filter caps the result"))
+
+
 def copy_a_query(manifest: Path, *, hashed: bool, person: str = "tiny:1") -> None:
     """Give every record a hash of its own, or none, and the first query's file to the first person's camera 2."""
     records, root = read_manifest(manifest)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ...errors import UpstreamError
 from ...eval_settings import EvalSettings
@@ -111,6 +112,15 @@ class TransformersScorer:
         self.features.arrange(planned)
         self._encode([], records)
         return self._pool(records)
+
+    def pool_apart(self, records: Sequence[ImageRecord]) -> ScoreArray:
+        """Return the same (N, width) of images that are not scored, so that nothing of them is kept."""
+        batches, pooled = self.features.form_batches(records), dict[str, ScoreArray]()
+        with tqdm(total=sum(map(len, batches)), desc="training images", unit="image") as progress:
+            for batch, features in self.stream_pooled(batches):
+                pooled |= zip((record.image_id for record in batch), features, strict=True)
+                progress.update(len(batch))
+        return np.stack([pooled[record.image_id] for record in records])
 
     def stream_pooled(
         self, batches: Sequence[Sequence[ImageRecord]]

@@ -143,6 +143,7 @@ def make(server: FakeServer, tmp_path: Path) -> Callable[..., HttpScorer]:
 
     def make(**changes: Any) -> HttpScorer:
         values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "out", "backend": "http"}
+        values["filter"] = "none"
         values |= {"base_url": server.base_url, "api_key_variable": "CHATREID_TEST_KEY", "concurrency": 3}
         return HttpScorer(EvalSettings.model_validate(values | changes), tmp_path)
 
