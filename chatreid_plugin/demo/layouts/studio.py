@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ...crops import save_image
 from ...records import ImageRecord, Modality, Split
 from ..people import CAPTION_VARIANTS, Person, describe_person, sample_people
 from ..render import make_cameras, render_background, render_partial, render_person
-from ..scene import MAXIMUM_CAMERAS
+from ..scene import MAXIMUM_CAMERAS, Camera
 
 
 # What a change of clothes changes; body, hair and age stay.
@@ -20,6 +21,17 @@ CLOTHES = ("upper_type", "upper_colour", "upper_pattern", "lower_type", "lower_c
 # Near infrared shows no colour: dyed cloth of every colour looks about alike.
 COLOURLESS = {"upper_colour": "grey", "lower_colour": "grey"}
 _RANDOM_STREAM = 5
+
+
+# Every photograph asks for them, and a person is drawn after all those before it.
+@lru_cache(maxsize=1024)
+def _draw_person(key: int, number: int) -> Person:
+    return sample_people(1, key, number)[0]
+
+
+@lru_cache(maxsize=64)
+def _place_cameras(key: int) -> tuple[Camera, ...]:
+    return tuple(make_cameras(MAXIMUM_CAMERAS, key))
 
 
 @dataclass(slots=True)
@@ -62,10 +74,10 @@ class Studio:
 
     def get_person(self, number: int, outfit: int = 0) -> Person:
         """Return a person (from 1) in one of their outfits (from 0)."""
-        person = sample_people(1, self.key, number)[0]
+        person = _draw_person(self.key, number)
         if outfit == 0:
             return person
-        other = sample_people(1, self.key + outfit, number)[0]
+        other = _draw_person(self.key + outfit, number)
         return replace(person, attributes=person.attributes | {name: other.attributes[name] for name in CLOTHES})
 
     def photograph(
@@ -92,8 +104,8 @@ class Studio:
         rng = np.random.default_rng((_RANDOM_STREAM, self.key, 0, camera, index, 0, 3))
         return render_background(self._get_camera(camera), rng)
 
-    def _get_camera(self, number: int) -> Any:
-        return make_cameras(MAXIMUM_CAMERAS, self.key)[(number - 1) % MAXIMUM_CAMERAS]
+    def _get_camera(self, number: int) -> Camera:
+        return _place_cameras(self.key)[(number - 1) % MAXIMUM_CAMERAS]
 
     def save(self, image: Image.Image, layout: Layout, path: str) -> None:
         """Write an image below the layout's root, in the format that the name's ending says."""
