@@ -19,6 +19,7 @@ from .filtering import filter_gallery, iterate_similarities
 from .modes import describe_cost
 from .processes import Processes
 from .protocols import Labels, Protocol, label_protocol, load_protocol
+from .protocols.fitting import check_split
 from .saved_scores import find_features
 
 
@@ -230,9 +231,14 @@ def list_shared_parts(settings: EvalSettings) -> tuple[str, ...]:
 
 
 def choose_split(settings: EvalSettings, trial: int) -> EvalSettings:
-    """Return the settings of one of ``splits``: its number for ``{trial}`` in every text, and a folder of its own."""
+    """Return the settings of one of ``splits``: its number for ``{trial}`` in every text, and a folder of its own.
+
+    Raises:
+        DataError: the manifest of that name holds another split.
+    """
     changes: dict[str, Any] = {"output_dir": settings.output_dir / f"split{trial}", "splits": ()}
     for key, value in settings:
         if key not in changes and isinstance(value, str | Path):
             changes[key] = type(value)(str(value).replace("{trial}", str(trial)))
+    check_split(changes.get("manifest", settings.manifest), trial)
     return settings.model_copy(update=changes)

@@ -25,7 +25,7 @@ from chatreid_plugin.eval.processes import Processes
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import resize_by_policy
 from chatreid_plugin.records import ImageRecord, Split
-from chatreid_plugin.shards import write_manifest
+from chatreid_plugin.shards import read_json, write_json, write_manifest
 from chatreid_plugin.tasks import format_chat_prompt
 
 
@@ -127,12 +127,16 @@ def answer_plainly() -> Callable[..., float]:
 
 @pytest.fixture(scope="session")
 def copy_splits() -> Callable[[Path, Sequence[int]], Path]:
-    """Return a function that copies a manifest for each split; it returns the path with {trial} for the number."""
+    """Return a function that copies a manifest for each split, as if it were that one; it returns {trial}'s path."""
 
     def copy(manifest: Path, splits: Sequence[int]) -> Path:
+        provenance = read_json(manifest.with_suffix(".parquet.json"))
         for split in splits:
-            for suffix in (".parquet", ".parquet.json"):
-                shutil.copy(manifest.with_suffix(suffix), manifest.with_name(f"{manifest.stem}_split{split}{suffix}"))
+            target = manifest.with_name(f"{manifest.stem}_split{split}.parquet")
+            shutil.copy(manifest, target)
+            protocol = dict(provenance.get("protocol") or {})
+            protocol |= {"trial": split} if "trial" in protocol else {}
+            write_json(target.with_suffix(".parquet.json"), provenance | {"protocol": protocol})
         return manifest.with_name(f"{manifest.stem}_split{{trial}}.parquet")
 
     return copy

@@ -1,13 +1,16 @@
 """Benchmarks of several splits: each is an evaluation of its own, and their unweighted mean is what is quoted."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.backends import Confidence
 from chatreid_plugin.eval.measuring import average_metrics
 from chatreid_plugin.eval.metrics import RankingMetrics, bootstrap_interval, evaluate_ranking
@@ -55,7 +58,7 @@ def test_splits_are_evaluated_apart_and_averaged(
     assert alone.protocol.variant == variant.format("split 1")
     content = read_json(tmp_path / "out" / "results.json")
     assert content["protocol"]["variant"] == results.protocol.variant
-    assert [split["variant"] for split in content["splits"]] == [alone.protocol.variant] * 2
+    assert [split["variant"] for split in content["splits"]] == [variant.format(f"split {n}") for n in (1, 2)]
     assert content["protocol"]["queries"] == 2 * len(alone.protocol.queries)
     assert content["protocol"]["pairs_scored"] == 2 * alone.pairs == sum(s["pairs_scored"] for s in content["splits"])
     assert content["filter"]["mean_candidates"] == alone.pairs / len(alone.protocol.queries)
@@ -64,6 +67,18 @@ def test_splits_are_evaluated_apart_and_averaged(
     assert manifests == [f"{source.stem}_split{trial}.parquet" for trial in (1, 2)]
     assert [split["folder"] for split in content["splits"]] == ["split1", "split2"]
     assert results.ranking.mean_ap == pytest.approx(alone.ranking.mean_ap)
+
+
+def test_a_manifest_of_another_split_is_refused_when_it_is_named_for_this_one(
+    parse_layout: ParseLayout, make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    """A recipe whose source got another name but kept its trial: ten times the first split is no mean of ten."""
+    source, pattern = parse_layout("regdb"), tmp_path / "regdb{trial}.parquet"
+    for number, suffix in product((1, 2), ("", ".json")):
+        shutil.copy(f"{source}{suffix}", f"{pattern}{suffix}".replace("{trial}", str(number)))
+    settings = make_settings(pattern, protocol="regdb", splits=[1, 2])
+    with pytest.raises(DataError, match=r"regdb2\.parquet stands for split 2, but was parsed as split 1\..*trial: 2"):
+        run_evaluation(settings)
 
 
 def measure_split(precisions: Sequence[float]) -> RankingMetrics:

@@ -10,6 +10,7 @@ from typing import Any
 from ...errors import DataError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
+from ...shards import read_manifest_provenance
 
 
 # The data set of a protocol, by its parser's name; the protocols that are not listed take any.
@@ -67,6 +68,25 @@ def check_dataset(settings: EvalSettings, provenance: Mapping[str, Any], records
         raise DataError(
             f"{settings.manifest} holds {dataset} in the form {variant or '(none named)'}, but the settings say "
             f"variant: {settings.variant}. Choose the manifest of that form, or the file of eval/ for this one."
+        )
+
+
+def check_split(manifest: Path, split: int) -> None:
+    """Refuse a manifest of another split than the one it is named for: the mean would count one split several times.
+
+    What is missing, damaged, or was made by no parser is left to whoever reads it.
+
+    Raises:
+        DataError: names both splits.
+    """
+    try:
+        found = (read_manifest_provenance(manifest).get("protocol") or {}).get("trial")
+    except DataError:
+        return
+    if found not in (None, split):
+        raise DataError(
+            f"{manifest} stands for split {split}, but was parsed as split {found}. Parse it again with "
+            f"`trial: {split}` in its source."
         )
 
 
