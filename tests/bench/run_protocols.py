@@ -2,8 +2,10 @@
 
 Each file runs as it is shipped, four of them in the modes choice and turns as well; its filter may be the
 checkpoint's own, so oracle, chance and random scores go without one. Prints a Markdown table; exit code 1 if the
-oracle is not perfect or a run fails. Scores stay in --work, so that a run that was stopped goes on there.
+oracle is not perfect or a run fails. Scores stay in --work, so that a run that was stopped goes on there. With
+--questions: what each file asks, and who trained it; no model is needed.
 Run: OMP_NUM_THREADS=1 python tests/bench/run_protocols.py CHECKPOINT [KEY=VALUE ...] [--case NAME ...] [--work DIR]
+     python tests/bench/run_protocols.py --questions
 """
 
 import argparse
@@ -23,17 +25,24 @@ import numpy as np
 import yaml
 from conftest import CASES, Case
 
+from chatreid_plugin.config import BuildSettings, load_settings
 from chatreid_plugin.errors import ChatReIDError
 from chatreid_plugin.eval.measuring import measure
+from chatreid_plugin.eval.modes import pick_choice_task
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import choose_split, make_plan
+from chatreid_plugin.eval.prompts import list_pair_tasks
+from chatreid_plugin.eval.protocols import load_protocol
 from chatreid_plugin.eval.report import Results
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, write_json
+from chatreid_plugin.tasks import TASKS
 
 
 # One of each kind of query: an image, a caption, attributes, an image with words.
 ASKED_IN_ALL_MODES = ("market1501-market1501", "cuhkpedes-cuhkpedes", "attributes-peta", "multimodal-cuhkpedes")
+FULL_RECIPE = Path(__file__).parents[2] / "examples" / "data_engine_full.yaml"
+QUESTIONS_HEAD = ("eval/", "mode", "question", "task", "trained in Stage", "share of Stage 3's mix")
 HEAD = ("eval/", "layout", "mode", "queries", "pairs", "oracle", "chance", "random", "model", "pairs/s", "confidence")
 
 
@@ -117,23 +126,59 @@ def run_rows(rows: Sequence[Row], root: Path, model: Mapping[str, Any]) -> list[
     return lines
 
 
+def list_questions(root: Path) -> list[list[str]]:
+    """Return for each file of ``eval/`` what its queries are asked with, and that task's share of the full recipe.
+
+    The files ask in mode pointwise; what ``choice`` and ``turns`` would ask of the same queries follows.
+    """
+    ratios = load_settings(FULL_RECIPE, [], BuildSettings).stage3_ratios
+    first = {case.recipe: case for case in reversed(CASES.values())}
+    lines: list[list[str]] = []
+    for name, case in sorted(first.items()):
+        settings = case.load(root)
+        settings = choose_split(settings, settings.splits[0]) if settings.splits else settings
+        queries = load_protocol(settings).queries
+        pairs = {task: None for query in queries for task in list_pair_tasks(query, settings.text_weight is not None)}
+        choices = {pick_choice_task(settings, query): None for query in queries}
+        for mode, tasks in (("pointwise", pairs), ("choice, turns", choices)):
+            for task in tasks:
+                share = ratios.get(task, 0) / sum(ratios.values())
+                stages = ", ".join(map(str, TASKS[task].stages))
+                shown = f"{100 * share:.3g} %" if share else ""
+                lines.append([name, mode, TASKS[task].prompts[0], task, stages, shown])
+    return lines
+
+
+def print_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Print a Markdown table."""
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for line in lines:
+        print(f"| {' | '.join(line)} |")
+
+
 def main() -> int:
     """Run all rows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", help="a folder, or an adapter's")
+    parser.add_argument("checkpoint", nargs="?", help="a folder, or an adapter's")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="e.g. image_max_pixels=8192")
     parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
     parser.add_argument("--work", type=Path, help="write here and keep it")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--questions", action="store_true", help="only say what is asked and what trained it")
     options = parser.parse_intermixed_args()
+    if options.questions:
+        with tempfile.TemporaryDirectory() as temporary:
+            lines = list_questions(options.work or Path(temporary))
+        print_table(QUESTIONS_HEAD, lines)
+        return int(not all(map(all, lines)))
+    if options.checkpoint is None:
+        parser.error("name a checkpoint")
     model: dict[str, Any] = {"model_name_or_path": options.checkpoint, "device": options.device}
     model |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in options.overrides)}
     with tempfile.TemporaryDirectory() as temporary:
         lines = run_rows(list_rows(options.case or CASES), options.work or Path(temporary), model)
     print(f"{datetime.now(UTC):%Y-%m-%d}, {options.device}; mAP / Rank-1 in percent\n")
-    print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
-    for line in lines:
-        print(f"| {' | '.join(line)} |")
+    print_table(HEAD, lines)
     return int(any(len(line) < len(HEAD) or line[HEAD.index("oracle")] != "100 / 100" for line in lines))
 
 

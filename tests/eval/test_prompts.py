@@ -1,13 +1,13 @@
 """Tests of chatreid_plugin.eval.prompts: an evaluation asks in the words of training, images in training's order."""
 
+import runpy
+import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.modes import CHOICE_TASKS
 from chatreid_plugin.eval.prompts import (
     ATTRIBUTE_PAIR,
     IMAGE_PAIR,
@@ -20,7 +20,6 @@ from chatreid_plugin.eval.prompts import (
     list_pair_tasks,
 )
 from chatreid_plugin.eval.queries import Query, make_image_query
-from chatreid_plugin.eval_settings import ProtocolName
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.tasks import TASKS
 
@@ -30,6 +29,7 @@ WORDS = Query("q", "tiny:1", text="A man in a red coat.")
 ATTRIBUTES = Query("q", "tiny:1", attributes={"upper_colour": "red", "hat": "no"})
 IMAGE_AND_ATTRIBUTES = Query("q", "tiny:1", image=IMAGE, attributes={"hat": "no"})
 REPOSITORY = Path(__file__).parents[2]
+RUN_PROTOCOLS = REPOSITORY / "tests" / "bench" / "run_protocols.py"
 BOTH = Query("q", "tiny:1", image=IMAGE, text="He carries a bag.")
 
 
@@ -84,15 +84,17 @@ def test_image_and_text_are_two_questions_where_the_text_has_a_weight() -> None:
     assert list_pair_tasks(make_image_query(IMAGE), separately=True) == [IMAGE_PAIR]
 
 
-def test_every_question_is_in_stage_3s_shipped_mix() -> None:
-    """Evaluation asks nothing that the shipped recipes have not trained."""
-    letters = {name for name, task in TASKS.items() if task.answer_kind == "letters" and 3 in task.stages}
-    chosen = {CHOICE_TASKS.get(name, "standard_reid") for name in get_args(ProtocolName)}
-    chosen |= {"multimodal_retrieval", "text_to_image_reid", "attribute_retrieval"}
-    assert chosen <= letters
+def test_every_question_is_in_stage_3s_shipped_mix(layouts_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file of ``eval/`` asks what no task has trained; ``run_protocols.py --questions`` prints the table."""
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the script adds a folder
+    lines = runpy.run_path(str(RUN_PROTOCOLS))["list_questions"](layouts_root)
+    assert {line[0] for line in lines} == {path.stem for path in (REPOSITORY / "eval").glob("*.yaml")}
+    assert [line for line in lines if not all(line)] == []
+    assert {line[3] for line in lines if line[1] == "pointwise"} == {*PAIR_TASKS}
+    assert {mode for name, mode, *_ in lines if name == "ltcc_cc"} == {"pointwise", "choice, turns"}
     for recipe in ("data_engine.yaml", "data_engine_full.yaml"):
         ratios = yaml.safe_load((REPOSITORY / "examples" / recipe).read_text(encoding="utf-8"))["stage3_ratios"]
-        assert all(ratios[task] > 0 for task in {*PAIR_TASKS, *chosen})
+        assert all(ratios[line[3]] > 0 for line in lines)
         assert sum(ratios[task] for task in PAIR_TASKS) == pytest.approx(0.2)
 
 
