@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -162,6 +163,24 @@ def run_llamafactory(llamafactory_environment: dict[str, str]) -> RunCommand:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def split_commands() -> Callable[[int], list[list[str]]]:
+    """Return a function that lists the commands of eval/README.md's "A model a split", for so many splits of each."""
+    text = (REPOSITORY / "eval" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^## A model a split$.*?```bash\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    script = found.group(1)
+
+    def list_commands(splits: int) -> list[list[str]]:
+        stubs = [f'{name}() {{ echo {name} "$@"; }}' for name in ("chatreid", "llamafactory-cli")]
+        stubs.append(f'seq() {{ command seq "$(($1 < {splits} ? $1 : {splits}))"; }}')
+        run = ["bash", "-euc", "\n".join([*stubs, script])]
+        result = subprocess.run(run, capture_output=True, text=True, timeout=20, check=True)
+        return [line.split() for line in result.stdout.splitlines()]
+
+    return list_commands
 
 
 class Page(HTMLParser):

@@ -1,12 +1,14 @@
 """What we ship and show: every recipe of the data engine validates, and the README names files that exist."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from chatreid_plugin.config import BuildSettings, HardNegatives, load_settings
+from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import ImagePolicy, count_visual_tokens
 from chatreid_plugin.tasks import list_stage_tasks
 
@@ -89,3 +91,31 @@ def test_table_of_three_sizes_has_the_records_and_steps_of_the_recipes() -> None
             batch = recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] * int(gpus)
             batches.append(-(-settings.records[f"stage{stage}"] // batch))
         assert steps.split(", ") == [f"{count:,}" for count in batches]
+
+
+def find_value(command: list[str], key: str) -> str:
+    return next(word.partition("=")[2] for word in command if word.startswith(f"{key}="))
+
+
+def test_every_evaluation_finds_the_manifests_and_models_that_recipes_and_loop_make(
+    split_commands: Callable[[int], list[list[str]]],
+) -> None:
+    """Run for real in ``tests/e2e/test_full_recipe.py``."""
+    made = {"saves/qwen2vl-2b/full/stage3"}
+    for recipe in ("data_engine_full", "folder_of_crops"):
+        settings = load_settings(ROOT / "examples" / f"{recipe}.yaml", [], BuildSettings)
+        made |= {f"{settings.manifest_dir}/{source.name}.parquet" for source in settings.sources}
+    for command in split_commands(20):
+        if command[0] == "chatreid":
+            source = load_settings(ROOT / command[2], command[3:], BuildSettings).sources[0]
+            assert source.name.endswith(str(source.trial))
+            made.add(f"manifests/{source.name}.parquet")
+        else:
+            made.add(find_value(command, "output_dir"))
+    asked: set[str] = set()
+    for path in (ROOT / "eval").glob("*.yaml"):
+        evaluation = load_settings(path, [], EvalSettings)
+        names = (str(evaluation.manifest), str(evaluation.model_name_or_path))
+        asked |= {name.replace("{trial}", str(trial)) for name in names for trial in evaluation.splits or (0,)}
+    assert len(asked) > 60
+    assert asked <= made

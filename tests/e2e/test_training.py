@@ -1,6 +1,6 @@
 """``llamafactory-cli train`` on a CPU: lazy and eager, in two processes, and what a user sees if something is wrong.
 
-The three stages by the shipped recipes' own keys: ``test_readme_journey.py``.
+The three stages by the shipped recipes' own keys: ``test_full_recipe.py``.
 """
 
 import json
