@@ -22,7 +22,7 @@ from .inputs import read_row
 from .matrix_file import check_target, iterate_ranked_scores, write_matrix
 from .measuring import Measured, average_metrics, average_recalls, measure
 from .modes import name_scores
-from .plan import Plan, choose_split, list_shared_parts, make_plan
+from .plan import Plan, choose_splits, list_shared_parts, make_plan
 from .processes import Processes
 from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
@@ -97,7 +97,7 @@ def _run(settings: EvalSettings, processes: Processes, remarks: tuple[str, ...])
             remarks = list_shared_parts(settings)
             for remark in remarks if processes.is_first else ():
                 logger.warning("%s", remark)
-            splits = [_run(choose_split(settings, trial), processes, remarks) for trial in settings.splits]
+            splits = [_run(split, processes, remarks) for split in choose_splits(settings)]
             settings = settings.model_copy(update={"filter": splits[0].settings.filter})
             results = replace(average_splits(splits), settings=settings)
         else:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .arrays import IntArray, ScoreArray
@@ -203,6 +204,29 @@ def _describe_hours(settings: EvalSettings, pairs: int) -> str:
         f"That takes {pairs / 360_000:,.1f} hours at 100 pairs a second and {pairs / 3_600_000:,.1f} at 1,000{fewer}; "
         "the bar of a run shows its own speed and the time that is left after the first query.\n"
     )
+
+
+def choose_splits(settings: EvalSettings) -> list[EvalSettings]:
+    """Return the settings of each of ``splits``, all of whose manifests and models are there: the first takes hours.
+
+    Raises:
+        ConfigError: the folder of a split's model is missing.
+        DataError: a split's manifest is missing, or holds another split.
+    """
+    parts = [choose_split(settings, trial) for trial in settings.splits]
+    missing = [trial for trial, part in zip(settings.splits, parts, strict=True) if not part.manifest.is_file()]
+    if missing:
+        raise DataError(
+            f"Manifest {settings.manifest} does not exist for split {', '.join(map(str, missing))}. `chatreid parse` "
+            'makes them (eval/README.md, "A model a split"), or choose among the splits, e.g. splits=[1].'
+        )
+    if settings.backend == "transformers" and not settings.saved_scores:
+        # Imported here: torch takes seconds to load.
+        from .backends.checkpoint import check_name
+
+        for name in dict.fromkeys(part.model_name_or_path for part in parts):
+            check_name("model_name_or_path", str(name), ' eval/README.md, "A model a split", trains them.')
+    return parts
 
 
 def list_shared_parts(settings: EvalSettings) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chatreid_plugin.errors import DataError
+from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends import Confidence
 from chatreid_plugin.eval.measuring import average_metrics
 from chatreid_plugin.eval.metrics import RankingMetrics, bootstrap_interval, evaluate_ranking
@@ -79,6 +79,19 @@ def test_a_manifest_of_another_split_is_refused_when_it_is_named_for_this_one(
     settings = make_settings(pattern, protocol="regdb", splits=[1, 2])
     with pytest.raises(DataError, match=r"regdb2\.parquet stands for split 2, but was parsed as split 1\..*trial: 2"):
         run_evaluation(settings)
+
+
+def test_every_splits_manifest_and_model_is_looked_for_before_the_first_is_scored(
+    make_world: MakeWorld, make_settings: MakeSettings, copy_splits: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = make_settings(copy_splits(make_world(), (1, 2)), splits=[1, 2, 5, 7])
+    with pytest.raises(DataError, match=r"tiny_split\{trial\}\.parquet does not exist for split 5, 7\."):
+        run_evaluation(settings)
+    (tmp_path / "run_1").mkdir()
+    changes = {"splits": (1, 2), "backend": "transformers", "model_name_or_path": str(tmp_path / "run_{trial}")}
+    with pytest.raises(ConfigError, match=r"run_2 does not exist.*trains them"):
+        run_evaluation(settings.model_copy(update=changes))
+    assert not (settings.output_dir / "split1").exists()
 
 
 def measure_split(precisions: Sequence[float]) -> RankingMetrics:
