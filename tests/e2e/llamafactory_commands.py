@@ -4,6 +4,7 @@
 ``codes.json`` with the exit codes out.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -26,8 +27,18 @@ def run_forked(folder: str, arguments: list[str], log: Path) -> int:
     sys.exit(0)
 
 
+def import_what_takes_time() -> None:
+    """Load what a training would, half of its time on a tiny model, so that the forks find it loaded."""
+    import llamafactory.train.tuner  # noqa: F401
+    from transformers import AutoModelForImageTextToText
+
+    list(AutoModelForImageTextToText._model_mapping.keys())  # loads the configurations of all families
+    if importlib.util.find_spec("deepspeed"):
+        importlib.import_module("deepspeed")  # as accelerate does
+
+
 if __name__ == "__main__":
-    import llamafactory.train.tuner  # noqa: F401 - what takes the time
+    import_what_takes_time()
 
     logs = Path(sys.argv[2])
     commands = json.loads(Path(sys.argv[1]).read_text())

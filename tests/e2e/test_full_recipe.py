@@ -34,7 +34,8 @@ from chatreid_plugin.tasks import list_stage_tasks
 from chatreid_plugin.training.checkpoint import find_vision_suffix
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("journey")]
+# All trainings count for the first test.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("journey"), pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNNER = Path(__file__).with_name("llamafactory_commands.py")
@@ -185,7 +186,7 @@ def run_trainings(
         arguments.append((str(project.folder), [*command[2:], *FIT_TRAINING]))
     (logs / "commands.json").write_text(json.dumps(arguments))
     run = [sys.executable, str(RUNNER), str(logs / "commands.json"), str(logs)]
-    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=800, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     return [(code, (logs / f"{n}.log").read_text()) for n, code in enumerate(read_json(logs / "codes.json"))]
 
