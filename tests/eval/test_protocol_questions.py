@@ -51,7 +51,7 @@ def test_scores_are_the_models_answers_to_the_protocols_question(
     case: Any, layouts_root: Path, checkpoint: Path, answer_plainly: AnswerPlainly, tmp_path: Path
 ) -> None:
     changes = {"model_name_or_path": checkpoint, "device": "cpu", "dtype": "float32", "output_dir": tmp_path / "out"}
-    changes |= {"max_queries": 2, "top_k": TOP_K, "floor": 0, "trials": 1, "report_queries": 0}
+    changes |= {"max_queries": 2, "tau": -1, "top_k": TOP_K, "floor": 0, "trials": 1, "report_queries": 0}
     settings = case.load(layouts_root, **changes)
     if settings.splits:
         settings = settings.model_copy(update={"splits": (1, 2)})
