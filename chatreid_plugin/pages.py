@@ -2,6 +2,7 @@
 
 import base64
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,26 @@ def render_template(template: Path, **values: Any) -> str:
         template: a Jinja2 file that lies beside the module which fills it.
         values: what it names; one that is missing is an error, not an empty place.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
+    return _open_folder(template.parent).get_template(template.name).render(**values)
+
+
+@cache
+def _open_folder(folder: Path) -> jinja2.Environment:
+    """Return what keeps the compiled templates of a folder."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template.name).render(**values)
 
 
 def encode_png(figure: Any) -> bytes:
-    """Return a matplotlib figure as the bytes of a PNG file."""
+    """Return a matplotlib figure, whose layout is constrained, as the bytes of a PNG file."""
     buffer = io.BytesIO()
     # No version of matplotlib in the file, so that the same numbers give the same bytes.
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ def _describe_metrics(metrics: RankingMetrics) -> dict[str, Any]:
     }
 
 
+@cache
 def list_versions() -> dict[str, str | None]:
     """Return the versions of Python, this package and those it computes with; None where one is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version(), "chatreid_plugin": __version__}
