@@ -144,23 +144,51 @@ def llamafactory_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.fixture(scope="session")
-def run_llamafactory(llamafactory_environment: dict[str, str]) -> RunCommand:
-    """Return a function that runs ``llamafactory-cli`` of this environment in the repository's root."""
+def run_command(
+    llamafactory_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunCommand]:
+    """Return a function that runs a command as ``subprocess.run`` does, in a fork of ``command_server.py``."""
+    folder = tmp_path_factory.mktemp("commands")
+    server = [sys.executable, str(Path(__file__).with_name("command_server.py"))]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (folder / "server").open("w") as errors:
+        process = subprocess.Popen(server, env=llamafactory_environment, stderr=errors, **pipes)
+    assert process.stdin and process.stdout
+
+    def run(
+        command: Sequence[str], cwd: Path = REPOSITORY, env: dict[str, str] | None = None, timeout: int = 250
+    ) -> subprocess.CompletedProcess[str]:
+        logs = {name: folder / name for name in ("stdout", "stderr")}
+        job = {"command": command, "cwd": cwd, "env": env or llamafactory_environment, "timeout": timeout, **logs}
+        process.stdin.write(json.dumps(job, default=str) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, (folder / "server").read_text()[-4000:]
+        texts = {name: log.read_text(errors="replace") for name, log in logs.items()}
+        return subprocess.CompletedProcess(command, int(answer), **texts)
+
+    yield run
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def run_llamafactory(llamafactory_environment: dict[str, str], run_command: RunCommand) -> RunCommand:
+    """Return a function that runs ``llamafactory-cli`` of this environment in the repository's root.
+
+    With environment variables of its own it is a process of its own, since some are read on import.
+    """
     program = str(Path(sys.executable).parent / "llamafactory-cli")
 
     def run(
         *arguments: str | Path, overrides: dict[str, object] | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         values = [f"{key}={'null' if value is None else value}" for key, value in (overrides or {}).items()]
-        return subprocess.run(
-            [program, *map(str, arguments), *values],
-            cwd=REPOSITORY,
-            env=llamafactory_environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=250,
-            check=False,
-        )
+        command = [program, *map(str, arguments), *values]
+        if not environment:
+            return run_command(command)
+        options: dict[str, Any] = {"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 250}
+        return subprocess.run(command, env=llamafactory_environment | environment, check=False, **options)
 
     return run
 

@@ -1,38 +1,44 @@
 """The demo, quick: every command of the README runs, a second call runs nothing again, a table comes out."""
 
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
+from chatreid_plugin.demo import pipeline
 from chatreid_plugin.demo.pipeline import DemoSteps, run_demo
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.shards import read_json
 
 
-def run_quick_demo(folder: Path) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "chatreid_plugin", "demo", str(folder), "--quick"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_quick_demo_goes_the_whole_way_and_does_nothing_twice(tmp_path: Path) -> None:
+def test_quick_demo_goes_the_whole_way_and_does_nothing_twice(
+    run_command: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def run(command: list[str], cwd: Path, stdout: BinaryIO, **_: Any) -> subprocess.CompletedProcess[str]:
+        done = run_command(command, cwd)
+        stdout.write((done.stdout + done.stderr).encode())
+        return done
+
+    monkeypatch.setattr(pipeline.subprocess, "run", run)
     folder = tmp_path / "demo"
-    printed = run_quick_demo(folder)
+    pipeline.run_demo(folder, quick=True)
+    printed = capsys.readouterr().out
     for row in ("random", "untrained model", "after Stage 1", "after Stage 2", "after Stage 3"):
         assert row in printed
     assert (folder / "results" / "after_Stage_3" / "report.html").is_file()
     metrics = read_json(folder / "results" / "after_Stage_3" / "results.json")["metrics"]
     assert f"{100 * metrics['mAP']:.1f}" in printed
     weights = (folder / "saves" / "stage3" / "model.safetensors").stat().st_mtime_ns
-    again = run_quick_demo(folder)
-    assert again.count("done before") == printed.count(" s\n")
+    pipeline.run_demo(folder, quick=True)
+    assert capsys.readouterr().out.count("done before") == printed.count(" s\n")
     assert (folder / "saves" / "stage3" / "model.safetensors").stat().st_mtime_ns == weights
 
 

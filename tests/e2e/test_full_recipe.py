@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ from chatreid_plugin.training.checkpoint import find_vision_suffix
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("journey"), pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUNNER = Path(__file__).with_name("llamafactory_commands.py")
 # README: "On one GPU leave FORCE_TORCHRUN=1 out and add deepspeed=null"; on a CPU also bf16=false.
 FIT_TRAINING = (
     "deepspeed=null bf16=false use_cpu=true gradient_checkpointing=false per_device_train_batch_size=2 "
@@ -116,12 +114,12 @@ class Walk:
 def walks(
     workshop: Any,
     split_commands: Callable[[int], list[list[str]]],
-    llamafactory_environment: dict[str, str],
+    run_command: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Walk, Walk]:
     """Walk with all data sets and captions, then README's block without captions and what ``build`` advises there.
 
-    All trainings come from one import. Of the splits that take a model each the first is trained in the loop's words.
+    Of the splits that take a model each the first is trained in the loop's words.
     """
     root = tmp_path_factory.mktemp("journey")
     full, plain = make_project(root / "full", workshop.model), make_project(root / "plain", workshop.model)
@@ -135,7 +133,7 @@ def walks(
     first = [["FORCE_TORCHRUN=1", *command] for command in loop if "dataset_dir=dataset_info/regdb_1" in command]
     commands = [(full, command) for command in [*TRAININGS, *first]]
     commands += [(plain, command) for command in [*TRAININGS, *read_advice(printed[1])]]
-    runs = run_trainings(commands, root, llamafactory_environment)
+    runs = run_trainings(commands, run_command)
     return Walk(full, printed[0], runs[:5]), Walk(plain, printed[1], runs[5:])
 
 
@@ -177,18 +175,15 @@ def read_advice(printed: str) -> list[list[str]]:
 
 
 def run_trainings(
-    commands: Sequence[tuple[Project, Sequence[str]]], logs: Path, environment: dict[str, str]
+    commands: Sequence[tuple[Project, Sequence[str]]], run_command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> list[tuple[int, str]]:
     """Run ``llamafactory-cli`` commands of README or of ``chatreid build``; return exit codes and logs."""
-    arguments: list[tuple[str, list[str]]] = []
+    runs: list[tuple[int, str]] = []
     for project, command in commands:
         assert command[:3] == ["FORCE_TORCHRUN=1", "llamafactory-cli", "train"]
-        arguments.append((str(project.folder), [*command[2:], *FIT_TRAINING]))
-    (logs / "commands.json").write_text(json.dumps(arguments))
-    run = [sys.executable, str(RUNNER), str(logs / "commands.json"), str(logs)]
-    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=800, check=False)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return [(code, (logs / f"{n}.log").read_text()) for n, code in enumerate(read_json(logs / "codes.json"))]
+        run = run_command([*command[1:], *FIT_TRAINING], project.folder)
+        runs.append((run.returncode, run.stdout + run.stderr))
+    return runs
 
 
 @pytest.fixture(scope="module")
