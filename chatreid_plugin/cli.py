@@ -247,7 +247,7 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Count what built data sets hold and compare it with their recipe; writes a page, figures and JSON."""
-    from .engine.statistics.page import write_statistics
+    from .engine.stats_page import write_statistics
 
     report = write_statistics(directory, output)
     say(report.to_json() if as_json else report.render())

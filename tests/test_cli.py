@@ -152,7 +152,7 @@ def test_stats_hands_its_options_over(
     def write_statistics(directory: Path, output: Path | None) -> SimpleNamespace:
         return SimpleNamespace(render=lambda: f"text {output}", to_json=lambda: "{}")
 
-    replace_module(monkeypatch, "chatreid_plugin.engine.statistics.page", write_statistics=write_statistics)
+    replace_module(monkeypatch, "chatreid_plugin.engine.stats_page", write_statistics=write_statistics)
     assert run(monkeypatch, "stats", "there", *flags) == 0
     assert capsys.readouterr().out == f"{expected}\n"
 

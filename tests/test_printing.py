@@ -11,7 +11,7 @@ import pytest
 from chatreid_plugin import cli
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.__main__ import main as run_evaluation
-from chatreid_plugin.printing import PrintableFormatter, make_printable, say
+from chatreid_plugin.printing import PrintableFormatter, make_printable, render_table, say
 
 
 HOSTILE = "a\x1b[2Jb\rc\x9bd\u202ee\x00f\x7f\ud800"
@@ -21,6 +21,13 @@ SAFE = r"a\u001b[2Jb\u000dc\u009bd\u202ee\u0000f\u007f\ud800"
 def test_what_moves_the_cursor_is_escaped_and_the_rest_stays() -> None:
     assert make_printable(HOSTILE) == SAFE
     assert make_printable("Zoë 人\t\n{}") == "Zoë 人\t\n{}"
+
+
+def test_table_aligns_words_to_the_left_and_numbers_to_the_right() -> None:
+    rows = [("a[bold]b[/bold]", "x", "5"), (":smile:", "y" * 300, "1,234")]
+    head, *lines = render_table(("name", "kind", "count"), rows, words=2).splitlines()
+    assert head == "name" + " " * 13 + "kind" + " " * 298 + "count"
+    assert lines == ["a[bold]b[/bold]  x" + " " * 305 + "5", ":smile:" + " " * 10 + "y" * 300 + "  1,234"]
 
 
 def test_json_stays_json() -> None:

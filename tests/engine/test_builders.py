@@ -15,6 +15,7 @@ from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.builders import BUILDERS, build_draft, explain_missing
 from chatreid_plugin.engine.drafts import Draft, PlacedDraft, assemble_records
 from chatreid_plugin.engine.sampler import ImagePool
+from chatreid_plugin.engine.stats import compute_gallery_shares, compute_match_shares
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import ImageRecord, Instruction, convert_row_to_instruction
 from chatreid_plugin.tasks import LETTER_KINDS, TASKS, render_prompt
@@ -91,6 +92,26 @@ def test_half_of_the_answers_are_yes(task: str, described_pool: ImagePool) -> No
     answers = [draft.match for draft in (draw_one(task, described_pool, seed) for seed in range(3000))]
     assert answers.count(None) == 0
     assert chisquare([answers.count(True), answers.count(False)]).pvalue > 0.001
+
+
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.answer_kind in LETTER_KINDS])
+@pytest.mark.parametrize("law", ["uniform_overall", "inverse"])
+def test_gallery_sizes_and_matches_are_those_that_the_recipe_intends(task: str, law: str, make_pool: MakePool) -> None:
+    # So many people and images that no gallery is cut to what there is.
+    pool = make_pool(people=30, cameras=6, images=6, outfits=3, infrared=2, views=True)
+    settings = make_settings(gallery={"min_size": 2, "max_size": 4, "matches": law})
+    rng = random.Random(11)
+    drafts = [build_draft(task, pool, rng, settings, "record-0") for _ in range(600)]
+    sizes = Counter(len(draft.images) - draft.query_images for draft in drafts)
+    compared = [(sizes, compute_gallery_shares(TASKS[task], settings.gallery))]
+    # A dialogue that asks for what one person alone has finds nobody else's images: n is smaller then.
+    if task != "dialogue_retrieval":
+        numbers = Counter(len(draft.matches) for draft in drafts)
+        compared.append((numbers, compute_match_shares(TASKS[task], settings.gallery) or {1: 1.0}))
+    for counts, shares in compared:
+        assert set(counts) <= set(shares)
+        expected = [len(drafts) * share for share in shares.values()]
+        assert len(shares) == 1 or chisquare([counts[value] for value in shares], expected).pvalue > 0.001
 
 
 def test_pair_is_of_one_person_in_two_cameras_or_of_two_people(pool: ImagePool) -> None:

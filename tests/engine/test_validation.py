@@ -8,7 +8,7 @@ import pytest
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.runner import build_datasets
-from chatreid_plugin.engine.statistics.report import compute_statistics
+from chatreid_plugin.engine.stats import compute_statistics
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import INSTRUCTION_SCHEMA
 from chatreid_plugin.shards import read_shard

@@ -1,10 +1,9 @@
-"""Tests of statistics_page, statistics_sections and statistics_figures: files, and a page that needs nothing else."""
+"""Tests of chatreid_plugin.engine.stats_page: files, and a page that needs nothing else."""
 
 import base64
 import io
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,29 +13,50 @@ from matplotlib import pyplot
 from PIL import Image
 
 from chatreid_plugin.config import BuildSettings
+from chatreid_plugin.demo.world import WorldSummary
 from chatreid_plugin.engine.runner import build_datasets
-from chatreid_plugin.engine.statistics.figures import draw_records
-from chatreid_plugin.engine.statistics.page import find_output, render_page, write_statistics
-from chatreid_plugin.engine.statistics.report import Statistics, compute_statistics
-from chatreid_plugin.engine.statistics.sections import build_sections
+from chatreid_plugin.engine.stats import Statistics, compute_statistics
+from chatreid_plugin.engine.stats_page import (
+    build_sections,
+    draw_records,
+    find_output,
+    render_page,
+    write_statistics,
+)
 from chatreid_plugin.pages import encode_png
 
 
 TOPICS = ["records", "galleries", "matches", "answers", "tokens", "identities", "sources", "wordings", "turns"]
 
 
-@pytest.fixture
-def statistics(make_recipe: Callable[..., BuildSettings], tmp_path: Path) -> Statistics:
-    build_datasets(make_recipe(records={"stage1": 10, "stage2": 100, "stage3": 60}))
-    return compute_statistics(tmp_path / "dataset_info")
+@pytest.fixture(scope="module")
+def dataset_dir(shared_world: WorldSummary, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build records of all stages once."""
+    root, world = tmp_path_factory.mktemp("stats"), shared_world.root
+    source = {"name": "world", "parser": "market1501", "root": world, "captions": world / "captions.jsonl"}
+    values = {
+        "sources": [source | {"allow_count_mismatch": True}],
+        "manifest_dir": root / "manifests",
+        "output_dir": root / "dataset_info",
+        "records": {"stage1": 10, "stage2": 100, "stage3": 60},
+        "gallery": {"max_size": 5},
+        "workers": 1,
+    }
+    build_datasets(BuildSettings.model_validate(values))
+    return root / "dataset_info"
+
+
+@pytest.fixture(scope="module")
+def statistics(dataset_dir: Path) -> Statistics:
+    return compute_statistics(dataset_dir)
 
 
 def test_page_json_and_a_picture_of_each_topic_are_written_beside_the_data_sets(
-    statistics: Statistics, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    statistics: Statistics, dataset_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = write_statistics(tmp_path / "dataset_info")
-    output = tmp_path / "dataset_info_stats"
-    assert find_output(tmp_path / "dataset_info") == output
+    written = write_statistics(dataset_dir)
+    output = dataset_dir.with_name("dataset_info_stats")
+    assert find_output(dataset_dir) == output
     names = {"stats.html", "stats.json", *(f"{topic}.png" for topic in TOPICS)}
     assert {path.name for path in output.iterdir()} == names
     assert json.loads((output / "stats.json").read_text(encoding="utf-8")) == json.loads(written.to_json())
@@ -98,6 +118,6 @@ def test_page_escapes_what_comes_from_outside(statistics: Statistics) -> None:
 
 def test_drawing_leaves_no_figure_and_no_backend_behind(statistics: Statistics) -> None:
     backend = matplotlib.get_backend()
-    assert encode_png(draw_records(statistics)) == encode_png(draw_records(statistics))
+    assert encode_png(draw_records(statistics.datasets)) == encode_png(draw_records(statistics.datasets))
     assert pyplot.get_fignums() == []
     assert matplotlib.get_backend() == backend

@@ -1,1 +1,0 @@
-"""``chatreid stats``: what built data sets hold, against what their recipe says."""
