@@ -231,8 +231,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Show records of built data sets: images, prompt and answer."""
-    from .engine.examples import list_examples, render_json, render_text
-    from .engine.examples_page import write_page
+    from .engine.show import list_examples, render_json, render_text, write_page
 
     examples = list_examples(directory, name, start, count)
     if html is not None:

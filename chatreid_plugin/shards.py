@@ -31,6 +31,8 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 # Beside the data sets of `chatreid build`: LLaMA-Factory's table of them, and why there are no records of others.
 DATASET_INFO = "dataset_info.json"
 LEFT_OUT = "chatreid_left_out.json"
+# What that table calls the format of our records.
+FORMATTING = "chatreid"
 # Ends the names of data sets whose identities do not train.
 HELD_OUT = "_val"
 # In the provenance of a manifest: a hash of the manifest's bytes, so that the two are known to belong together.

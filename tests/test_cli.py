@@ -117,12 +117,12 @@ def test_show_hands_its_options_over(
 ) -> None:
     replace_module(
         monkeypatch,
-        "chatreid_plugin.engine.examples",
+        "chatreid_plugin.engine.show",
         list_examples=lambda directory, *rest: (str(directory), *rest),
         render_text=lambda examples: f"text {examples}",
         render_json=lambda examples: "json" if examples == ("there", "task", 7, 2) else "wrong",
+        write_page=lambda path, examples: None,
     )
-    replace_module(monkeypatch, "chatreid_plugin.engine.examples_page", write_page=lambda path, examples: None)
     assert run(monkeypatch, "show", "there", *flags) == 0
     assert capsys.readouterr().out == f"{expected}\n"
 
@@ -133,13 +133,11 @@ def test_show_writes_the_page_and_prints_its_path(
     written: list[object] = []
     replace_module(
         monkeypatch,
-        "chatreid_plugin.engine.examples",
+        "chatreid_plugin.engine.show",
         list_examples=lambda *arguments: ["example"],
         render_text=lambda examples: "text",
         render_json=lambda examples: "json",
-    )
-    replace_module(
-        monkeypatch, "chatreid_plugin.engine.examples_page", write_page=lambda path, examples: written.append(path)
+        write_page=lambda path, examples: written.append(path),
     )
     assert run(monkeypatch, "show", "there", "--html", "page.html") == 0
     assert (written, capsys.readouterr().out) == ([Path("page.html")], "page.html\n")

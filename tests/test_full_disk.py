@@ -13,8 +13,7 @@ import pytest
 from chatreid_plugin.demo.layouts.folder import write_layout
 from chatreid_plugin.demo.world import write_world
 from chatreid_plugin.engine.captions.jobs import open_log
-from chatreid_plugin.engine.examples import list_examples
-from chatreid_plugin.engine.examples_page import write_page
+from chatreid_plugin.engine.show import list_examples, write_page
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.resources import copy_resources
 

@@ -20,8 +20,7 @@ from .. import __version__
 from ..config import BuildSettings
 from ..errors import DataError
 from ..locks import hold_folder, make_folder, try_folder
-from ..shards import DATASET_INFO, LEFT_OUT, check_shard, read_json, write_json
-from .built_datasets import FORMATTING
+from ..shards import DATASET_INFO, FORMATTING, LEFT_OUT, check_shard, read_json, write_json
 from .executors import open_workers, run_jobs
 from .feature_files import (
     STAGES_WITH_NEGATIVES,

@@ -27,8 +27,8 @@ from ..shards import open_parquet
 from ..tasks import LETTER_KINDS, Task
 from .arrow_compute import pc
 from .builders import TOKENS_AROUND_IMAGE
-from .built_datasets import BuiltDataset, list_datasets, read_build_settings
 from .sampler import compute_size_probabilities
+from .show import BuiltDataset, list_datasets, read_build_settings
 from .sources import find_manifest
 
 

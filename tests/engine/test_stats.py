@@ -13,7 +13,7 @@ import pytest
 from chatreid_plugin.answers import render_turns
 from chatreid_plugin.config import GallerySettings
 from chatreid_plugin.engine import stats
-from chatreid_plugin.engine.built_datasets import list_datasets
+from chatreid_plugin.engine.show import list_datasets
 from chatreid_plugin.engine.stats import (
     Comparison,
     DatasetCounts,

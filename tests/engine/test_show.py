@@ -1,4 +1,4 @@
-"""Tests of built_datasets, examples and examples_page: any record is found, printed and drawn, in one file."""
+"""Tests of chatreid_plugin.engine.show: any record is found, printed and drawn, in one file."""
 
 import json
 import re
@@ -9,9 +9,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from chatreid_plugin.engine.built_datasets import list_datasets, read_records
-from chatreid_plugin.engine.examples import list_examples, render_json, render_text
-from chatreid_plugin.engine.examples_page import render_page, write_page
+from chatreid_plugin.engine.show import (
+    list_datasets,
+    list_examples,
+    read_records,
+    render_json,
+    render_page,
+    render_text,
+    write_page,
+)
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn
 
