@@ -22,13 +22,12 @@ from .bad_images import BAD_IMAGE, start_bad_image_list
 from .checkpoint import COMPOSED_FOLDER, MARKER, compose_checkpoint, find_local_checkpoint
 from .compat import ARGUMENT_LISTS, get_function
 from .completeness import check_completeness
-from .cutoff import OVER_CUTOFF
+from .cutoff import OVER_CUTOFF, start_thinned_list
 from .learning_rates import check_vision_rate, parse_rate
 from .pitfalls import refuse_pitfalls
 from .prompt_record import ATTRIBUTE, find_prompt, take_recorded_prompt
 from .recipe_inputs import expand_stages
 from .resume import choose_checkpoint, describe_run, find_named_checkpoint
-from .thinned import start_thinned_list
 
 
 @dataclass

@@ -12,9 +12,8 @@ from ..records import Instruction, convert_row_to_instruction
 from ..regular_files import leaves_root
 from ..tasks import TASKS
 from ..upstream import get_upstream
-from .code_version import find_code_version
 from .compat import get_function
-from .cutoff import RECORD_COLUMN, make_messages, pack_record
+from .cutoff import RECORD_COLUMN, find_code_version, make_messages, pack_record
 
 
 FORMATTING = "chatreid"

@@ -14,12 +14,10 @@ from datasets import Features, Value
 
 from ..errors import DataError
 from ..upstream import get_upstream
-from .code_version import find_code_version
 from .compat import get_function
 from .converter import FORMATTING
-from .cutoff import RECORD_COLUMN
+from .cutoff import RECORD_COLUMN, find_code_version, note_mapped
 from .preprocessing import Preprocessing, replace_preprocessing
-from .thinned import note_mapped
 
 
 # What ChatReIDConverter gives for each image.

@@ -21,7 +21,7 @@ from ..tasks import TASKS
 from ..upstream import get_upstream
 from .compat import get_function
 from .converter import FORMATTING, find_image_root, find_own_prompts
-from .thinned import copy_thinned
+from .cutoff import copy_thinned
 
 
 STAMP = "chatreid_tokens.json"

@@ -8,8 +8,8 @@ from typing import Any
 from ..system_prompts import write_system_prompt
 from ..upstream import get_upstream
 from .compat import get_function
+from .cutoff import ThinnedReport
 from .prompt_record import PromptRecord, find_prompt
-from .thinned import ThinnedReport
 
 
 def extend_tuner(module: ModuleType) -> None:

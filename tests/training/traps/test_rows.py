@@ -12,7 +12,7 @@ import pytest
 from chatreid_plugin import tasks
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import read_json, write_json
-from chatreid_plugin.training import code_version, converter, cutoff
+from chatreid_plugin.training import converter, cutoff
 
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "images": "images"}
@@ -109,9 +109,9 @@ def test_trap_12_the_code_version_follows_every_file_that_decides_tokens(tmp_pat
     for name in ("tasks.py", "training/cutoff.py"):
         for text in ("a = 1\n", "a = 2\n"):
             (tmp_path / name).write_text(text)
-            versions.add(code_version.find_code_version.__wrapped__(tmp_path))
+            versions.add(cutoff.find_code_version.__wrapped__(tmp_path))
     assert len(versions) == 4
-    assert code_version.find_code_version() == code_version.find_code_version.__wrapped__(code_version.PACKAGE)
+    assert cutoff.find_code_version() == cutoff.find_code_version.__wrapped__(cutoff.PACKAGE)
 
 
 def test_trap_17_paths_are_absolute_and_each_data_set_has_its_own_root(

@@ -13,8 +13,7 @@ from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn, convert_instruction_to_row
 from chatreid_plugin.tasks import ASKED, OWN_VARIANT, TASKS
 from chatreid_plugin.training.converter import convert_record
-from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
-from chatreid_plugin.training.token_cache import REMEMBERED_TEXTS, RememberingTokenizer
+from chatreid_plugin.training.cutoff import RECORD_COLUMN, REMEMBERED_TEXTS, RememberingTokenizer, pack_record
 
 
 # Composed and decomposed accents, right-to-left, astral, control and white space; what looks like a mark or a field.

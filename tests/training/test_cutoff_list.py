@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.records import Answer, ImageReference, Instruction
-from chatreid_plugin.training.thinned import LIST_NAME, LIST_VARIABLE, ThinnedReport, describe_thinned
+from chatreid_plugin.training.cutoff import LIST_NAME, LIST_VARIABLE, ThinnedReport, describe_thinned
 
 
 IMAGES = tuple(ImageReference(f"{n}.jpg", 56 + 14 * (n % 3), 112 + 28 * (n % 4)) for n in range(9))
