@@ -15,7 +15,7 @@ from chatreid_plugin.errors import ChatReIDError
 from chatreid_plugin.records import IMAGE_RECORD_SCHEMA
 from chatreid_plugin.regular_files import check_regular, read_regular
 from chatreid_plugin.shards import check_shard, read_json, read_json_lines, read_shard, read_text
-from chatreid_plugin.training.image_files import decode_image
+from chatreid_plugin.training.images import decode_image
 
 
 def test_files_and_links_to_them_are_read(tmp_path: Path) -> None:

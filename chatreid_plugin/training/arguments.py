@@ -18,11 +18,11 @@ from ..images import ImagePolicy
 from ..shards import read_json
 from ..upstream import get_upstream
 from .adapters import check_adapter_base
-from .bad_images import BAD_IMAGE, start_bad_image_list
 from .checkpoint import COMPOSED_FOLDER, MARKER, compose_checkpoint, find_local_checkpoint
 from .compat import ARGUMENT_LISTS, get_function
 from .completeness import check_completeness
 from .cutoff import OVER_CUTOFF, start_thinned_list
+from .images import BAD_IMAGE, start_bad_image_list
 from .learning_rates import check_vision_rate, parse_rate
 from .pitfalls import refuse_pitfalls
 from .prompt_record import ATTRIBUTE, find_prompt, take_recorded_prompt

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..errors import ChatReIDError
 from ..printing import say
-from .messages import pass_on_message
+from .launcher import pass_on_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,14 @@ class Hook:
 
 _HOOKS = {
     "llamafactory.hparams.parser": Hook("YAML keys chatreid_* and the decoder swap", "arguments", "extend_parser"),
-    "llamafactory.data.parser": Hook("image_root of a data set in dataset_info.json", "converter", "keep_image_root"),
+    "llamafactory.data.parser": Hook(
+        "image_root of a data set in dataset_info.json", "dataset_info", "keep_image_root"
+    ),
     "llamafactory.data.mm_plugin": Hook("image policy and header-only token counts", "mm_plugin", "register_plugin"),
-    "llamafactory.data.converter": Hook("formatting: chatreid", "converter", "register_converter"),
+    "llamafactory.data.converter": Hook("formatting: chatreid", "loader", "register_converter"),
     "llamafactory.data.template": Hook("template: chatreid", "templates", "register_templates"),
     "llamafactory.data.collator": Hook("positions of image tokens in generation", "positions", "extend_collator"),
-    "llamafactory.data.loader": Hook("chatreid_lazy: tokenize on the fly", "lazy", "extend_loader"),
+    "llamafactory.data.loader": Hook("chatreid_lazy: tokenize on the fly", "loader", "extend_loader"),
     "llamafactory.model.loader": Hook(
         "check of the trainable parameters, batched vision attention", "stages", "extend_model_loader"
     ),

@@ -1,4 +1,7 @@
-"""``llamafactory-cli train`` under torchrun: what went wrong is the last line, no traceback."""
+"""``llamafactory-cli train`` under torchrun: what went wrong is the last line, no traceback.
+
+Our messages go from the processes that torchrun starts to the command that the user typed through a file.
+"""
 
 import os
 import subprocess
@@ -9,10 +12,29 @@ from pathlib import Path
 from types import ModuleType
 
 from ..errors import ConfigError
-from ..printing import say
+from ..printing import make_printable, say
 from ..upstream import get_upstream
 from .compat import get_function
-from .messages import VARIABLE, read_messages
+
+
+# Names a file; the environment is what torchrun hands on to its processes.
+VARIABLE = "CHATREID_MESSAGES"
+
+
+def pass_on_message(message: str) -> None:
+    """Write down a message for the command that started torchrun; nothing where there is none."""
+    path = os.environ.get(VARIABLE)
+    if not path or not Path(path).parent.is_dir():
+        return
+    # One short write at the end of the file: lines of several processes do not mix (POSIX, O_APPEND).
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(make_printable(message).replace("\n", "\v") + "\n")
+
+
+def read_messages(path: Path) -> list[str]:
+    """Return the different messages of all processes in the order they came."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    return [line.replace("\v", "\n") for line in dict.fromkeys(lines) if line]
 
 
 def refuse_no_process() -> None:

@@ -18,7 +18,7 @@ from ..images import (
 )
 from ..upstream import get_upstream
 from .compat import get_function, takes_token_types
-from .image_files import decode_image, read_size
+from .images import decode_image, read_size
 
 
 # Qwen2.5-VL counts image tokens as Qwen2-VL does.

@@ -12,7 +12,7 @@ from llamafactory.extras import logging
 
 from ..errors import ChatReIDError, ConfigError
 from ..shards import DATASET_INFO, read_json
-from .converter import FORMATTING
+from .dataset_info import FORMATTING
 from .prompt_record import check_system_prompt
 from .recipe import Finding, Recipe
 from .recipe_inputs import check_dataset_names, check_left_out, check_starting_points

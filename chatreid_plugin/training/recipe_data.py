@@ -15,13 +15,12 @@ from ..records import ADDED_COLUMNS, INSTRUCTION_SCHEMA, Instruction, convert_ro
 from ..shards import DATASET_INFO, check_shard, read_json, read_shard
 from ..tasks import IMAGE_MARK, format_chat_prompt
 from ..upstream import get_upstream
-from .converter import FORMATTING, find_image_root, find_own_prompts
-from .image_files import read_size
+from .dataset_info import FORMATTING, check_dataset_files, find_image_root, find_own_prompts
+from .images import read_size
 from .prompt_record import find_prompt
 from .recipe import Finding, Recipe
 from .recipe_inputs import check_dataset_names, is_local
 from .recipe_model import find_model_folder
-from .shard_check import check_dataset_files
 
 
 SAMPLED_RECORDS = 200

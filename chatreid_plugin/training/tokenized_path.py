@@ -20,8 +20,8 @@ from ..shards import read_json, write_json
 from ..tasks import TASKS
 from ..upstream import get_upstream
 from .compat import get_function
-from .converter import FORMATTING, find_image_root, find_own_prompts
 from .cutoff import copy_thinned
+from .dataset_info import FORMATTING, find_image_root, find_own_prompts
 
 
 STAMP = "chatreid_tokens.json"

@@ -26,8 +26,7 @@ from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.records import Answer, ImageReference, Instruction, convert_instruction_to_row
 from chatreid_plugin.tasks import TASKS
 from chatreid_plugin.training.compat import get_upstream
-from chatreid_plugin.training.converter import convert_record
-from chatreid_plugin.training.lazy import ORIGIN_COLUMN, LazyTokenizer
+from chatreid_plugin.training.loader import ORIGIN_COLUMN, LazyTokenizer, convert_record
 
 
 FILES, IMAGES = 400, 8

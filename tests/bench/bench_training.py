@@ -109,7 +109,7 @@ def write_images(folder: Path, records: list[ImageRecord]) -> None:
 
 def write_records(folder: Path, count: int) -> None:
     """Write crops, about ``count`` Stage 2 records, and the same records as ShareGPT files with the prefix stock_."""
-    from chatreid_plugin.training.converter import convert_record
+    from chatreid_plugin.training.loader import convert_record
 
     recipe, images = folder / "recipe.yaml", folder / "images"
     source = {"name": "big", "parser": "market1501", "root": str(images)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chatreid_plugin.training.bad_images import LIST_NAME
+from chatreid_plugin.training.images import LIST_NAME
 
 
 pytestmark = pytest.mark.slow

@@ -137,8 +137,8 @@ def test_prompt_of_generation_is_thinned(parse: Callable[..., Any], tokenizer_mo
     from llamafactory.data import get_template_and_fix_tokenizer, loader
 
     from chatreid_plugin.records import convert_instruction_to_row
-    from chatreid_plugin.training.converter import convert_record
     from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
+    from chatreid_plugin.training.loader import convert_record
     from chatreid_plugin.upstream import get_upstream
 
     def encode(record: Instruction, cutoff: int) -> Any:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn, convert_instruction_to_row
 from chatreid_plugin.tasks import ASKED, OWN_VARIANT, TASKS
-from chatreid_plugin.training.converter import convert_record
 from chatreid_plugin.training.cutoff import RECORD_COLUMN, REMEMBERED_TEXTS, RememberingTokenizer, pack_record
+from chatreid_plugin.training.loader import convert_record
 
 
 # Composed and decomposed accents, right-to-left, astral, control and white space; what looks like a mark or a field.

@@ -11,8 +11,8 @@ import pytest
 
 from chatreid_plugin.answers import read_answer, render_turns
 from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn, convert_instruction_to_row
-from chatreid_plugin.training.converter import convert_record
 from chatreid_plugin.training.cutoff import drop_distractor
+from chatreid_plugin.training.loader import convert_record
 
 
 IMAGES = tuple(ImageReference(f"{n}.jpg", 56 + 14 * (n % 3), 112 + 28 * (n % 4)) for n in range(8))

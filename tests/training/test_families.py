@@ -19,7 +19,7 @@ from chatreid_plugin.records import Answer, ImageReference, Instruction, convert
 from chatreid_plugin.tasks import render_prompt
 from chatreid_plugin.training.checkpoint import compose_checkpoint
 from chatreid_plugin.training.completeness import find_vision_suffix
-from chatreid_plugin.training.lazy import ORIGIN_COLUMN, LazyTokenizer
+from chatreid_plugin.training.loader import ORIGIN_COLUMN, LazyTokenizer
 from chatreid_plugin.training.stages import check_trainable, find_part
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.training import launcher
-from chatreid_plugin.training.messages import VARIABLE, pass_on_message
+from chatreid_plugin.training.launcher import VARIABLE, pass_on_message
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from chatreid_plugin.errors import DataError
 from chatreid_plugin.images import Aspect, ImagePolicy, apply_stage_policy, resize_by_policy
 from chatreid_plugin.records import Answer, ImageReference, Instruction, convert_instruction_to_row
 from chatreid_plugin.tasks import render_prompt
-from chatreid_plugin.training.lazy import ORIGIN_COLUMN, LazyTokenizer
+from chatreid_plugin.training.loader import ORIGIN_COLUMN, LazyTokenizer
 
 
 THRESHOLDS = [

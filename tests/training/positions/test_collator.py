@@ -26,7 +26,7 @@ def make_features(service: Any, module: dict[str, Any], records: Sequence[Instru
     from llamafactory.data.loader import _get_dataset_processor
     from llamafactory.hparams.parser import DataArguments
 
-    from chatreid_plugin.training.converter import convert_record
+    from chatreid_plugin.training.loader import convert_record
 
     data_args = DataArguments(template=service.checkpoint.template)
     data_args.packing = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -20,9 +20,9 @@ from chatreid_plugin.images import (
 )
 from chatreid_plugin.records import Answer, convert_instruction_to_row
 from chatreid_plugin.tasks import IMAGE_MARK, clean_text
-from chatreid_plugin.training.converter import convert_record
 from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
-from chatreid_plugin.training.image_files import decode_image, read_size
+from chatreid_plugin.training.images import decode_image, read_size
+from chatreid_plugin.training.loader import convert_record
 
 
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,7 @@ import pytest
 from chatreid_plugin import tasks
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import read_json, write_json
-from chatreid_plugin.training import converter, cutoff
+from chatreid_plugin.training import cutoff, loader
 
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "images": "images"}
@@ -92,7 +92,7 @@ def test_trap_12_an_edited_prompt_policy_or_code_meets_no_stale_map_cache(
         seen.add(frozenset(list_cache_files(load())))
     for changes in ({"chatreid_stage": 1}, {"chatreid_aspect": "keep"}, {"chatreid_over_cutoff": "raise"}):
         seen.add(frozenset(list_cache_files(load(**changes))))
-    for module in (converter, cutoff):
+    for module in (loader, cutoff):
         with monkeypatch.context() as patch:
             patch.setattr(module, "find_code_version", lambda: "edited")
             seen.add(frozenset(list_cache_files(load())))

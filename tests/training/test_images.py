@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 
 from chatreid_plugin.crops import convert_to_rgb
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.training.image_files import decode_image, open_image, read_size
+from chatreid_plugin.training.images import decode_image, open_image, read_size
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.records import Answer, ImageReference, Instruction
-from chatreid_plugin.training.bad_images import LIST_NAME, LONGEST_RUN, BadImageList, SkippingDataset
+from chatreid_plugin.training.images import LIST_NAME, LONGEST_RUN, BadImageList, SkippingDataset
 
 
 RECORDS = 8

@@ -11,7 +11,7 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.records import Answer, ImageReference, Instruction
-from chatreid_plugin.training.lazy import LazyTokenizer
+from chatreid_plugin.training.loader import LazyTokenizer
 
 
 GOOD = Instruction(

@@ -1,8 +1,6 @@
-"""The check of a ChatReID data set's shards before LLaMA-Factory hands them to ``datasets``.
+"""ChatReID data sets as dataset_info.json enters them: image root, the user's wordings, shards that are whole."""
 
-``datasets`` stops at a shard that a full disk or a broken copy has cut short with a traceback of its own internals.
-"""
-
+import os
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
@@ -10,15 +8,48 @@ from typing import Any
 
 from ..errors import DataError
 from ..shards import check_shard, read_json
+from ..upstream import get_upstream
 from .compat import get_function
-from .converter import FORMATTING
 
 
+FORMATTING = "chatreid"
 REBUILD = "Build it with `chatreid build`."
+
+
+def keep_image_root(module: ModuleType) -> None:
+    """Keep the ``chatreid`` block of a dataset_info.json entry, which ``DatasetAttr.join`` drops otherwise."""
+    attributes = get_upstream(module, "DatasetAttr")
+    join = get_function(module, "DatasetAttr.join")
+
+    @wraps(join)
+    def join_with_chatreid(self: Any, attr: dict[str, Any]) -> None:
+        join(self, attr)
+        self.chatreid = attr.get("chatreid")
+
+    attributes.join = join_with_chatreid
+
+
+def find_image_root(dataset_attr: Any, data_args: Any) -> str:
+    """Return the absolute folder that a data set's image paths are relative to.
+
+    An explicit ``media_dir`` wins (the images have moved), then ``chatreid.image_root`` of the dataset_info.json
+    entry, relative to ``dataset_dir``; both may be absolute.
+    """
+    root = data_args.media_dir
+    if root == data_args.dataset_dir:
+        root = os.path.join(root, (getattr(dataset_attr, "chatreid", None) or {}).get("image_root", ""))
+    return os.path.realpath(root)
+
+
+def find_own_prompts(dataset_attr: Any) -> tuple[str, ...]:
+    """Return the user's wordings of the data set's task: ``chatreid.prompts`` of the dataset_info.json entry."""
+    return tuple((getattr(dataset_attr, "chatreid", None) or {}).get("prompts", ()))
 
 
 def check_dataset_files(dataset_attr: Any, data_args: Any) -> None:
     """Read the footer of every shard of a local ChatReID data set.
+
+    ``datasets`` stops at a shard that a full disk or a broken copy has cut short, with a traceback of its internals.
 
     Raises:
         DataError: the folder is missing, empty, half-built or holds other files, or a shard is cut short.

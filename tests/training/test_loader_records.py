@@ -18,8 +18,9 @@ from chatreid_plugin.records import (
     convert_row_to_instruction,
 )
 from chatreid_plugin.tasks import OWN_VARIANT, render_prompt
-from chatreid_plugin.training.converter import ChatReIDConverter, convert_record, find_image_root
 from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
+from chatreid_plugin.training.dataset_info import find_image_root
+from chatreid_plugin.training.loader import ChatReIDConverter, convert_record
 
 
 RECORD = Instruction(
@@ -125,7 +126,7 @@ def test_rows_of_another_kind_are_refused() -> None:
 
 def test_spawned_worker_can_import_the_tokenizer_first() -> None:
     """Importing LLaMA-Factory from there would call hooks that need the modules while they are half-loaded."""
-    code = "import sys, chatreid_plugin.training.lazy; sys.exit('llamafactory' in sys.modules)"
+    code = "import sys, chatreid_plugin.training.loader; sys.exit('llamafactory' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert (result.returncode, result.stderr) == (0, "")
 

@@ -10,7 +10,7 @@ from datasets import List, Value
 from PIL import Image
 
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.training.eager import IMAGE, make_token_features
+from chatreid_plugin.training.loader import IMAGE, make_token_features
 
 
 @pytest.fixture
