@@ -39,10 +39,10 @@ _HOOKS = {
     "llamafactory.data.parser": Hook(
         "image_root of a data set in dataset_info.json", "dataset_info", "keep_image_root"
     ),
-    "llamafactory.data.mm_plugin": Hook("image policy and header-only token counts", "mm_plugin", "register_plugin"),
+    "llamafactory.data.mm_plugin": Hook("image policy and header-only token counts", "template", "register_plugin"),
     "llamafactory.data.converter": Hook("formatting: chatreid", "loader", "register_converter"),
-    "llamafactory.data.template": Hook("template: chatreid", "templates", "register_templates"),
-    "llamafactory.data.collator": Hook("positions of image tokens in generation", "positions", "extend_collator"),
+    "llamafactory.data.template": Hook("template: chatreid", "template", "register_templates"),
+    "llamafactory.data.collator": Hook("positions of image tokens in generation", "loader", "extend_collator"),
     "llamafactory.data.loader": Hook("chatreid_lazy: tokenize on the fly", "loader", "extend_loader"),
     "llamafactory.model.loader": Hook(
         "check of the trainable parameters, batched vision attention", "stages", "extend_model_loader"

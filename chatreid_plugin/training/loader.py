@@ -21,7 +21,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Features, Value
+from torch.nn.functional import pad
 
 from ..errors import ConfigError, DataError
 from ..records import Instruction, convert_row_to_instruction
@@ -36,6 +38,7 @@ from .tokenized_path import guard_tokenized_path
 
 
 ORIGIN_COLUMN = "chatreid_origin"
+TOKEN_TYPES = "mm_token_type_ids"
 # Image root and the user's wordings of a data set.
 Origin = tuple[str, tuple[str, ...]]
 # Those seen so far; a data set carries the index, an integer, instead of a path in every row.
@@ -348,3 +351,34 @@ def _find_first(tokens: Any) -> dict[str, Any]:
     if example is None:
         raise DataError("No record is left after tokenization: none is a conversation that can be trained.")
     return example
+
+
+def fit_token_types(batch: dict[str, Any], padding_side: str) -> None:
+    """Drop the token types (B, L) of a batch that has position ids; else pad them to its ``input_ids`` (B, padded L).
+
+    ``ChatReIDPlugin.get_mm_inputs`` hands them to whoever generates; with position ids the collator has used them, and
+    training's batches stay what they were. LLaMA-Factory pads them to the longest record only, and the ids of training
+    to a multiple of 8.
+    """
+    types: torch.Tensor = batch.pop(TOKEN_TYPES)
+    if "position_ids" in batch:
+        return
+    missing = batch["input_ids"].shape[1] - types.shape[1]
+    batch[TOKEN_TYPES] = pad(types, (missing, 0) if padding_side == "left" else (0, missing))
+
+
+def extend_collator(module: ModuleType) -> None:
+    """Make the collators of ``llamafactory.data.collator`` treat the token types of our templates."""
+    collate = get_function(module, "MultiModalDataCollatorForSeq2Seq.__call__")
+
+    @wraps(collate)
+    def collate_with_fitted_types(self: Any, features: list[dict[str, Any]]) -> dict[str, Any]:
+        # Late: LLaMA-Factory loads its collator before the module that our image plugin extends.
+        from .template import ChatReIDPlugin
+
+        batch = collate(self, features)
+        if isinstance(self.template.mm_plugin, ChatReIDPlugin) and TOKEN_TYPES in batch:
+            fit_token_types(batch, self.tokenizer.padding_side)
+        return batch
+
+    get_upstream(module, "MultiModalDataCollatorForSeq2Seq").__call__ = collate_with_fitted_types

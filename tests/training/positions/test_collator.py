@@ -10,7 +10,7 @@ from chatreid_plugin.records import Instruction
 
 
 TOKEN_TYPES = "mm_token_type_ids"
-PLUGIN = "chatreid_plugin.training.mm_plugin"
+PLUGIN = "chatreid_plugin.training.template"
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_collator_without_a_model_keeps_what_generation_needs(
 
 @pytest.mark.parametrize(("side", "expected"), [("left", [0, 0, 1, 1]), ("right", [1, 1, 0, 0])])
 def test_token_types_are_padded_on_the_tokenizers_side(side: str, expected: list[int]) -> None:
-    from chatreid_plugin.training.positions import fit_token_types
+    from chatreid_plugin.training.loader import fit_token_types
 
     batch = {"input_ids": torch.zeros(1, 4), TOKEN_TYPES: torch.ones(1, 2, dtype=torch.long)}
     fit_token_types(batch, side)

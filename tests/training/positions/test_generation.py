@@ -14,7 +14,7 @@ from chatreid_plugin.records import ImageRecord
 
 
 TOKEN_TYPES = "mm_token_type_ids"
-PLUGIN = "chatreid_plugin.training.mm_plugin"
+PLUGIN = "chatreid_plugin.training.template"
 
 
 def test_several_answers_to_one_question_share_the_positions(service: Any) -> None:
@@ -49,7 +49,7 @@ def test_evaluator_scores_with_the_positions_and_logits_of_chat(name: str, servi
 
 
 def test_stock_template_still_generates_with_positions_of_words(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 1. When this fails, LLaMA-Factory passes the token types itself and positions.py can go."""
+    """Trap 1. When this fails, LLaMA-Factory passes the token types itself and extend_collator can go."""
     from llamafactory.data.template import TEMPLATES
 
     record = service.make_record("pair")
@@ -57,7 +57,7 @@ def test_stock_template_still_generates_with_positions_of_words(service: Any, mo
     monkeypatch.setattr(service.chat.engine, "template", TEMPLATES[service.checkpoint.stock])
     stock = service.ask(record)
     assert stock.input_ids[0].tolist() == ours.input_ids[0].tolist()
-    message = "LLaMA-Factory's HF engine places image tokens rightly now: remove positions.py and get_mm_inputs."
+    message = "LLaMA-Factory's HF engine places image tokens rightly now: remove extend_collator and get_mm_inputs."
     words = torch.arange(stock.positions[0].shape[-1]).expand(3, 1, -1)
     assert torch.equal(stock.positions[0], words), message
     assert int(ours.positions[0].max()) < int(words.max())

@@ -1,6 +1,12 @@
-"""LLaMA-Factory's Qwen-VL plugins with the stage's image policy, and token counts from sizes instead of pixels."""
+"""The chat templates ``chatreid``: the base model's own, with an image plugin that knows the stage's image policy.
 
+The plugin counts image tokens from sizes instead of pixels, and hands on which tokens are images.
+"""
+
+import copy
+import dataclasses
 from dataclasses import dataclass, field
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +29,13 @@ from .images import decode_image, read_size
 
 # Qwen2.5-VL counts image tokens as Qwen2-VL does.
 QWEN2_PLUGIN, QWEN3_PLUGIN = "chatreid_qwen2_vl", "chatreid_qwen3_vl"
+# Our template's name -> the LLaMA-Factory template whose chat format it keeps, and the image plugin. Qwen3-VL is asked
+# without thinking: the recipe's answers are a word or a few letters.
+TEMPLATES = {
+    "chatreid": ("qwen2_vl", QWEN2_PLUGIN),
+    "chatreid_qwen2_5_vl": ("qwen2_vl", QWEN2_PLUGIN),
+    "chatreid_qwen3_vl": ("qwen3_vl_nothink", QWEN3_PLUGIN),
+}
 
 
 @dataclass
@@ -49,7 +62,13 @@ class ChatReIDPlugin(Qwen2VLPlugin):
         batch_ids: list[list[int]],
         processor: Any,
     ) -> dict[str, Any]:
-        """Return the pixels, grids and, as a list for each record, which tokens are images; see ``positions.py``."""
+        """Return the pixels, grids and, as a list for each record, which tokens are images.
+
+        transformers places image tokens by ``mm_token_type_ids`` (its pull request 43972). LLaMA-Factory 0.9.5 makes
+        them inside its training collator only: its HF engine (``chat``, ``api``, ``webchat``) and
+        ``predict_with_generate`` pass none, and ``generate`` then numbers image tokens like words, without a warning.
+        So they come from here, and ``extend_collator`` of ``loader.py`` drops them where it needs none.
+        """
         inputs: dict[str, Any] = super().get_mm_inputs(
             images, videos, audios, imglens, vidlens, audlens, batch_ids, processor
         )
@@ -89,3 +108,33 @@ def register_plugin(module: ModuleType) -> None:
     get_function(module, "BasePlugin.get_mm_inputs")
     get_upstream(module, "register_mm_plugin")(QWEN2_PLUGIN, ChatReIDPlugin)
     get_upstream(module, "register_mm_plugin")(QWEN3_PLUGIN, ChatReIDQwen3Plugin)
+
+
+def register_templates(module: ModuleType) -> None:
+    """Register the templates inside ``llamafactory.data.template``; the YAML sets the policy when one is fetched."""
+    registered = get_upstream(module, "TEMPLATES")
+    get_mm_plugin = get_upstream(module, "get_mm_plugin")
+    get_template = get_function(module, "get_template_and_fix_tokenizer")
+    defaults = {name: registered[base].default_system for name, (base, _) in TEMPLATES.items()}
+    for name, (base, plugin_name) in TEMPLATES.items():
+        stock = registered[base]
+        plugin = get_mm_plugin(
+            plugin_name, image_token=stock.mm_plugin.image_token, video_token=stock.mm_plugin.video_token
+        )
+        registered[name] = dataclasses.replace(stock, mm_plugin=plugin)
+
+    @wraps(get_template)
+    def get_chatreid_template(tokenizer: Any, data_args: Any) -> Any:
+        template = get_template(tokenizer, data_args)
+        if data_args.template in defaults:
+            # LLaMA-Factory writes default_system into the registered template, for every later fetch.
+            template = copy.copy(template)
+            registered[data_args.template].default_system = defaults[data_args.template]
+        if isinstance(template.mm_plugin, ChatReIDPlugin):
+            # getattr: LLaMA-Factory's own DataArguments, made in Python, know no stage.
+            template.mm_plugin.policy = ImagePolicy(
+                getattr(data_args, "chatreid_stage", None), getattr(data_args, "chatreid_aspect", "stretch")
+            )
+        return template
+
+    module.get_template_and_fix_tokenizer = get_chatreid_template  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from chatreid_plugin.images import ImagePolicy
 from chatreid_plugin.tasks import format_chat_prompt
 
 
-# `chatreid_plugin.training.arguments` and `.mm_plugin` extend classes of LLaMA-Factory, which loads them itself.
+# `chatreid_plugin.training.arguments` and `.template` extend classes of LLaMA-Factory, which loads them itself.
 
 
 def make_arguments(**values: Any) -> Any:
@@ -25,7 +25,7 @@ def fetch(tokenizer: Any, data_args: Any) -> Any:
 def test_template_is_qwen2_vls_with_our_plugin(tokenizer_module: dict[str, Any]) -> None:
     from llamafactory.data.template import TEMPLATES
 
-    from chatreid_plugin.training.mm_plugin import ChatReIDPlugin
+    from chatreid_plugin.training.template import ChatReIDPlugin
 
     ours, stock = TEMPLATES["chatreid"], TEMPLATES["qwen2_vl"]
     differences = {name for name, value in vars(stock).items() if vars(ours)[name] != value}
