@@ -17,10 +17,15 @@ from ..errors import ConfigError, UpstreamError
 from ..images import ImagePolicy
 from ..shards import read_json
 from ..upstream import get_upstream
-from .adapters import check_adapter_base
-from .checkpoint import COMPOSED_FOLDER, MARKER, compose_checkpoint, find_local_checkpoint
+from .checkpoint import (
+    COMPOSED_FOLDER,
+    MARKER,
+    check_adapter_base,
+    check_completeness,
+    compose_checkpoint,
+    find_local_checkpoint,
+)
 from .compat import ARGUMENT_LISTS, get_function
-from .completeness import check_completeness
 from .cutoff import OVER_CUTOFF, start_thinned_list
 from .images import BAD_IMAGE, start_bad_image_list
 from .learning_rates import check_vision_rate, parse_rate

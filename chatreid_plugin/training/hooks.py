@@ -45,9 +45,9 @@ _HOOKS = {
     "llamafactory.data.collator": Hook("positions of image tokens in generation", "loader", "extend_collator"),
     "llamafactory.data.loader": Hook("chatreid_lazy: tokenize on the fly", "loader", "extend_loader"),
     "llamafactory.model.loader": Hook(
-        "check of the trainable parameters, batched vision attention", "stages", "extend_model_loader"
+        "check of the trainable parameters, batched vision attention", "model", "extend_model_loader"
     ),
-    "llamafactory.train.callbacks": Hook("resuming with all weights", "resumed_weights", "extend_resuming"),
+    "llamafactory.train.callbacks": Hook("resuming with all weights", "resume", "extend_resuming"),
     "llamafactory.train.sft.trainer": Hook(
         "learning rate of the vision encoder", "learning_rates", "extend_optimizer"
     ),

@@ -16,7 +16,7 @@ import torch
 from ..errors import ConfigError
 from ..upstream import get_upstream
 from .compat import get_function
-from .stages import find_part
+from .model import find_part
 
 
 KEY = "chatreid_vision_learning_rate"

@@ -13,10 +13,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..errors import ConfigError
 from ..images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS
 from ..shards import read_json
+from .model import FLAGS, list_trained_parts
 from .pitfalls import find_whole_reads
 from .recipe import Finding, Recipe, read_values
 from .resume import choose_checkpoint, describe_run
-from .stages import FLAGS, list_trained_parts
 from .tokenized_path import DATA_KEYS, PROCESSOR_KEYS, STAMP
 
 
@@ -32,7 +32,7 @@ DEFAULT_TIMEOUT = 1800
 
 
 def check_stage(recipe: Recipe) -> list[Finding]:
-    """Compare the stage with what trains: all parts in Stages 1 and 2, no encoder in Stage 3 (``stages.py``)."""
+    """Compare the stage with what trains: all parts in Stages 1 and 2, no encoder in Stage 3 (``model.py``)."""
     stage = recipe.data.chatreid_stage
     if stage is None:
         return [

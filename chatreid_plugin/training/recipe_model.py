@@ -11,10 +11,9 @@ import torch
 from ..errors import ChatReIDError, ConfigError
 from ..shards import read_json
 from ..weight_files import read_shapes
-from .checkpoint import is_hub_name
-from .completeness import check_completeness, find_vision_suffix
+from .checkpoint import check_completeness, find_vision_suffix, is_hub_name
+from .model import find_part, list_frozen_parts
 from .recipe import Finding, Recipe
-from .stages import find_part, list_frozen_parts
 
 
 # Template -> model families whose chat format it has; Qwen2-VL's and Qwen2.5-VL's are the same.

@@ -1,23 +1,42 @@
-"""Which checkpoint a run goes on from, decided as its arguments are parsed: a whole one of the same kind, or an error.
+"""Going on from a checkpoint: which one, all of its weights, and no step beyond the run's end.
 
-The weights are put into the model by ``resumed_weights.py``.
+The checkpoint is chosen as the run's arguments are parsed: a whole one of the same kind, or an error. The weights are
+put back when the Trainer loads it. transformers 5 writes the decoder of a vision-language model as ``model.layers.*``
+(some versions also the tower as ``visual.*``) but holds it as ``model.language_model.layers.*``, and its Trainer loads
+by name and ignores what does not fit: a run that is resumed, or that ends with ``load_best_model_at_end``, would go on
+with the decoder that it has, and a warning among hundreds of lines. So every Trainer of this process, whatever it
+trains, is asked first whether the names on disk are the model's. DeepSpeed and FSDP have files of their own, with the
+names in memory, and are not concerned. Reported elsewhere as QwenLM/Qwen3-VL#1763 and modelscope/ms-swift#7947.
 """
 
 from dataclasses import dataclass
+from functools import wraps
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
+
+import torch
+from llamafactory.extras import logging
+from transformers import TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
 from ..adapters import ADAPTER_CONFIG
 from ..errors import ConfigError
 from ..printing import say
-from ..weight_files import has_weights
+from ..shards import read_json
+from ..upstream import get_upstream
+from ..weight_files import find_weight_files, has_weights, open_weights
+from .checkpoint import match_names
+from .compat import get_function
 
 
 # The Trainer writes it after the weights and the optimizer.
 LAST_WRITTEN = "trainer_state.json"
 # LLaMA-Factory 0.9.5 resumes neither: its value head is in a file of its own, and PPO has a loop of its own.
 STAGES_WITHOUT_RESUMING = ("rm", "ppo")
+# LLaMA-Factory's workflows write it into the output folder after training.
+RESULTS = "train_results.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +152,141 @@ def _advise(checkpoint: Path, run: Run) -> str:
         steps.append("no chatreid_encoder, which it has already")
     anew = "" if run.named else f", or set overwrite_output_dir: true to begin {run.output_dir} anew"
     return f"To begin a new run with its weights, set {steps[0]} with {' and '.join(steps[1:])}{anew}."
+
+
+def fits_by_name(model: torch.nn.Module, folder: Path) -> bool:
+    """Tell whether loading by name leaves nothing out: each tensor is the model's, and each parameter is there.
+
+    Tied weights, which are in the file once, have one name among the parameters.
+    """
+    stored = find_weight_files(folder).keys()
+    return stored <= model.state_dict().keys() and {name for name, _ in model.named_parameters()} <= stored
+
+
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Copy all weights of a checkpoint into a model, whatever version of transformers wrote it.
+
+    Raises:
+        ConfigError: a tensor is of no parameter, a parameter is in no file, or a shape differs.
+    """
+    targets, names = model.state_dict(), match_names(model, folder, _advise_start(folder))
+    for path in sorted(set(find_weight_files(folder).values())):
+        with open_weights(path) as opened, torch.no_grad():
+            for stored in names.keys() & set(opened.keys()):
+                targets[names[stored]].copy_(opened.get_tensor(stored))
+
+
+def _advise_start(folder: Path) -> str:
+    return f"Start from it as a model (model_name_or_path: {folder}) or resume from a checkpoint of this very run."
+
+
+def _loads_whole(trainer: Any, model: torch.nn.Module, folder: Path) -> bool:
+    """Load a checkpoint whose names do not fit; tell whether that was so.
+
+    Raises:
+        ConfigError: the checkpoint is of another kind of run, or does not fit the model.
+    """
+    from peft import PeftModel
+
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return False
+    adapted = isinstance(model, PeftModel)
+    if has_weights(folder):
+        if adapted:
+            raise ConfigError(f"{folder} holds a whole model, but this run trains an adapter. {_advise_start(folder)}")
+        if fits_by_name(model, folder):
+            return False
+        load_weights(model, folder)
+        return True
+    if (folder / ADAPTER_CONFIG).is_file() and not adapted:
+        raise ConfigError(
+            f"{folder} holds an adapter, which LLaMA-Factory does not resume into this kind of model. Start from it: "
+            f"adapter_name_or_path: {folder} instead of resume_from_checkpoint, and another output_dir."
+        )
+    return False
+
+
+def extend_resuming(module: ModuleType) -> None:
+    """Let every Trainer load a whole checkpoint, or refuse it, and train no step beyond a run's end.
+
+    ``module`` is ``llamafactory.train.callbacks``, which all of LLaMA-Factory's trainers import first.
+    """
+    import transformers.trainer
+
+    load_checkpoint = get_function(transformers.trainer, "Trainer._load_from_checkpoint")
+    load_best = get_function(transformers.trainer, "Trainer._load_best_model")
+
+    @wraps(load_checkpoint)
+    def load_whole_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not _loads_whole(self, self.model if model is None else model, Path(resume_from_checkpoint)):
+            load_checkpoint(self, resume_from_checkpoint, model)
+
+    @wraps(load_best)
+    def load_whole_best_model(self: Any) -> None:
+        if not _loads_whole(self, self.model, Path(self.state.best_model_checkpoint)):
+            load_best(self)
+
+    trainer = get_upstream(transformers.trainer, "Trainer")
+    trainer._load_from_checkpoint = load_whole_checkpoint
+    trainer._load_best_model = load_whole_best_model
+    extend_training(trainer)
+
+
+class TrainingFinished(Exception):
+    """The run stands at its last step as training is about to begin."""
+
+
+class StopAtTheEnd(TrainerCallback):
+    """Leaves a run that has no step left; only the Trainer knows the number, once the checkpoint is loaded."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise what ends ``Trainer.train``, below."""
+        if 0 < state.max_steps <= state.global_step:
+            raise TrainingFinished
+
+
+def _read_results(output_dir: Path) -> dict[str, float]:
+    """Return the figures of the training that is over, which are written again."""
+    return read_json(output_dir / RESULTS) if (output_dir / RESULTS).is_file() else {}
+
+
+def end_finished_run(trainer: Any) -> TrainOutput:
+    """Do what is left of a training without steps: say so, take the best model, tell the callbacks.
+
+    The caller goes on as after a training: it writes the model, which a run killed before that lacks, and evaluates.
+    """
+    state = trainer.state
+    logger: Any = logging.get_logger(__name__)  # LLaMA-Factory adds warning_rank0 and its like to the class
+    logger.warning_rank0(
+        f"chatreid: this run is finished, at step {state.global_step} of {state.max_steps}: nothing is trained. Raise "
+        "num_train_epochs or max_steps to go on, or set overwrite_output_dir: true to begin anew."
+    )
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        trainer._load_best_model()
+    trainer.is_in_train = False
+    trainer.control = trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
+    results = _read_results(Path(trainer.args.output_dir))
+    return TrainOutput(state.global_step, results.get("train_loss", float("nan")), results)
+
+
+def extend_training(trainer_class: Any) -> None:
+    """Let every Trainer end a finished run without a step.
+
+    transformers 5.5.4 looks at the step limit only after a step: a finished run that is started once more, as
+    schedulers and ``overwrite_output_dir: false`` do, trains one step beyond its end each time, and changes the
+    weights.
+    """
+    train = trainer_class.train
+
+    @wraps(train)
+    def train_what_is_left(self: Any, *args: Any, **kwargs: Any) -> TrainOutput:
+        callback = StopAtTheEnd()
+        self.add_callback(callback)
+        try:
+            return train(self, *args, **kwargs)
+        except TrainingFinished:
+            return end_finished_run(self)
+        finally:
+            self.remove_callback(callback)
+
+    trainer_class.train = train_what_is_left

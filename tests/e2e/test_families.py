@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import Family, TinySizes, write_tiny_model
-from chatreid_plugin.training.completeness import find_vision_suffix
+from chatreid_plugin.training.checkpoint import find_vision_suffix
 
 
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 from chatreid_plugin.system_prompts import read_system_prompt
-from chatreid_plugin.training.stages import find_part
+from chatreid_plugin.training.model import find_part
 
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from chatreid_plugin.training.checkpoint import MARKER
-from chatreid_plugin.training.completeness import find_vision_suffix
+from chatreid_plugin.training.checkpoint import MARKER, find_vision_suffix
 
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,13 @@ from safetensors.torch import load_file, save_file
 from chatreid_plugin import shards
 from chatreid_plugin.errors import ChatReIDError, ConfigError, DataError, UpstreamError
 from chatreid_plugin.training import checkpoint
-from chatreid_plugin.training.checkpoint import MARKER, compose_checkpoint, find_local_checkpoint
-from chatreid_plugin.training.completeness import check_completeness, find_vision_suffix
+from chatreid_plugin.training.checkpoint import (
+    MARKER,
+    check_completeness,
+    compose_checkpoint,
+    find_local_checkpoint,
+    find_vision_suffix,
+)
 from chatreid_plugin.weight_files import INDEX, WEIGHTS, find_weight_files
 
 

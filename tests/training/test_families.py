@@ -17,10 +17,9 @@ from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.images import apply_stage_policy
 from chatreid_plugin.records import Answer, ImageReference, Instruction, convert_instruction_to_row
 from chatreid_plugin.tasks import render_prompt
-from chatreid_plugin.training.checkpoint import compose_checkpoint
-from chatreid_plugin.training.completeness import find_vision_suffix
+from chatreid_plugin.training.checkpoint import compose_checkpoint, find_vision_suffix
 from chatreid_plugin.training.loader import ORIGIN_COLUMN, LazyTokenizer
-from chatreid_plugin.training.stages import check_trainable, find_part
+from chatreid_plugin.training.model import check_trainable, find_part
 
 
 # Our template, and the stock one whose tokens it has to give.

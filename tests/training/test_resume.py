@@ -9,8 +9,7 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import write_json
-from chatreid_plugin.training.adapters import check_adapter_base
-from chatreid_plugin.training.checkpoint import MARKER, compose_checkpoint
+from chatreid_plugin.training.checkpoint import MARKER, check_adapter_base, compose_checkpoint
 from chatreid_plugin.training.resume import Run, choose_checkpoint, find_named_checkpoint
 
 

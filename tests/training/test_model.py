@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import ConfigError
-from chatreid_plugin.training.stages import Part, check_trainable, find_part, list_trained_parts
+from chatreid_plugin.training.model import Part, check_trainable, find_part, list_trained_parts
 
 
 PARTS: dict[Part, str] = {

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import write_json
-from chatreid_plugin.training.completeness import find_model_name
-from chatreid_plugin.training.resumed_weights import fits_by_name, load_weights
+from chatreid_plugin.training.checkpoint import find_model_name
+from chatreid_plugin.training.resume import fits_by_name, load_weights
 
 
 TRAINERS = {
@@ -82,7 +82,7 @@ def test_every_trainer_asks_for_whole_weights_first(stage: str) -> None:
     trainer = getattr(importlib.import_module(f"llamafactory.train.{stage}.trainer"), TRAINERS[stage])
     for name in ("_load_from_checkpoint", "_load_best_model"):
         assert getattr(trainer, name).__module__ == "transformers.trainer"  # functools.wraps keeps the name
-        assert getattr(trainer, name).__code__.co_filename.endswith("resumed_weights.py")
+        assert getattr(trainer, name).__code__.co_filename.endswith("training/resume.py")
 
 
 @pytest.fixture
@@ -115,11 +115,11 @@ def test_trainer_loads_decoder_and_encoder(
 def test_checkpoint_with_the_models_own_names_is_left_to_transformers(
     workshop: Any, tmp_path: Path, make_trainer: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from chatreid_plugin.training import resumed_weights
+    from chatreid_plugin.training import resume
 
     wanted = load(workshop.other_model)
     save_file({name: tensor.clone() for name, tensor in wanted.named_parameters()}, tmp_path / "model.safetensors")
-    monkeypatch.setattr(resumed_weights, "load_weights", None)
+    monkeypatch.setattr(resume, "load_weights", None)
     trainer = make_trainer(load(workshop.model))
     trainer._load_from_checkpoint(str(tmp_path))
     assert_weights_are(trainer.model, wanted)
@@ -142,7 +142,7 @@ def test_checkpoint_of_another_kind_of_run_is_refused(
 
 @pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled"])
 def test_files_of_fsdp_and_deepspeed_are_theirs(workshop: Any, tmp_path: Path, kind: str) -> None:
-    from chatreid_plugin.training.resumed_weights import _loads_whole
+    from chatreid_plugin.training.resume import _loads_whole
 
     write_json(tmp_path / "adapter_config.json", {})
     trainer = SimpleNamespace(**({"is_fsdp_enabled": False, "is_deepspeed_enabled": False} | {kind: True}))

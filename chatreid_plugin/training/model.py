@@ -18,7 +18,6 @@ from .compat import get_function
 
 
 Part = Literal["vision", "projector", "language"]
-
 FLAGS: dict[Part, str] = {
     "vision": "freeze_vision_tower",
     "projector": "freeze_multi_modal_projector",
