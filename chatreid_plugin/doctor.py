@@ -158,7 +158,7 @@ def examine_with_recipe(path: Path, overrides: Sequence[str], compare: Path | No
         findings = [Finding("arguments", "error", "not looked at: the plugin is not at work here", advice)]
     else:
         with redirect_stdout(sys.stderr):
-            from .training.recipe_examination import examine_recipe
+            from .training.recipe_checks import examine_recipe
 
             findings = examine_recipe(path, overrides, compare)
     return replace(report, recipe=str(path), findings=tuple(findings))

@@ -27,12 +27,11 @@ from .checkpoint import (
 )
 from .compat import ARGUMENT_LISTS, get_function
 from .cutoff import OVER_CUTOFF, start_thinned_list
+from .dataset_info import expand_stages
 from .images import BAD_IMAGE, start_bad_image_list
-from .learning_rates import check_vision_rate, parse_rate
-from .pitfalls import refuse_pitfalls
-from .prompt_record import ATTRIBUTE, find_prompt, take_recorded_prompt
-from .recipe_inputs import expand_stages
+from .recipe_checks import refuse_pitfalls
 from .resume import choose_checkpoint, describe_run, find_named_checkpoint
+from .trainer import ATTRIBUTE, check_vision_rate, find_prompt, parse_rate, take_recorded_prompt
 
 
 @dataclass

@@ -1,18 +1,22 @@
 """ChatReID data sets as dataset_info.json enters them: image root, the user's wordings, shards that are whole."""
 
 import os
+import re
+from collections.abc import Iterable, Sequence
 from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import DataError
-from ..shards import check_shard, read_json
+from ..errors import ChatReIDError, DataError
+from ..shards import DATASET_INFO, HELD_OUT, check_shard, read_json
 from ..upstream import get_upstream
 from .compat import get_function
 
 
 FORMATTING = "chatreid"
+# `dataset: chatreid_stage2` stands for all data sets of the stage that `chatreid build` made.
+STAGE_NAME = re.compile(r"chatreid_stage[123]")
 REBUILD = "Build it with `chatreid build`."
 
 
@@ -44,6 +48,53 @@ def find_image_root(dataset_attr: Any, data_args: Any) -> str:
 def find_own_prompts(dataset_attr: Any) -> tuple[str, ...]:
     """Return the user's wordings of the data set's task: ``chatreid.prompts`` of the dataset_info.json entry."""
     return tuple((getattr(dataset_attr, "chatreid", None) or {}).get("prompts", ()))
+
+
+def read_entries(names: Iterable[str] | None, dataset_dir: Any) -> dict[str, dict[str, Any]]:
+    """Return data set -> its entry in dataset_info.json, without those that have none; LLaMA-Factory refuses them."""
+    try:
+        info = read_json(Path(dataset_dir) / DATASET_INFO) if isinstance(dataset_dir, str) else dataset_dir
+    except ChatReIDError:  # a data set of the hub, or a mistyped folder
+        return {}
+    return {name: info[name] for name in dict.fromkeys(names or ()) if isinstance(info.get(name), dict)}
+
+
+def list_own_datasets(data_args: Any) -> list[str]:
+    """Return the data sets of a run that are ChatReID records."""
+    entries = read_entries([*(data_args.dataset or ()), *(data_args.eval_dataset or ())], data_args.dataset_dir)
+    return [name for name, entry in entries.items() if entry.get("formatting") == FORMATTING]
+
+
+def is_local(dataset_dir: Any) -> bool:
+    """Return whether ``dataset_dir`` names a folder, and no hub or mapping, which LLaMA-Factory takes as well."""
+    return isinstance(dataset_dir, str) and dataset_dir != "ONLINE" and not dataset_dir.startswith("REMOTE:")
+
+
+def expand_stages(names: Sequence[str] | None, dataset_dir: Any, held_out: bool = False) -> list[str] | None:
+    """Return the names with each stage's name replaced by the data sets that ``chatreid build`` made for it.
+
+    They are concatenated by LLaMA-Factory, so that the mix is the build's own. A stage of which nothing was built
+    keeps its name, which ``check_dataset_names`` refuses with the reasons.
+
+    Args:
+        names: data sets, e.g. ``["chatreid_stage2"]``.
+        dataset_dir: where ``dataset_info.json`` lies.
+        held_out: take the data sets of people who do not train.
+    """
+    if not names or not is_local(dataset_dir) or not any(map(STAGE_NAME.fullmatch, names)):
+        return None if names is None else list(names)
+    path = Path(dataset_dir) / DATASET_INFO
+    entries: Any = read_json(path) if path.is_file() else {}
+    expanded: list[str] = []
+    for name in names:
+        found = list_built(name, entries, held_out) if STAGE_NAME.fullmatch(name) and name not in entries else []
+        expanded += found or [name]
+    return list(dict.fromkeys(expanded))
+
+
+def list_built(stage_name: str, entries: Iterable[str], held_out: bool = False) -> list[str]:
+    """Return the entries that are data sets of a stage (``chatreid_stage2``), trained or held out."""
+    return [e for e in entries if e.startswith(f"{stage_name}_") and e.endswith(HELD_OUT) == held_out]
 
 
 def check_dataset_files(dataset_attr: Any, data_args: Any) -> None:

@@ -48,11 +48,9 @@ _HOOKS = {
         "check of the trainable parameters, batched vision attention", "model", "extend_model_loader"
     ),
     "llamafactory.train.callbacks": Hook("resuming with all weights", "resume", "extend_resuming"),
-    "llamafactory.train.sft.trainer": Hook(
-        "learning rate of the vision encoder", "learning_rates", "extend_optimizer"
-    ),
+    "llamafactory.train.sft.trainer": Hook("learning rate of the vision encoder", "trainer", "extend_optimizer"),
     "llamafactory.train.tuner": Hook(
-        "report of thinned records, record of the system prompt", "tuner", "extend_tuner"
+        "report of thinned records, record of the system prompt", "trainer", "extend_tuner"
     ),
     "llamafactory.launcher": Hook("why torchrun stopped, in one line", "launcher", "extend_launcher"),
 }

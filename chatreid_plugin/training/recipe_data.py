@@ -1,7 +1,10 @@
-"""Checks of the data sets that a recipe names: entered, complete, readable, images present, no record too long."""
+"""Checks of the data sets that a recipe names: entered, complete, readable, images present, no record too long.
+
+LLaMA-Factory says "Undefined dataset" below a traceback, after a minute of imports.
+"""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +15,22 @@ from ..answers import render_turns
 from ..errors import ChatReIDError
 from ..images import ImagePolicy, PatchGeometry, count_visual_tokens
 from ..records import ADDED_COLUMNS, INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
-from ..shards import DATASET_INFO, check_shard, read_json, read_shard
+from ..shards import DATASET_INFO, LEFT_OUT, check_shard, read_json, read_shard
 from ..tasks import IMAGE_MARK, format_chat_prompt
 from ..upstream import get_upstream
-from .dataset_info import FORMATTING, check_dataset_files, find_image_root, find_own_prompts
+from .dataset_info import (
+    FORMATTING,
+    STAGE_NAME,
+    check_dataset_files,
+    find_image_root,
+    find_own_prompts,
+    is_local,
+    list_built,
+)
 from .images import read_size
-from .prompt_record import find_prompt
 from .recipe import Finding, Recipe
-from .recipe_inputs import check_dataset_names, is_local
 from .recipe_model import find_model_folder
+from .trainer import find_prompt
 
 
 SAMPLED_RECORDS = 200
@@ -41,6 +51,90 @@ class Sample:
     records: list[Instruction]
     image_root: str
     own_prompts: tuple[str, ...]
+
+
+def check_left_out(recipe: Recipe) -> list[Finding]:
+    """Name the tasks of a stage that is trained whole for which the sources had no labels."""
+    data = recipe.data
+    if not is_local(data.dataset_dir):
+        return []
+    if not all((Path(data.dataset_dir) / name).is_file() for name in (DATASET_INFO, LEFT_OUT)):
+        return []
+    entries, left_out = (read_json(Path(data.dataset_dir) / name) for name in (DATASET_INFO, LEFT_OUT))
+    named = set(data.dataset or ())
+    findings: list[Finding] = []
+    for stage in (1, 2, 3):
+        prefix = f"chatreid_stage{stage}"
+        built = list_built(prefix, entries)
+        reasons = {
+            name.removeprefix(f"{prefix}_"): reason
+            for name, reason in left_out.items()
+            if name in list_built(prefix, left_out) and name not in entries and not reason.startswith("no share in")
+        }
+        if built and reasons and named.issuperset(built):
+            found = f"Stage {stage} trains {len(built)} of {len(built) + len(reasons)} tasks, without "
+            advice = "Add the labels (`chatreid caption`) and build again, or go on without them"
+            findings.append(Finding("data", "warning", found + _describe_missing(dict(reasons)), advice))
+    return findings
+
+
+def check_dataset_names(recipe: Recipe) -> list[Finding]:
+    """Compare the data sets that a recipe names with those that are entered; says why one is not, and what to do."""
+    data = recipe.data
+    if not is_local(data.dataset_dir):
+        return []
+    folder = Path(data.dataset_dir)
+    if not (folder / DATASET_INFO).is_file():
+        found = f"dataset_dir: {folder} " + (f"has no {DATASET_INFO}" if folder.is_dir() else "is not a folder")
+        advice = "Build the data with `chatreid build`, or start in the folder that dataset_dir is relative to"
+        return [Finding("data", "error", found, advice)]
+    entries: dict[str, Any] = read_json(folder / DATASET_INFO)
+    named = list(dict.fromkeys([*(data.dataset or ()), *(data.eval_dataset or ())]))
+    missing = [name for name in named if name not in entries]
+    if not missing:
+        return []
+    left_out = read_json(folder / LEFT_OUT) if (folder / LEFT_OUT).is_file() else {}
+    reasons = {name: _find_reason(name, left_out) for name in missing}
+    found = (
+        f"{len(missing)} of {len(named)} data set(s) are not in {folder / DATASET_INFO}: {_describe_missing(reasons)}"
+    )
+    return [Finding("data", "error", found, _advise_missing(reasons, recipe, entries))]
+
+
+def _find_reason(name: str, left_out: dict[str, str]) -> str | None:
+    """Return why a data set, or all of a stage, was left out."""
+    if not STAGE_NAME.fullmatch(name):
+        return left_out.get(name)
+    return "; ".join(dict.fromkeys(left_out[task] for task in list_built(name, left_out))) or None
+
+
+def _describe_missing(reasons: dict[str, str | None]) -> str:
+    """Return the names, those that were left out for one reason together."""
+    parts: list[str] = []
+    for reason in dict.fromkeys(reasons.values()):
+        names = ", ".join(name for name, other in reasons.items() if other == reason)
+        parts.append(names if reason is None else f"{names} (left out by `chatreid build`: {reason})")
+    return "; ".join(parts)
+
+
+def _advise_missing(reasons: dict[str, str | None], recipe: Recipe, entries: Iterable[str]) -> str:
+    stage = recipe.data.chatreid_stage
+    words = ("no captions", "no attributes")
+    if any(word in (reason or "") for reason in reasons.values() for word in words):
+        remedy = "Name captions in the data engine's source (`chatreid caption` writes them) and build again"
+    elif any(reasons.values()):
+        remedy = "Add data that has the labels and build again"
+    else:
+        remedy = (
+            f"Build with `chatreid build`, or correct the name; entered are {', '.join(sorted(entries)) or 'none'}"
+        )
+    own = list_built(f"chatreid_stage{stage}", entries)
+    named = [name for name in recipe.data.dataset or () if name in entries]
+    if own:
+        return f"{remedy}; or train on what is there: dataset={','.join(dict.fromkeys([*own, *named]))}"
+    if stage == 1 and any(reasons.values()):
+        return f"{remedy}; or leave Stage 1 out: Stage 2 starts without it with chatreid_encoder=null"
+    return remedy
 
 
 def check_datasets(recipe: Recipe) -> list[Finding]:

@@ -11,7 +11,7 @@ import torch
 from ..errors import ChatReIDError, ConfigError
 from ..shards import read_json
 from ..weight_files import read_shapes
-from .checkpoint import check_completeness, find_vision_suffix, is_hub_name
+from .checkpoint import COMPOSED_FOLDER, MARKER, check_completeness, find_vision_suffix, is_hub_name
 from .model import find_part, list_frozen_parts
 from .recipe import Finding, Recipe
 
@@ -67,6 +67,52 @@ def find_model_folder(name: str, model_args: Any) -> Path | None:
         )
     except (HFValidationError, LocalEntryNotFoundError, OSError):
         return None
+
+
+def check_starting_points(recipe: Recipe) -> list[Finding]:
+    """Look for the folders or hub names that training starts from; a resumed Stage 2 has its own copy of them.
+
+    LLaMA-Factory says "Failed to load tokenizer" below a traceback, after a minute of imports.
+    """
+    output = Path(recipe.training.output_dir)
+    if recipe.training.resume_from_checkpoint and (output / COMPOSED_FOLDER / MARKER).is_file():
+        return []
+    return [
+        Finding(key, "error", f"{key}: {name} {reason}", advise_start(key, recipe))
+        for key, name in list_checkpoints(recipe).items()
+        if (reason := find_absence(name, recipe.model)) is not None
+    ]
+
+
+def find_absence(name: str, model_args: Any) -> str | None:
+    """Return why a checkpoint cannot be had, None if it can be."""
+    if Path(name).is_dir():
+        return None
+    if not is_hub_name(name):
+        return "is not a folder"
+    if any(os.environ.get(variable) for variable in ("USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB")):
+        return None  # LLaMA-Factory's to fetch
+    if find_model_folder(name, model_args) is not None:
+        return None
+    return _try_hub(name, model_args)
+
+
+def _try_hub(name: str, model_args: Any) -> str | None:
+    """Ask the hub for the smallest file of a model; the rest is fetched by whoever reads it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(
+            name,
+            "config.json",
+            revision=model_args.model_revision,
+            cache_dir=model_args.cache_dir,
+            token=model_args.hf_hub_token,
+        )
+    except (OSError, ValueError) as error:  # the hub's own errors are kinds of these
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return f"is neither a folder nor to be had from the Hugging Face hub ({first.rstrip('.')})"
+    return None
 
 
 def check_checkpoints(recipe: Recipe) -> list[Finding]:

@@ -8,9 +8,10 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import LEFT_OUT, read_json, write_json
-from chatreid_plugin.training import recipe_inputs
+from chatreid_plugin.training import recipe_model
+from chatreid_plugin.training.dataset_info import expand_stages
 from chatreid_plugin.training.recipe import Recipe
-from chatreid_plugin.training.recipe_inputs import check_left_out, expand_stages
+from chatreid_plugin.training.recipe_data import check_left_out
 
 
 Parse = Callable[..., Any]
@@ -131,7 +132,7 @@ def test_hub_name_that_cannot_be_fetched_is_one_line(parse: Parse, monkeypatch: 
     assert "model_name_or_path: Qwen/Qwen2-VL-2B-Instruct is neither a folder nor to be had" in message
     assert "(no network)" in message and asked == ["Qwen/Qwen2-VL-2B-Instruct/config.json"]
     monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
-    assert recipe_inputs.find_absence("Qwen/Qwen2-VL-2B-Instruct", None) is None
+    assert recipe_model.find_absence("Qwen/Qwen2-VL-2B-Instruct", None) is None
 
 
 def test_resumed_stage_2_needs_its_own_copy_alone(parse: Parse, workshop: Any, tmp_path: Path) -> None:
@@ -139,10 +140,10 @@ def test_resumed_stage_2_needs_its_own_copy_alone(parse: Parse, workshop: Any, t
     parsed = parse(2, chatreid_encoder=str(workshop.other_model))
     recipe = Recipe(Path(), {}, parsed.model, parsed.data, parsed.training, parsed.finetuning)
     recipe.data.chatreid_encoder = str(tmp_path / "gone")
-    (finding,) = recipe_inputs.check_starting_points(recipe)
+    (finding,) = recipe_model.check_starting_points(recipe)
     assert finding.state == "error" and "Train Stage 1 first" in finding.advice
     recipe.training.resume_from_checkpoint = str(tmp_path / "out" / "checkpoint-2")
-    assert recipe_inputs.check_starting_points(recipe) == []
+    assert recipe_model.check_starting_points(recipe) == []
 
 
 def test_what_llamafactory_refuses_is_a_message_in_our_recipes_alone(parse: Parse) -> None:

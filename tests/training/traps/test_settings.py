@@ -13,8 +13,8 @@ import yaml
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import read_json
-from chatreid_plugin.training.learning_rates import set_vision_rate
-from chatreid_plugin.training.recipe_arguments import check_eager, check_lazy
+from chatreid_plugin.training.recipe_checks import check_eager, check_lazy
+from chatreid_plugin.training.trainer import set_vision_rate
 
 
 ROOT = Path(__file__).parents[3]

@@ -8,8 +8,8 @@ import torch
 
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import write_json
-from chatreid_plugin.training.learning_rates import check_vision_rate, parse_rate
 from chatreid_plugin.training.model import find_part
+from chatreid_plugin.training.trainer import check_vision_rate, parse_rate
 
 
 RATE, VISION_RATE = 1e-2, 1e-3

@@ -17,8 +17,9 @@ from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageReference, Instruction
 from chatreid_plugin.system_prompts import RECORD, read_system_prompt, write_system_prompt
 from chatreid_plugin.tasks import format_chat_prompt
-from chatreid_plugin.training.prompt_record import PromptRecord, check_system_prompt
+from chatreid_plugin.training.recipe_checks import check_system_prompt
 from chatreid_plugin.training.recipe_data import find_token_counter
+from chatreid_plugin.training.trainer import PromptRecord
 
 
 CAPTIONING = "chatreid_stage1_image_captioning"

@@ -1,27 +1,40 @@
-"""``chatreid_vision_learning_rate``: a learning rate of its own for the vision encoder.
+"""What the plugin adds to LLaMA-Factory's runs: a learning rate of the vision encoder, callbacks, the system prompt.
 
-The encoder is what Stage 2 keeps when it swaps the decoder: the tower, and the merger unless ``chatreid_projector`` is
-``decoder``. LLaMA-Factory 0.9.5 has one rate for all parameters (its issue 5831 asks for more). The optimizer is made
-as always; then each of its groups is split in two, so weight decay, the scheduler and its warm-up stay what they are.
+``chatreid_vision_learning_rate``: the encoder is what Stage 2 keeps when it swaps the decoder: the tower, and the
+merger unless ``chatreid_projector`` is ``decoder``. LLaMA-Factory 0.9.5 has one rate for all parameters (its issue
+5831 asks for more). The optimizer is made as always; then each of its groups is split in two, so weight decay, the
+scheduler and its warm-up stay what they are.
+
+The system prompt of a run is recorded with what it trains, and taken up by what goes on from there. Stock
+LLaMA-Factory forgets ``default_system`` with the run; the model would be asked in other words later.
 """
 
 import math
 from collections.abc import Iterable
 from functools import wraps
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import ConfigError
+from ..system_prompts import read_system_prompt, write_system_prompt
+from ..tasks import find_default_system
 from ..upstream import get_upstream
 from .compat import get_function
+from .cutoff import ThinnedReport
 from .model import find_part
+from .recipe_model import TEMPLATE_FAMILIES
 
 
 KEY = "chatreid_vision_learning_rate"
 # The keys with which LLaMA-Factory makes an optimizer of its own: train/trainer_utils.py, create_custom_optimizer.
 OWN_OPTIMIZERS = ("use_galore", "use_apollo", "loraplus_lr_ratio", "use_badam", "use_adam_mini", "use_muon")
+# On the training arguments, which are all that a callback is given.
+ATTRIBUTE = "chatreid_system_prompt"
 
 
 def parse_rate(value: float | str | None) -> float | None:
@@ -116,3 +129,64 @@ def extend_optimizer(module: ModuleType) -> None:
         return optimizer
 
     get_upstream(module, "CustomSeq2SeqTrainer").create_optimizer = create_split_optimizer
+
+
+def find_prompt(data_args: Any) -> str | None:
+    """Return the system prompt that a run's conversations begin with, None where the template is not ours."""
+    if data_args.template not in TEMPLATE_FAMILIES:
+        return None
+    default = find_default_system(TEMPLATE_FAMILIES[data_args.template][0])
+    return default if data_args.default_system is None else data_args.default_system
+
+
+def read_recorded(model: str, adapters: str | list[str] | None) -> str | None:
+    """Return what the last adapter, or the model if there is none, was trained with; None if it does not say."""
+    names = adapters.split(",") if isinstance(adapters, str) else adapters
+    return read_system_prompt(Path(names[-1] if names else model))
+
+
+def take_recorded_prompt(model_args: Any, data_args: Any) -> None:
+    """Ask a model in the words that it was trained in, unless the user gives others."""
+    if find_prompt(data_args) is not None and data_args.default_system is None:
+        data_args.default_system = read_recorded(model_args.model_name_or_path, model_args.adapter_name_or_path)
+
+
+class PromptRecord(TrainerCallback):
+    """Writes the record into every checkpoint and, before the model is saved there, into the output folder."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Complete the checkpoint that has just been saved."""
+        self._write(args, Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Complete the final model."""
+        self._write(args, Path(args.output_dir))
+
+    def _write(self, args: Any, folder: Path) -> None:
+        prompt = getattr(args, ATTRIBUTE, None)
+        if args.should_save and prompt is not None:
+            write_system_prompt(folder, prompt)
+
+
+def extend_tuner(module: ModuleType) -> None:
+    """Add our callbacks to every trainer, and the record of the system prompt to an exported model."""
+    training_function = get_function(module, "_training_function")
+    export_model = get_function(module, "export_model")
+    read_args, get_infer_args = (get_upstream(module, name) for name in ("read_args", "get_infer_args"))
+
+    @wraps(training_function)
+    def train_with_callbacks(config: dict[str, Any]) -> None:
+        callbacks = [*(config.get("callbacks") or ()), ThinnedReport(), PromptRecord()]
+        training_function(config | {"callbacks": callbacks})
+
+    @wraps(export_model)
+    def export_with_record(args: Any = None) -> None:
+        values = read_args(args)
+        export_model(values)
+        model_args, data_args, *_ = get_infer_args(values)
+        prompt = find_prompt(data_args)
+        if prompt is not None:
+            write_system_prompt(Path(model_args.export_dir), prompt)
+
+    module._training_function = train_with_callbacks  # type: ignore[attr-defined]
+    module.export_model = export_with_record  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from chatreid_plugin.training.recipe_examination import examine_recipe
+from chatreid_plugin.training.recipe_checks import examine_recipe
 
 
 ROOT = Path(__file__).parents[2]

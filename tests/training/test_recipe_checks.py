@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from chatreid_plugin.training import pitfalls, recipe_arguments
+from chatreid_plugin.training import recipe_checks
 from chatreid_plugin.training.recipe import Finding, Recipe
-from chatreid_plugin.training.recipe_examination import CHECKS
+from chatreid_plugin.training.recipe_checks import CHECKS
 from chatreid_plugin.training.tokenized_path import STAMP
 
 
 ReadRecipe = Callable[..., Recipe]
-ARGUMENT_CHECKS = [check for check in CHECKS if check.__module__ in (recipe_arguments.__name__, pitfalls.__name__)]
+ARGUMENT_CHECKS = [check for check in CHECKS if check.__module__ == recipe_checks.__name__]
 STREAMING = {"streaming": True, "chatreid_lazy": False, "chatreid_over_cutoff": "raise"}
 PACKING: dict[str, Any] = {"chatreid_lazy": False, "ddp_timeout": 9999, "cutoff_len": 1008}
 EACH: dict[str, Any] = {
@@ -28,7 +28,7 @@ DISPATCH = {"accelerator_config": "{dispatch_batches: false}"}
 
 def find_faults(recipe: Recipe) -> list[Finding]:
     findings = [finding for check in ARGUMENT_CHECKS for finding in check(recipe)]
-    findings += recipe_arguments.check_image_limits(recipe, None)
+    findings += recipe_checks.check_image_limits(recipe, None)
     return [finding for finding in findings if finding.state != "ok"]
 
 
@@ -195,6 +195,6 @@ def test_compared_file_has_the_same_limits(
 ) -> None:
     path = tmp_path / "eval.yaml"
     path.write_text(("" if "stage" in line else "chatreid_stage: 3\n") + line + "\n")
-    findings = recipe_arguments.check_image_limits(read_recipe(3), path)
+    findings = recipe_checks.check_image_limits(read_recipe(3), path)
     assert [finding.state for finding in findings] == ["ok" if message is None else "error"]
     assert message is None or message in findings[0].found
