@@ -29,7 +29,7 @@ def test_wrapped_function_exists_with_these_parameters(function: UpstreamFunctio
 def test_used_names_exist(module: str) -> None:
     loaded = importlib.import_module(module)
     for name in USED_NAMES[module]:
-        assert compat.get_upstream(loaded, name) is not None
+        compat.get_upstream(loaded, name)  # raises if it is gone; a value may be None
 
 
 def test_argument_lists_hold_the_data_arguments() -> None:
