@@ -91,7 +91,7 @@ def list_datasets(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Show the data sets that `parse` reads: layout, published counts, licence and where to ask for them."""
-    from .engine.catalog_view import dump_catalog, render_catalog, render_entry
+    from .engine.inspect import dump_catalog, render_catalog, render_entry
 
     if as_json:
         say(dump_catalog(name))
@@ -110,7 +110,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Show what would be read from a raw data set; opens no image (CUHK03's raw .mat is unpacked first)."""
-    from .engine.listing_summary import inspect_source
+    from .engine.inspect import inspect_source
 
     summary = inspect_source(name, root, variant, trial, pattern, labels)
     say(summary.to_json() if as_json else summary.render())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chatreid_plugin.config import SourceSettings
-from chatreid_plugin.engine.catalog_view import SPLITS
+from chatreid_plugin.engine.inspect import SPLITS
 from chatreid_plugin.engine.parsers.pattern import compile_pattern
 from chatreid_plugin.engine.parsing import list_source, parse_source
 from chatreid_plugin.errors import ConfigError, DataError
