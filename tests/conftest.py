@@ -176,7 +176,7 @@ def run_command(
 def run_llamafactory(llamafactory_environment: dict[str, str], run_command: RunCommand) -> RunCommand:
     """Return a function that runs ``llamafactory-cli`` of this environment in the repository's root.
 
-    With environment variables of its own it is a process of its own, since some are read on import.
+    Where the plugin is switched off it is a process of its own, since that is read on import.
     """
     program = str(Path(sys.executable).parent / "llamafactory-cli")
 
@@ -185,10 +185,11 @@ def run_llamafactory(llamafactory_environment: dict[str, str], run_command: RunC
     ) -> subprocess.CompletedProcess[str]:
         values = [f"{key}={'null' if value is None else value}" for key, value in (overrides or {}).items()]
         command = [program, *map(str, arguments), *values]
-        if not environment:
-            return run_command(command)
+        variables = llamafactory_environment | environment
+        if "CHATREID_PLUGIN" not in environment:
+            return run_command(command, env=variables)
         options: dict[str, Any] = {"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 250}
-        return subprocess.run(command, env=llamafactory_environment | environment, check=False, **options)
+        return subprocess.run(command, env=variables, check=False, **options)
 
     return run
 

@@ -15,7 +15,7 @@ from chatreid_plugin.engine.runner import build_datasets
 from chatreid_plugin.tasks import list_stage_tasks
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("built data sets")]
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 DATASETS = [name_dataset(task.name, stage) for stage in (1, 2, 3) for task in list_stage_tasks(stage)]
 STREAMING: dict[str, object] = {

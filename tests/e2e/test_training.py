@@ -1,4 +1,4 @@
-"""``llamafactory-cli train`` on a CPU: lazy and eager, in two processes, and what a user sees if something is wrong.
+"""``llamafactory-cli train`` on a CPU: lazy and eager, and what a user sees if something is wrong.
 
 The three stages by the shipped recipes' own keys: ``test_full_recipe.py``.
 """
@@ -13,10 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
-
-from chatreid_plugin.training.checkpoint import MARKER, find_vision_suffix
 
 
 pytestmark = pytest.mark.slow
@@ -54,12 +51,6 @@ def train(run_llamafactory: RunCommand, workshop: Any, tmp_path_factory: pytest.
     return run
 
 
-def split(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return the vision tensors, the merger included, and the others."""
-    vision = {name: tensor for name, tensor in tensors.items() if find_vision_suffix(name) is not None}
-    return vision, {name: tensor for name, tensor in tensors.items() if name not in vision}
-
-
 def count_changed(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> int:
     assert first.keys() == second.keys()
     return sum(not torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -71,39 +62,6 @@ def test_lazy_and_eager_training_give_the_same_losses(train: Callable[..., Run])
     assert "Running tokenizer on dataset" not in lazy.result.stderr
     assert eager.losses == lazy.losses
     assert count_changed(eager.read(), lazy.read()) == 0
-
-
-def test_stage_2_with_two_processes_and_odd_paths(run_llamafactory: RunCommand, workshop: Any, tmp_path: Path) -> None:
-    """The launcher starts torchrun from PATH; without a GPU the processes talk through gloo.
-
-    LLaMA-Factory cuts the command that it gives to torchrun at spaces, so odd paths stand in the YAML.
-    """
-    odd = tmp_path / "größe = [1] & 'two'"
-    shutil.copytree(workshop.model, odd / "mödel")
-    shutil.copytree(workshop.other_model, odd / "encoder #1")
-    values = yaml.safe_load((ROOT / "examples" / "stage2.yaml").read_text())
-    values |= workshop.list_overrides(2, odd / "saves 2", model_name_or_path=str(odd / "mödel"))
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(values | {"chatreid_encoder": str(odd / "encoder #1")}, allow_unicode=True))
-    result = run_llamafactory("train", recipe, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
-    assert result.returncode == 0, result.stderr[-4000:]
-    run = Run(odd / "saves 2", result)
-    assert "world size: 2" in run.result.stdout + run.result.stderr
-    assert run.result.stderr.count("vision tensors from") == 1  # one process composes, the other waits
-    vision, others = split(run.read("chatreid_initial"))
-    assert count_changed(vision, split(load_file(workshop.other_model / "model.safetensors"))[0]) == 0
-    assert count_changed(others, split(load_file(workshop.model / "model.safetensors"))[1]) == 0
-    assert count_changed(run.read(), run.read("chatreid_initial")) == len(vision) + len(others)
-    assert (run.output / "chatreid_initial" / MARKER).is_file()
-    assert not list(run.output.glob(".*.tmp"))
-
-
-def test_help_knows_no_key_when_switched_off(run_llamafactory: RunCommand) -> None:
-    """The keys in the usual case: tests/training/test_arguments.py."""
-    stock = run_llamafactory("train", "-h", CHATREID_PLUGIN="0")
-    assert stock.returncode == 0
-    assert "--freeze_vision_tower" in stock.stdout
-    assert "chatreid" not in stock.stdout.lower()
 
 
 def assert_brief(run: Run, kind: str, message: str) -> None:

@@ -106,11 +106,11 @@ def list_temporary_files(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*") if path.name != LOCK_NAME]
 
 
-def test_build_killed_at_ten_random_moments_ends_with_the_same_bytes(recipe: Path, tmp_path: Path) -> None:
+def test_build_killed_at_six_random_moments_ends_with_the_same_bytes(recipe: Path, tmp_path: Path) -> None:
     rng = random.Random(3)
     output = tmp_path / "out"
     while_writing = 0
-    for number in range(10):
+    for number in range(6):
         process = start(recipe)
         # While images are read, workers start or the first shards are written; or else in the midst of writing.
         seconds = TIMEOUT if number % 2 else rng.uniform(0.2, 2.0)
@@ -123,7 +123,7 @@ def test_build_killed_at_ten_random_moments_ends_with_the_same_bytes(recipe: Pat
         assert wait_until(lambda children=children: not any(map(is_alive, children)), PATIENCE)
         process.communicate(timeout=TIMEOUT)
         while_writing += reached and len(children) > 2
-    assert while_writing >= 5
+    assert while_writing >= 3
 
     code, errors = run(recipe)
     assert (code, errors) == (0, "")

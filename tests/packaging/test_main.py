@@ -86,7 +86,7 @@ def run(environment: Any, root: Path, *arguments: str, **variables: str) -> subp
     return environment.run("bin/python", "-m", "chatreid_plugin", *arguments, check=False, **variables)
 
 
-@pytest.mark.parametrize("command", ["train", "export", "api"])
+@pytest.mark.parametrize("command", ["train", "api"])
 def test_llamafactory_runs_with_the_hooks_when_its_command_is_given(
     environment: Any, stand_in: Path, command: str
 ) -> None:

@@ -30,7 +30,7 @@ MakeSettings = Callable[..., EvalSettings]
 
 
 def make_scorer(server: Any, make_settings: MakeSettings, crops: Crops, **changes: Any) -> HttpScorer:
-    return HttpScorer(make_settings(backend="http", base_url=server.base_url, **changes), crops[0])
+    return HttpScorer(make_settings(backend="http", filter="none", base_url=server.base_url, **changes), crops[0])
 
 
 @pytest.fixture(scope="module")

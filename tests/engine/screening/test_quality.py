@@ -14,7 +14,7 @@ from chatreid_plugin.engine.screening.quality import Drop, filter_records
 from chatreid_plugin.records import ImageRecord
 
 
-OFF = QualitySettings.model_validate(dict.fromkeys(QualitySettings.model_fields))
+OFF = QualitySettings.model_validate(dict.fromkeys(QualitySettings.model_fields.keys() - {"stages"}))
 TEXTURED = int("f0" * 32, 16)
 
 
