@@ -26,20 +26,25 @@ if TYPE_CHECKING:
 
 
 KILL_SWITCH = "CHATREID_PLUGIN"
-TARGETS = (
-    "llamafactory.hparams.parser",
-    "llamafactory.data.converter",
-    "llamafactory.data.mm_plugin",
-    "llamafactory.data.template",
-    "llamafactory.data.parser",
-    "llamafactory.data.collator",
-    "llamafactory.data.loader",
-    "llamafactory.model.loader",
-    "llamafactory.train.callbacks",
-    "llamafactory.train.sft.trainer",
-    "llamafactory.train.tuner",
-    "llamafactory.launcher",
-)
+# LLaMA-Factory module -> what the plugin brings there, and the function of `training/` that does it, as FILE.FUNCTION.
+# Plain strings: this file runs at every interpreter start.
+TARGETS = {
+    "llamafactory.hparams.parser": ("YAML keys chatreid_* and the decoder swap", "arguments.extend_parser"),
+    "llamafactory.data.parser": ("image_root of a data set in dataset_info.json", "dataset_info.keep_image_root"),
+    "llamafactory.data.mm_plugin": ("image policy and header-only token counts", "template.register_plugin"),
+    "llamafactory.data.converter": ("formatting: chatreid", "loader.register_converter"),
+    "llamafactory.data.template": ("template: chatreid", "template.register_templates"),
+    "llamafactory.data.collator": ("positions of image tokens in generation", "loader.extend_collator"),
+    "llamafactory.data.loader": ("chatreid_lazy: tokenize on the fly", "loader.extend_loader"),
+    "llamafactory.model.loader": (
+        "check of the trainable parameters, batched vision attention",
+        "model.extend_model_loader",
+    ),
+    "llamafactory.train.callbacks": ("resuming with all weights", "resume.extend_resuming"),
+    "llamafactory.train.sft.trainer": ("learning rate of the vision encoder", "trainer.extend_optimizer"),
+    "llamafactory.train.tuner": ("report of thinned records, record of the system prompt", "trainer.extend_tuner"),
+    "llamafactory.launcher": ("why torchrun stopped, in one line", "launcher.extend_launcher"),
+}
 ERRORS: dict[str, str] = {}
 
 
@@ -132,7 +137,7 @@ def _apply_hook(name: str, module: ModuleType) -> None:
     try:
         from .training import hooks
 
-        hooks.apply(name, module)
+        hooks.apply(name, module, *TARGETS[name])
         ERRORS.pop(name, None)
     except Exception as error:
         _record_error(name, error)

@@ -247,12 +247,15 @@ def _import_targets(targets: Iterable[str]) -> list[str]:
 
 def _list_hooks() -> tuple[HookRow, ...]:
     try:
-        from .training.hooks import list_hooks
-
-        return tuple(HookRow(hook.name, hook.target, hook.state, hook.reason) for hook in list_hooks())
+        from .training.hooks import STATUS
     except Exception as error:  # half an installation is a finding as well
         reason = f"{type(error).__name__}: {error}"
         return (HookRow("all hooks", "chatreid_plugin.training.hooks", "failed", reason),)
+    rows: list[HookRow] = []
+    for target, (name, _) in _autoload.TARGETS.items():
+        found = STATUS.get(target)
+        rows.append(HookRow(name, target, found.state if found else "pending", found.reason if found else ""))
+    return tuple(rows)
 
 
 def check_hooks(hooks: Iterable[HookRow], switched_off: bool) -> list[str]:

@@ -13,7 +13,7 @@ from chatreid_plugin._autoload import TARGETS
 
 
 PACKAGE = Path(chatreid_plugin.__file__).parent
-HOOKS = "def apply(name, module):\n    print('hook', name, module.VALUE)\n"
+HOOKS = "def apply(name, module, *hook):\n    print('hook', name, module.VALUE)\n"
 TARGET = "llamafactory.data.loader"
 AUTOLOAD = "import chatreid_plugin._autoload as autoload\n"
 
@@ -64,7 +64,7 @@ def test_hook_is_called_once_after_the_module_has_executed(root: Path, target: s
 
 
 def test_hook_is_called_before_the_importing_module_binds_a_name(root: Path) -> None:
-    write(root, "chatreid_plugin.training.hooks", "def apply(name, module):\n    module.VALUE = 'patched'\n")
+    write(root, "chatreid_plugin.training.hooks", "def apply(name, module, *hook):\n    module.VALUE = 'patched'\n")
     assert run_well(root, f"{AUTOLOAD}from {TARGET} import VALUE\nprint(VALUE)") == "patched\n"
 
 
@@ -117,7 +117,9 @@ import {TARGET}
 
 
 def test_import_goes_on_and_says_so_once_when_a_hook_fails(root: Path) -> None:
-    write(root, "chatreid_plugin.training.hooks", "def apply(name, module):\n    raise RuntimeError('broken')\n")
+    write(
+        root, "chatreid_plugin.training.hooks", "def apply(name, module, *hook):\n    raise RuntimeError('broken')\n"
+    )
     result = run(root, f"{AUTOLOAD}import {TARGET}\nprint({TARGET}.VALUE, autoload.ERRORS)")
     assert result.stdout == f"1 {{'{TARGET}': 'RuntimeError: broken'}}\n"
     assert result.stderr.count("\n") == 1
@@ -126,7 +128,7 @@ def test_import_goes_on_and_says_so_once_when_a_hook_fails(root: Path) -> None:
 
 
 def test_foreseen_fault_is_recorded_in_silence(root: Path) -> None:
-    hooks = "from ..errors import UpstreamError\ndef apply(name, module):\n    raise UpstreamError('drifted')\n"
+    hooks = "from ..errors import UpstreamError\ndef apply(name, module, *hook):\n    raise UpstreamError('drifted')\n"
     write(root, "chatreid_plugin.training.hooks", hooks)
     output = run_well(root, f"{AUTOLOAD}import {TARGET}\nprint({TARGET}.VALUE, autoload.ERRORS['{TARGET}'])")
     assert output == "1 UpstreamError: drifted\n"

@@ -206,11 +206,11 @@ def explain_refusals(args: Any) -> Generator[None]:
 
 def _refuse_failed_hooks(data_args: Any) -> None:
     """Stop a run that uses the plugin while a part of it is not at work; stock runs go on."""
-    from .hooks import list_hooks  # late: hooks.py imports this module
+    from .hooks import STATUS  # late: hooks.py imports this module
 
     used = data_args.chatreid_stage is not None or data_args.chatreid_encoder is not None or data_args.chatreid_lazy
     used = used or data_args.chatreid_vision_learning_rate is not None
-    failed = [hook for hook in list_hooks() if hook.state == "failed"]
+    failed = [hook for hook in STATUS.values() if hook.state == "failed"]
     if failed and (used or str(data_args.template).startswith("chatreid")):
         raise UpstreamError("; ".join(f"{h.name} is not at work: {h.reason}" for h in failed))
 

@@ -14,74 +14,42 @@ from .launcher import pass_on_message
 
 @dataclass(frozen=True, slots=True)
 class HookStatus:
-    """One hook as ``chatreid doctor`` shows it."""
+    """What became of a hook in this process."""
 
     name: str
     target: str
-    state: Literal["applied", "pending", "failed"]
+    state: Literal["applied", "failed"]
     reason: str = ""
 
 
+# LLaMA-Factory module -> its hook, once the module has been loaded.
 STATUS: dict[str, HookStatus] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """What is done to one LLaMA-Factory module: what it brings, and the function of this package that does it."""
-
-    name: str
-    module: str
-    function: str
-
-
-_HOOKS = {
-    "llamafactory.hparams.parser": Hook("YAML keys chatreid_* and the decoder swap", "arguments", "extend_parser"),
-    "llamafactory.data.parser": Hook(
-        "image_root of a data set in dataset_info.json", "dataset_info", "keep_image_root"
-    ),
-    "llamafactory.data.mm_plugin": Hook("image policy and header-only token counts", "template", "register_plugin"),
-    "llamafactory.data.converter": Hook("formatting: chatreid", "loader", "register_converter"),
-    "llamafactory.data.template": Hook("template: chatreid", "template", "register_templates"),
-    "llamafactory.data.collator": Hook("positions of image tokens in generation", "loader", "extend_collator"),
-    "llamafactory.data.loader": Hook("chatreid_lazy: tokenize on the fly", "loader", "extend_loader"),
-    "llamafactory.model.loader": Hook(
-        "check of the trainable parameters, batched vision attention", "model", "extend_model_loader"
-    ),
-    "llamafactory.train.callbacks": Hook("resuming with all weights", "resume", "extend_resuming"),
-    "llamafactory.train.sft.trainer": Hook("learning rate of the vision encoder", "trainer", "extend_optimizer"),
-    "llamafactory.train.tuner": Hook(
-        "report of thinned records, record of the system prompt", "trainer", "extend_tuner"
-    ),
-    "llamafactory.launcher": Hook("why torchrun stopped, in one line", "launcher", "extend_launcher"),
-}
-
-
-def list_hooks() -> list[HookStatus]:
-    """Return every hook with its state in this process."""
-    return [STATUS.get(target, HookStatus(hook.name, target, "pending")) for target, hook in _HOOKS.items()]
-
-
-def _find_hook(module_name: str) -> Callable[[ModuleType], None]:
+def _find_hook(function: str) -> Callable[[ModuleType], None]:
     # Imported one by one and late: each of these imports the LLaMA-Factory module that has just been loaded.
-    hook = _HOOKS[module_name]
-    return getattr(import_module(f"{__package__}.{hook.module}"), hook.function)
+    file, _, name = function.partition(".")
+    return getattr(import_module(f"{__package__}.{file}"), name)
 
 
-def apply(module_name: str, module: ModuleType) -> None:
+def apply(target: str, module: ModuleType, name: str, function: str) -> None:
     """Apply the hook of one LLaMA-Factory module that has just been executed.
+
+    Args:
+        target: the module's name.
+        module: the module.
+        name: what the hook brings; this and ``function`` are the entry of ``_autoload.TARGETS``.
+        function: what does it, as FILE.FUNCTION of this package.
 
     Raises:
         Exception: whatever made the hook fail; ``_autoload`` records it and lets stock LLaMA-Factory go on.
     """
-    if module_name not in _HOOKS:
-        return
-    name = _HOOKS[module_name].name
     try:
-        _find_hook(module_name)(module)
+        _find_hook(function)(module)
     except Exception as error:
-        STATUS[module_name] = HookStatus(name, module_name, "failed", f"{type(error).__name__}: {error}")
+        STATUS[target] = HookStatus(name, target, "failed", f"{type(error).__name__}: {error}")
         raise
-    STATUS[module_name] = HookStatus(name, module_name, "applied")
+    STATUS[target] = HookStatus(name, target, "applied")
     _show_user_errors_briefly()
 
 

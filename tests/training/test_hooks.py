@@ -6,9 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from chatreid_plugin import _autoload
+from chatreid_plugin import _autoload, doctor
 from chatreid_plugin.errors import ConfigError, DataError, UpstreamError
-from chatreid_plugin.training import hooks
+from chatreid_plugin.training import compat, hooks
 
 
 @pytest.fixture
@@ -17,8 +17,11 @@ def clean_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: print("stock", kind.__name__))
 
 
-def test_every_target_of_the_finder_has_a_hook_and_the_other_way_round() -> None:
-    assert set(_autoload.TARGETS) == {status.target for status in hooks.list_hooks()}
+def test_every_target_of_the_finder_has_a_hook_and_every_wrapped_function_a_target() -> None:
+    for name, function in _autoload.TARGETS.values():
+        assert name and callable(hooks._find_hook(function))
+    modules = {function.module for function in compat.WRAPPED_FUNCTIONS}
+    assert {module for module in modules if module.startswith("llamafactory.")} <= set(_autoload.TARGETS)
 
 
 @pytest.mark.usefixtures("clean_status")
@@ -26,17 +29,16 @@ def test_status_goes_from_pending_to_applied_or_failed(monkeypatch: pytest.Monke
     def fail(module: ModuleType) -> None:
         raise UpstreamError("drifted")
 
-    assert {status.state for status in hooks.list_hooks()} == {"pending"}
+    assert {row.state for row in doctor._list_hooks()} == {"pending"}
     found: dict[str, Callable[[ModuleType], None]] = {
-        "llamafactory.data.loader": lambda module: None,
-        "llamafactory.model.loader": fail,
+        "loader.extend_loader": lambda module: None,
+        "model.extend_model_loader": fail,
     }
     monkeypatch.setattr(hooks, "_find_hook", found.__getitem__)
-    hooks.apply("llamafactory.data.loader", ModuleType("a"))
-    with pytest.raises(UpstreamError):
-        hooks.apply("llamafactory.model.loader", ModuleType("b"))
-    hooks.apply("some.other.module", ModuleType("c"))
-    states = {status.target: (status.state, status.reason) for status in hooks.list_hooks()}
+    for target in ("llamafactory.data.loader", "llamafactory.model.loader"):
+        _autoload._apply_hook(target, ModuleType("a"))
+    assert _autoload.ERRORS.pop("llamafactory.model.loader") == "UpstreamError: drifted"
+    states = {row.target: (row.state, row.reason) for row in doctor._list_hooks()}
     assert states["llamafactory.data.loader"] == ("applied", "")
     assert states["llamafactory.model.loader"] == ("failed", "UpstreamError: drifted")
     assert states["llamafactory.data.template"] == ("pending", "")
