@@ -152,7 +152,7 @@ def test_bad_record_still_stops_the_run(load_skipping: Any) -> None:
 def test_raise_stops_and_lists_nothing(load_skipping: Any, tmp_path: Path) -> None:
     spoil(tmp_path / "2b.jpg", "missing")
     rows = load_skipping(chatreid_bad_image="raise")
-    assert list_ids([rows[2]]) == ["r2"]  # the collator will stop: test_mm_plugin.py
+    assert list_ids([rows[2]]) == ["r2"]  # the collator will stop: test_template_images.py
     assert read_list(tmp_path) == []
 
 
