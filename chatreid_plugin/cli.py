@@ -345,12 +345,13 @@ def write_model(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the checkpoint.")],
     people: Annotated[int, typer.Option(help="Synthetic people whose words it learns.")] = 600,
     warm_up_steps: Annotated[int, typer.Option(help="Steps of language training; 0 keeps random weights.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of the weights and the texts.")] = 0,
 ) -> None:
     """Write a tiny Qwen2-VL that stock LLaMA-Factory can load, for trying things without any download."""
     from .demo.people import sample_people
     from .demo.tiny_model import write_tiny_model
 
-    write_tiny_model(directory, sample_people(people, 0), warm_up_steps=warm_up_steps)
+    write_tiny_model(directory, sample_people(people, 0), warm_up_steps=warm_up_steps, seed=seed)
     say(directory)
     say(f"Next: llamafactory-cli train RECIPE.yaml model_name_or_path={directory}", aside=True)
 
@@ -376,11 +377,12 @@ def demo(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for everything the demo makes.")],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer people and fewer steps.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start again in a folder already used.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the model, the records and the training.")] = 0,
 ) -> None:
     """Run the whole way on synthetic pedestrians and a tiny model: no weights, no network, no GPU."""
     from .demo.pipeline import run_demo
 
-    run_demo(directory, quick=quick, overwrite=overwrite)
+    run_demo(directory, quick=quick, overwrite=overwrite, seed=seed)
 
 
 def exit_with(error: ChatReIDError) -> NoReturn:

@@ -21,11 +21,15 @@ from .world import write_world
 
 @dataclass(frozen=True, slots=True)
 class DemoSizes:
-    """How large the demo is; the defaults learn within 15 minutes on 2 cores."""
+    """How large the demo is; the defaults learn within 15 minutes on 2 cores.
+
+    The decoder's warm-up decides what matching can come to. With 500 steps that was luck: with one tokenizer Stage 2
+    gave mAP 56, with the next 28 to 35 whatever the records and the code; with 900 steps and the latter it gave 51.6.
+    """
 
     train_people: int = 600
     test_people: int = 40
-    warm_up_steps: int = 500
+    warm_up_steps: int = 900
     steps: tuple[int, int, int] = (700, 800, 150)
     records: tuple[int, int, int] = (16000, 20000, 4000)
     batch_size: int = 32
@@ -41,6 +45,7 @@ sources:
   - {{name: world, parser: market1501, root: world, captions: world/captions.jsonl, allow_count_mismatch: true}}
 records: {{stage1: {0}, stage2: {1}, stage3: {2}}}
 prompt_variants: 1
+seed: {3}
 gallery: {{min_size: 2, max_size: 5}}
 # Far more one-to-one matching than the paper's ratios: the loss is a mean over answer tokens, and next to comparisons
 # of 140 tokens a "Yes" would weigh next to nothing in the few steps there are.
@@ -59,7 +64,7 @@ stage3_ratios: {{image_to_image_one_to_one: 0.95, standard_reid: 0.05}}
 LEARNING_RATES = ("2.0e-3", "4.0e-4", "2.0e-4")
 
 
-def list_training_overrides(stage: int, sizes: DemoSizes) -> list[str]:
+def list_training_overrides(stage: int, sizes: DemoSizes, seed: int) -> list[str]:
     """Return the key=value overrides that turn the real recipe of a stage into the demo's."""
     inputs = {
         1: ["model_name_or_path=tiny_model"],
@@ -80,6 +85,7 @@ def list_training_overrides(stage: int, sizes: DemoSizes) -> list[str]:
         "deepspeed=null",
         "dataloader_num_workers=1",
         "save_only_model=true",
+        f"seed={42 + seed}",  # LLaMA-Factory's own default and what is added to it
     ]
 
 
@@ -99,7 +105,7 @@ def list_evaluations(sizes: DemoSizes) -> dict[str, list[str]]:
             "filter=none",
             *pixels,
         ]
-    rows["after Stage 3, filtered"] = ["model_name_or_path=saves/stage3", "filter=colour", "top_k=20", *pixels]
+    rows["after Stage 3, filtered"] = ["model_name_or_path=saves/stage3", "top_k=20", *pixels]
     return {
         name: [*data, *overrides, f"output_dir=results/{name.replace(' ', '_').replace(',', '')}"]
         for name, overrides in rows.items()
@@ -150,7 +156,7 @@ class DemoSteps:
             ).returncode
 
 
-def _write_inputs(folder: Path, sizes: DemoSizes) -> None:
+def _write_inputs(folder: Path, sizes: DemoSizes, seed: int) -> None:
     if not (folder / "world").is_dir():
         summary = write_world(
             folder / "world",
@@ -163,18 +169,19 @@ def _write_inputs(folder: Path, sizes: DemoSizes) -> None:
         print(
             f"[world] {summary.train_images} training, {summary.query_images} query, {summary.gallery_images} gallery"
         )
-    recipe = BUILD_RECIPE.format(*sizes.records)
+    recipe = BUILD_RECIPE.format(*sizes.records, seed)
     (folder / "build.yaml").write_text(recipe, encoding="utf-8")
     print(f"\nbuild.yaml:\n{recipe}")
 
 
-def run_demo(output: Path, *, quick: bool = False, overwrite: bool = False) -> None:
+def run_demo(output: Path, *, quick: bool = False, overwrite: bool = False, seed: int = 0) -> None:
     """Run the whole way in ``output`` and print mAP and Rank-1 of chance, baseline and every stage.
 
     Args:
         output: folder for everything; an interrupted demo goes on where it stopped.
         quick: sizes that show the way but learn nothing, for tests.
         overwrite: remove what an earlier demo left in ``output``.
+        seed: of the model's weights, the records and the training; the world is the same.
 
     Raises:
         ConfigError: ``output`` holds something else.
@@ -189,15 +196,15 @@ def run_demo(output: Path, *, quick: bool = False, overwrite: bool = False) -> N
     write_json(marker, {"quick": quick})
     started = time.monotonic()
     resources = find_resource_root()
-    _write_inputs(output, sizes)
+    _write_inputs(output, sizes, seed)
     steps = DemoSteps(output)
     python = [sys.executable, "-m"]
-    tiny_model = [f"--people={sizes.train_people}", f"--warm-up-steps={sizes.warm_up_steps}"]
+    tiny_model = [f"--people={sizes.train_people}", f"--warm-up-steps={sizes.warm_up_steps}", f"--seed={seed}"]
     steps.run("tiny_model", [*python, "chatreid_plugin", "tiny-model", "tiny_model", *tiny_model])
     steps.run("build", [*python, "chatreid_plugin", "build", "build.yaml"])
     for stage in (1, 2, 3):
         recipe = os.path.relpath(resources / "examples" / f"stage{stage}.yaml", output)
-        steps.run(f"stage{stage}", ["llamafactory-cli", "train", recipe, *list_training_overrides(stage, sizes)])
+        steps.run(f"stage{stage}", ["llamafactory-cli", "train", recipe, *list_training_overrides(stage, sizes, seed)])
     protocol = os.path.relpath(resources / "eval" / "market1501.yaml", output)
     evaluations = list_evaluations(sizes)
     for overrides in evaluations.values():
@@ -207,10 +214,14 @@ def run_demo(output: Path, *, quick: bool = False, overwrite: bool = False) -> N
 
 def print_table(output: Path, evaluations: dict[str, list[str]], seconds: float) -> None:
     """Print mAP and Rank-1 of every row in percent, and where the report is."""
-    print(f"\n{'unseen identities':<26}{'mAP':>8}{'Rank-1':>8}")
+    print(f"\n{'unseen identities':<32}{'mAP':>8}{'Rank-1':>8}")
     folder = output
     for name, overrides in evaluations.items():
         folder = output / overrides[-1].removeprefix("output_dir=")
-        metrics = read_json(folder / "results.json")["metrics"]
-        print(f"{name:<26}{100 * metrics['mAP']:>8.1f}{100 * metrics['Rank-1']:>8.1f}")
+        results = read_json(folder / "results.json")
+        rows = {name: results["metrics"]}
+        if name == "after Stage 3, filtered":
+            rows = {"the filter alone": results["filter"]["baseline"]} | rows
+        for row, metrics in rows.items():
+            print(f"{row:<32}{100 * metrics['mAP']:>8.1f}{100 * metrics['Rank-1']:>8.1f}")
     print(f"\n{seconds / 60:.1f} minutes. Ranked galleries: {folder / 'report.html'}")

@@ -29,15 +29,20 @@ def test_quick_demo_goes_the_whole_way_and_does_nothing_twice(
 
     monkeypatch.setattr(pipeline.subprocess, "run", run)
     folder = tmp_path / "demo"
-    pipeline.run_demo(folder, quick=True)
+    pipeline.run_demo(folder, quick=True, seed=3)
     printed = capsys.readouterr().out
-    for row in ("random", "untrained model", "after Stage 1", "after Stage 2", "after Stage 3"):
+    for row in ("random", "untrained model", "after Stage 1", "after Stage 2", "after Stage 3", "the filter alone"):
         assert row in printed
     assert (folder / "results" / "after_Stage_3" / "report.html").is_file()
+    commands = {
+        name: read_json(folder / "steps" / f"{name}.json")["inputs"]["command"] for name in ("tiny_model", "stage2")
+    }
+    assert "--seed=3" in commands["tiny_model"] and "seed=45" in commands["stage2"]
+    assert "\nseed: 3\n" in (folder / "build.yaml").read_text()
     metrics = read_json(folder / "results" / "after_Stage_3" / "results.json")["metrics"]
     assert f"{100 * metrics['mAP']:.1f}" in printed
     weights = (folder / "saves" / "stage3" / "model.safetensors").stat().st_mtime_ns
-    pipeline.run_demo(folder, quick=True)
+    pipeline.run_demo(folder, quick=True, seed=3)
     assert capsys.readouterr().out.count("done before") == printed.count(" s\n")
     assert (folder / "saves" / "stage3" / "model.safetensors").stat().st_mtime_ns == weights
 
