@@ -196,8 +196,8 @@ def test_demo_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_module(
         monkeypatch, "chatreid_plugin.demo.pipeline", run_demo=lambda output, **rest: received.update(rest, to=output)
     )
-    assert run(monkeypatch, "demo", "there", "--quick") == 0
-    assert received == {"to": Path("there"), "quick": True, "overwrite": False}
+    assert run(monkeypatch, "demo", "there", "--quick", "--seed=3") == 0
+    assert received == {"to": Path("there"), "quick": True, "overwrite": False, "seed": 3}
 
 
 @pytest.mark.parametrize("kind", [ChatReIDError, ConfigError, DataError, UpstreamError])

@@ -1,7 +1,7 @@
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from chatreid_plugin.doctor import HookRow, Report
 from chatreid_plugin.training.recipe import Finding
 
 
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 HEALTHY = Report(
     plugin="0.1.0",
     python="3.11.7",
@@ -161,16 +162,8 @@ def test_failed_import_of_a_target_is_a_problem(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_every_hook_is_applied_and_stdout_is_json_alone() -> None:
-    clean = {name: value for name, value in os.environ.items() if name != "CHATREID_PLUGIN"}
-    result = subprocess.run(
-        [sys.executable, "-m", "chatreid_plugin", "doctor", "--json"],
-        env=clean,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+def test_every_hook_is_applied_and_stdout_is_json_alone(run_command: RunCommand) -> None:
+    result = run_command([sys.executable, "-m", "chatreid_plugin", "doctor", "--json"])
     report = json.loads(result.stdout)
     assert {row["target"] for row in report["hooks"]} == set(_autoload.TARGETS)
     assert {row["state"] for row in report["hooks"]} == {"applied"}, result.stdout
@@ -178,17 +171,13 @@ def test_every_hook_is_applied_and_stdout_is_json_alone() -> None:
 
 
 @pytest.mark.slow
-def test_recipe_with_a_fault_gives_exit_code_4_and_json_alone(workshop: Any, tmp_path: Path) -> None:
+def test_recipe_with_a_fault_gives_exit_code_4_and_json_alone(
+    run_command: RunCommand, workshop: Any, tmp_path: Path
+) -> None:
     values = workshop.list_overrides(1, tmp_path / "out", freeze_vision_tower=True)
     overrides = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
-    result = subprocess.run(
-        [sys.executable, "-m", "chatreid_plugin", "doctor", "--yaml", "examples/stage1.yaml", *overrides, "--json"],
-        cwd=Path(__file__).parents[1],
-        env={name: value for name, value in os.environ.items() if name != "CHATREID_PLUGIN"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
+    result = run_command(
+        [sys.executable, "-m", "chatreid_plugin", "doctor", "--yaml", "examples/stage1.yaml", *overrides, "--json"]
     )
     report = json.loads(result.stdout)
     assert result.returncode == 4
