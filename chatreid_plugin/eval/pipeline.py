@@ -150,8 +150,8 @@ def _evaluate(settings: EvalSettings, processes: Processes, remarks: tuple[str, 
     pairs = sum(len(indices) for indices in plan.kept)
     measured = measure(plan, fused)
     named = name_scores(settings, plan.protocol.queries, confidence)
-    results = Results(settings, plan.protocol, measured, pairs, fingerprint, store.path, named, (), remarks)
-    results = replace(results, calibration=plan.calibration)
+    found = settings, plan.protocol, measured, pairs, fingerprint, store.path, named
+    results = Results(*found, remarks=remarks, calibration=plan.calibration)
     if processes.is_first:
         _write_rankings_and_page(results, plan, fused[0])
         _save_matrix(settings, plan, fused)

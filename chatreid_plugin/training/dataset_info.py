@@ -9,12 +9,11 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import ChatReIDError, DataError
-from ..shards import DATASET_INFO, HELD_OUT, check_shard, read_json
+from ..shards import DATASET_INFO, FORMATTING, HELD_OUT, check_shard, read_json
 from ..upstream import get_upstream
 from .compat import get_function
 
 
-FORMATTING = "chatreid"
 # `dataset: chatreid_stage2` stands for all data sets of the stage that `chatreid build` made.
 STAGE_NAME = re.compile(r"chatreid_stage[123]")
 REBUILD = "Build it with `chatreid build`."

@@ -28,11 +28,12 @@ from torch.nn.functional import pad
 from ..errors import ConfigError, DataError
 from ..records import Instruction, convert_row_to_instruction
 from ..regular_files import leaves_root
+from ..shards import FORMATTING
 from ..tasks import TASKS
 from ..upstream import get_upstream
 from .compat import get_function
 from .cutoff import RECORD_COLUMN, find_code_version, guard_processors, make_messages, note_mapped, pack_record
-from .dataset_info import FORMATTING, extend_shard_loading, find_image_root, find_own_prompts
+from .dataset_info import extend_shard_loading, find_image_root, find_own_prompts
 from .images import LIST_NAME, BadImageList, SkippingDataset
 from .tokenized_path import guard_tokenized_path
 

@@ -17,10 +17,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import ChatReIDError, ConfigError
 from ..images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS
-from ..shards import read_json
+from ..shards import FORMATTING, read_json
 from ..system_prompts import read_system_prompt
 from ..tasks import find_default_system
-from .dataset_info import FORMATTING, list_own_datasets, read_entries
+from .dataset_info import list_own_datasets, read_entries
 from .model import FLAGS, list_trained_parts
 from .recipe import Finding, Recipe, parse_recipe, read_values
 from .recipe_data import check_dataset_names, check_datasets, check_left_out

@@ -15,11 +15,10 @@ from ..answers import render_turns
 from ..errors import ChatReIDError
 from ..images import ImagePolicy, PatchGeometry, count_visual_tokens
 from ..records import ADDED_COLUMNS, INSTRUCTION_SCHEMA, Instruction, convert_row_to_instruction
-from ..shards import DATASET_INFO, LEFT_OUT, check_shard, read_json, read_shard
+from ..shards import DATASET_INFO, FORMATTING, LEFT_OUT, check_shard, read_json, read_shard
 from ..tasks import IMAGE_MARK, format_chat_prompt
 from ..upstream import get_upstream
 from .dataset_info import (
-    FORMATTING,
     STAGE_NAME,
     check_dataset_files,
     find_image_root,

@@ -16,12 +16,12 @@ import xxhash
 
 from .. import __version__
 from ..errors import ConfigError
-from ..shards import read_json, write_json
+from ..shards import FORMATTING, read_json, write_json
 from ..tasks import TASKS
 from ..upstream import get_upstream
 from .compat import get_function
 from .cutoff import copy_thinned
-from .dataset_info import FORMATTING, find_image_root, find_own_prompts
+from .dataset_info import find_image_root, find_own_prompts
 
 
 STAMP = "chatreid_tokens.json"

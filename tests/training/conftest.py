@@ -77,6 +77,21 @@ def load_rows(parse: Callable[..., Parsed], tokenizer_module: dict[str, Any]) ->
 
 
 @pytest.fixture
+def load_records(
+    load_rows: Callable[..., Any], write_dataset: Callable[..., Path], tmp_path: Path
+) -> Callable[..., Any]:
+    """Return a function that writes records and gives their rows as LLaMA-Factory's get_dataset does."""
+    folders = iter(range(100))
+
+    def load(*records: Instruction, **changes: Any) -> Any:
+        folder = tmp_path / f"info{next(folders)}"
+        write_dataset(folder, records, tmp_path)
+        return load_rows(3, dataset="made", dataset_dir=str(folder), **changes)
+
+    return load
+
+
+@pytest.fixture
 def read_recipe(workshop: Any, tmp_path: Path) -> Callable[..., Any]:
     """Return a function that parses a shipped recipe with overrides, as ``chatreid doctor --yaml`` does."""
     from chatreid_plugin.training.recipe import parse_recipe

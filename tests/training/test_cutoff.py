@@ -24,19 +24,6 @@ THINNED = replace(LONG, images=tuple(IMAGES[n] for n in (0, 1, 2, 3, 4, 7)), ans
 UNCUT = 4096
 
 
-@pytest.fixture
-def load(load_rows: Callable[..., Any], write_dataset: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
-    """Return a function that writes records and gives their rows as LLaMA-Factory's get_dataset does."""
-    folders = iter(range(100))
-
-    def load_records(*records: Instruction, **changes: Any) -> Any:
-        folder = tmp_path / f"info{next(folders)}"
-        write_dataset(folder, records, tmp_path)
-        return load_rows(3, dataset="made", dataset_dir=str(folder), **changes)
-
-    return load_records
-
-
 def list_image_runs(row: Any, tokenizer: Any) -> list[int]:
     """Return the lengths of the runs of image tokens."""
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -45,12 +32,12 @@ def list_image_runs(row: Any, tokenizer: Any) -> list[int]:
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_thinned_record_is_the_record_without_the_images(
-    load: Callable[..., Any], tokenizer_module: dict[str, Any], lazy: bool
+    load_records: Callable[..., Any], tokenizer_module: dict[str, Any], lazy: bool
 ) -> None:
-    wanted, short, full = load(THINNED, SHORT, LONG, cutoff_len=UNCUT)
+    wanted, short, full = load_records(THINNED, SHORT, LONG, cutoff_len=UNCUT)
     length = len(wanted["input_ids"])
     assert len(short["input_ids"]) < length < len(full["input_ids"])
-    found, other = load(LONG, SHORT, cutoff_len=length, chatreid_lazy=lazy)
+    found, other = load_records(LONG, SHORT, cutoff_len=length, chatreid_lazy=lazy)
     assert found["input_ids"] == wanted["input_ids"] and found["labels"] == wanted["labels"]
     assert found["attention_mask"] == [1] * length
     names = [Path(image["path"]).name for image in found["images"]]
@@ -64,48 +51,48 @@ def test_thinned_record_is_the_record_without_the_images(
     assert list_image_runs(found, tokenizer_module["tokenizer"]) == [full_runs[n] for n in (0, 1, 2, 3, 4, 7)]
 
 
-def test_one_token_less_costs_one_more_image_and_the_exact_length_none(load: Callable[..., Any]) -> None:
-    (full,) = load(LONG, cutoff_len=UNCUT)
+def test_one_token_less_costs_one_more_image_and_the_exact_length_none(load_records: Callable[..., Any]) -> None:
+    (full,) = load_records(LONG, cutoff_len=UNCUT)
     length = len(full["input_ids"])
-    (same,) = load(LONG, cutoff_len=length)
-    (less,) = load(LONG, cutoff_len=length - 1)
+    (same,) = load_records(LONG, cutoff_len=length)
+    (less,) = load_records(LONG, cutoff_len=length - 1)
     assert same["input_ids"] == full["input_ids"]
     assert [Path(i["path"]).name for i in less["images"]] == [f"{n}.jpg" for n in range(8)]
 
 
 @pytest.mark.parametrize("lazy", [True, False])
-def test_long_record_is_refused_as_configured(load: Callable[..., Any], lazy: bool) -> None:
-    (full,) = load(LONG, cutoff_len=UNCUT)
+def test_long_record_is_refused_as_configured(load_records: Callable[..., Any], lazy: bool) -> None:
+    (full,) = load_records(LONG, cutoff_len=UNCUT)
     length = len(full["input_ids"])
     message = (
         f"Record long-1 needs {length} tokens, but cutoff_len is {length - 1} and chatreid_over_cutoff is raise. "
         f"Set cutoff_len: {length} or more, or a smaller image_max_pixels, or chatreid_over_cutoff: thin"
     )
     with pytest.raises(DataError, match=message):
-        load(LONG, cutoff_len=length - 1, chatreid_over_cutoff="raise", chatreid_lazy=lazy)
-    assert len(load(LONG, cutoff_len=length, chatreid_over_cutoff="raise", chatreid_lazy=lazy)) == 1
+        load_records(LONG, cutoff_len=length - 1, chatreid_over_cutoff="raise", chatreid_lazy=lazy)
+    assert len(load_records(LONG, cutoff_len=length, chatreid_over_cutoff="raise", chatreid_lazy=lazy)) == 1
 
 
 @pytest.mark.parametrize("lazy", [True, False])
-def test_record_that_cannot_be_thinned_is_an_error(load: Callable[..., Any], lazy: bool) -> None:
+def test_record_that_cannot_be_thinned_is_an_error(load_records: Callable[..., Any], lazy: bool) -> None:
     message = r"Record pair-1 needs \d+ tokens, but cutoff_len is 40, and it has no gallery images"
     with pytest.raises(DataError, match=message):
-        load(PAIR, cutoff_len=40, chatreid_lazy=lazy)
+        load_records(PAIR, cutoff_len=40, chatreid_lazy=lazy)
 
 
-def test_matches_and_one_other_image_stay_even_if_the_record_is_then_refused(load: Callable[..., Any]) -> None:
+def test_matches_and_one_other_image_stay_even_if_the_record_is_then_refused(load_records: Callable[..., Any]) -> None:
     smallest = replace(LONG, images=tuple(IMAGES[n] for n in (0, 1, 3, 7)), answer=Answer(indices=(1, 2)))
-    (row,) = load(smallest, cutoff_len=UNCUT)
+    (row,) = load_records(smallest, cutoff_len=UNCUT)
     length = len(row["input_ids"])
-    (thinned,) = load(LONG, cutoff_len=length)
+    (thinned,) = load_records(LONG, cutoff_len=length)
     assert thinned["input_ids"] == row["input_ids"]
     with pytest.raises(DataError, match=f"needs {length} tokens, .*even after 5 gallery image"):
-        load(LONG, cutoff_len=length - 1)
+        load_records(LONG, cutoff_len=length - 1)
 
 
-def test_wrong_value_of_the_key(load: Callable[..., Any]) -> None:
+def test_wrong_value_of_the_key(load_records: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="chatreid_over_cutoff must be thin or raise, not 'cut'"):
-        load(SHORT, chatreid_over_cutoff="cut")
+        load_records(SHORT, chatreid_over_cutoff="cut")
 
 
 def test_attributes_follow_their_images() -> None:
@@ -125,10 +112,12 @@ def test_attributes_follow_their_images() -> None:
     assert (drop_distractor(replace(record, attributes=tuple(dropped))) or (record, 0))[0].attributes == ()
 
 
-def test_packed_records_are_thinned_and_not_cut(load: Callable[..., Any], tokenizer_module: dict[str, Any]) -> None:
-    wanted = load(THINNED, cutoff_len=UNCUT)[0]["input_ids"]
+def test_packed_records_are_thinned_and_not_cut(
+    load_records: Callable[..., Any], tokenizer_module: dict[str, Any]
+) -> None:
+    wanted = load_records(THINNED, cutoff_len=UNCUT)[0]["input_ids"]
     cutoff = -(-len(wanted) // 8) * 8
-    packed = load(LONG, SHORT, cutoff_len=cutoff, chatreid_lazy=False, packing=True)
+    packed = load_records(LONG, SHORT, cutoff_len=cutoff, chatreid_lazy=False, packing=True)
     found = next(row for row in packed if len(row["images"]) == 6)
     assert found["input_ids"][: len(wanted)] == wanted
 

@@ -37,19 +37,6 @@ PAIR = Instruction("pair-1", "image_to_image_one_to_one", IMAGES[:2], 2, Answer(
 UNCUT = 4096
 
 
-@pytest.fixture
-def load(load_rows: Callable[..., Any], write_dataset: Callable[..., Path], tmp_path: Path) -> Callable[..., Any]:
-    """Return a function that writes records and gives their rows as LLaMA-Factory's get_dataset does."""
-    folders = iter(range(100))
-
-    def load_records(*records: Instruction, **changes: Any) -> Any:
-        folder = tmp_path / f"info{next(folders)}"
-        write_dataset(folder, records, tmp_path)
-        return load_rows(3, dataset="made", dataset_dir=str(folder), **changes)
-
-    return load_records
-
-
 def list_trained_texts(row: Any, tokenizer: Any) -> list[str]:
     """Return each run of tokens that carry a loss, as text."""
     pairs = zip(row["input_ids"], row["labels"], strict=True)
@@ -69,10 +56,10 @@ def test_messages_alternate_and_the_gallery_is_in_the_first() -> None:
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_loss_is_on_each_answer_and_on_nothing_else(
-    load: Callable[..., Any], tokenizer_module: dict[str, Any], lazy: bool
+    load_records: Callable[..., Any], tokenizer_module: dict[str, Any], lazy: bool
 ) -> None:
     tokenizer = tokenizer_module["tokenizer"]
-    row, other = load(LONG, PAIR, cutoff_len=UNCUT, chatreid_lazy=lazy)
+    row, other = load_records(LONG, PAIR, cutoff_len=UNCUT, chatreid_lazy=lazy)
     answers = [answer for _, answer in render_turns(LONG)]
     assert list_trained_texts(row, tokenizer) == [f"{answer}<|im_end|>\n" for answer in answers]
     assert [read_answer(LONG.task, text, 8).indices for text in answers] == [(2, 6), (1, 6), (1,)]
@@ -86,9 +73,9 @@ def test_loss_is_on_each_answer_and_on_nothing_else(
 
 
 @pytest.mark.parametrize("lazy", [True, False])
-def test_thinned_dialogue_is_the_one_without_the_images(load: Callable[..., Any], lazy: bool) -> None:
-    (wanted,) = load(THINNED, cutoff_len=UNCUT)
-    (found,) = load(LONG, cutoff_len=len(wanted["input_ids"]), chatreid_lazy=lazy)
+def test_thinned_dialogue_is_the_one_without_the_images(load_records: Callable[..., Any], lazy: bool) -> None:
+    (wanted,) = load_records(THINNED, cutoff_len=UNCUT)
+    (found,) = load_records(LONG, cutoff_len=len(wanted["input_ids"]), chatreid_lazy=lazy)
     assert found["input_ids"] == wanted["input_ids"] and found["labels"] == wanted["labels"]
     assert [Path(image["path"]).name for image in found["images"]] == [f"{n}.jpg" for n in (0, 1, 2, 3, 6)]
 
@@ -103,8 +90,10 @@ def test_images_of_any_answer_stay_and_one_other() -> None:
     assert (record.answer.indices, record.turns[0]) == ((2, 3), replace(LONG.turns[0], indices=(1, 3), confirmed=3))
 
 
-def test_packed_dialogues_keep_their_labels(load: Callable[..., Any], tokenizer_module: dict[str, Any]) -> None:
-    (row,) = load(LONG, PAIR, cutoff_len=1024, chatreid_lazy=False, packing=True, neat_packing=True)
+def test_packed_dialogues_keep_their_labels(
+    load_records: Callable[..., Any], tokenizer_module: dict[str, Any]
+) -> None:
+    (row,) = load_records(LONG, PAIR, cutoff_len=1024, chatreid_lazy=False, packing=True, neat_packing=True)
     texts = list_trained_texts(row, tokenizer_module["tokenizer"])
     assert sorted(texts) == sorted([f"{answer}<|im_end|>\n" for _, answer in (*render_turns(LONG), ("", "Yes"))])
 
