@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chatreid_plugin import cli
-from chatreid_plugin.engine.catalog import read_catalog
+from chatreid_plugin.datasets.catalog import read_catalog
 from chatreid_plugin.engine.inspect import render_catalog, render_entry
 from chatreid_plugin.errors import ConfigError, DataError
 

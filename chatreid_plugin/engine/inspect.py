@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SourceSettings
+from ..datasets.catalog import CatalogEntry, Count, get_variant, read_catalog, refuse_withdrawn
+from ..datasets.listing import Crop, find_shared_people
+from ..datasets.registry import list_source
 from ..errors import ConfigError
 from ..printing import render_table
 from ..records import Split
-from .catalog import CatalogEntry, Count, get_variant, read_catalog, refuse_withdrawn
-from .listing import Crop, find_shared_people
-from .parsing import list_source
 
 
 SPLITS: tuple[Split, ...] = ("train", "val", "query", "gallery")

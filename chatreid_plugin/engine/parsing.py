@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SourceSettings
-from ..errors import ConfigError, DataError
+from ..datasets.listing import Crop
+from ..datasets.registry import list_source
+from ..errors import DataError
 from ..records import ImageRecord
 from ..shards import read_manifest
 from .annotations import attach_annotations
-from .catalog import check_counts, refuse_withdrawn
 from .inspection import ImageFacts, inspect_images
-from .listing import Crop, Listing
-from .parsers import PARSERS
-from .places import check_places
 
 
 @dataclass(slots=True)
@@ -34,45 +32,6 @@ class ParseReport:
     skipped: dict[str, int] = field(default_factory=dict[str, int])
     warnings: list[str] = field(default_factory=list[str])
     protocol: dict[str, Any] = field(default_factory=dict[str, Any])
-
-
-_OWN = ("pattern", "list")
-# Settings that only some parsers read; elsewhere they would be passed over in silence.
-_READERS = {
-    "pattern": ("pattern",),
-    "labels": ("list", "cuhkpedes", "icfgpedes", "rstpreid", "ufine6926"),
-    "query_cameras": _OWN,
-    "queries_per_person": _OWN,
-}
-
-
-def _refuse_keys_of_others(source: SourceSettings) -> None:
-    for key, readers in _READERS.items():
-        if getattr(source, key) and source.parser_name not in readers:
-            raise ConfigError(
-                f"Source {source.name}: `{key}` belongs to the parsers {', '.join(readers)}; this source's parser is "
-                f"{source.parser_name}. Remove the key, or set `parser`."
-            )
-
-
-def list_source(source: SourceSettings) -> Listing:
-    """Return the crops of a source without opening any image; published counts are checked.
-
-    Raises:
-        ConfigError: an unknown parser or variant, a key of another parser, or a data set that was withdrawn.
-        DataError: see the parsers and ``check_places``; or counts differ from the published ones and
-            ``allow_count_mismatch`` is off.
-    """
-    refuse_withdrawn(source)
-    if source.parser_name not in PARSERS:
-        raise ConfigError(
-            f"Source {source.name}: unknown parser {source.parser_name!r}. Known: {', '.join(sorted(PARSERS))}."
-        )
-    _refuse_keys_of_others(source)
-    listing = PARSERS[source.parser_name](source)
-    check_places(listing)
-    listing.warnings += check_counts(source, listing.crops)
-    return listing
 
 
 def _make_record(source: SourceSettings, crop: Crop, facts: ImageFacts) -> ImageRecord:

@@ -9,11 +9,11 @@ from pathlib import Path
 import xxhash
 
 from ..config import BuildSettings, Change, SourceSettings
+from ..datasets.catalog import read_catalog
 from ..images import ImagePolicy
 from ..shards import write_table
 from ..tasks import OWN_VARIANT, TASKS
 from .builders import build_draft, explain_missing
-from .catalog import read_catalog
 from .drafts import PlacedDraft, assemble_records
 from .draws import pick
 from .image_table import ImageTable, open_image_table

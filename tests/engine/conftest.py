@@ -1,6 +1,5 @@
-"""A small synthetic world in Market-1501's layout, its training images, and recipes that read it."""
+"""Recipes that read a small synthetic world, and its training images."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -8,49 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from chatreid_plugin.archives import Array
-from chatreid_plugin.config import BuildSettings, SourceSettings
-from chatreid_plugin.demo.world import WorldSummary, write_world
+from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.feature_files import append_look_alikes
 from chatreid_plugin.engine.image_table import ImageTable, combine_images
 from chatreid_plugin.engine.sampler import ImagePool
 from chatreid_plugin.images import ImagePolicy
 from chatreid_plugin.records import INSTRUCTION_SCHEMA, ImageRecord, Instruction, convert_instruction_to_row
 from chatreid_plugin.shards import make_manifest_table, read_json, write_json, write_shard
-
-
-@pytest.fixture(scope="session")
-def shared_world(tmp_path_factory: pytest.TempPathFactory) -> WorldSummary:
-    """Write a world once; nothing in it may be changed."""
-    return write_world(
-        tmp_path_factory.mktemp("engine") / "world",
-        train_people=8,
-        test_people=3,
-        cameras=3,
-        images_per_camera=2,
-        queries_per_person=2,
-        distractors=5,
-        junk=4,
-    )
-
-
-@pytest.fixture
-def world(shared_world: WorldSummary, tmp_path: Path) -> Path:
-    """Return a copy of the world that a test may damage."""
-    return shutil.copytree(shared_world.root, tmp_path / "world")
-
-
-@pytest.fixture
-def make_source(tmp_path: Path) -> Callable[..., SourceSettings]:
-    """Return a function that makes a source's settings; the world by default."""
-
-    def make(**changes: Any) -> SourceSettings:
-        values = {"name": "market1501", "parser": "market1501", "root": tmp_path / "world"}
-        return SourceSettings.model_validate(values | {"allow_count_mismatch": True} | changes)
-
-    return make
 
 
 @pytest.fixture
@@ -75,19 +40,6 @@ def make_recipe(tmp_path: Path, world: Path) -> Callable[..., BuildSettings]:
             "workers": 1,
         }
         return BuildSettings.model_validate(values | changes)
-
-    return make
-
-
-@pytest.fixture
-def make_image() -> Callable[..., Path]:
-    """Return a function that writes an image file, whatever its name says of the format."""
-
-    def make(path: Path, size: tuple[int, int] = (32, 64), format: str = "JPEG") -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Noise, so that the file is longer than its header and can be cut short.
-        Image.effect_noise(size, 50).convert("RGB").save(path, format=format)
-        return path
 
     return make
 

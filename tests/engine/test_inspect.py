@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from chatreid_plugin.datasets.catalog import CatalogEntry, read_catalog
 from chatreid_plugin.demo.layouts import LAYOUTS
 from chatreid_plugin.demo.world import WorldSummary
-from chatreid_plugin.engine.catalog import CatalogEntry, read_catalog
 from chatreid_plugin.engine.inspect import (
     dump_catalog,
     find_entry,

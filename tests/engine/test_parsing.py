@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from chatreid_plugin.config import SourceSettings
+from chatreid_plugin.datasets.registry import list_source
 from chatreid_plugin.engine import inspection
 from chatreid_plugin.engine.inspection import inspect_image
-from chatreid_plugin.engine.parsing import list_source, parse_source
+from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.shards import write_manifest
 

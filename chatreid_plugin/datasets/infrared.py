@@ -1,0 +1,129 @@
+"""RegDB and LLCM (shared notes on protocols, sections 1.7 and 1.8): visible and infrared images in list files."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config import SourceSettings
+from ..errors import ConfigError, DataError
+from ..records import Modality, Split
+from .listing import Crop, Listing, check_files, find_root, read_lines
+from .sysu import read_identities
+from .walking import find_named
+
+
+REGDB_TRIALS = 10
+REGDB_PATH = re.compile(r"(?P<folder>Visible|Thermal)/(?P<person>\d+)/[^/]+", re.ASCII)
+REGDB_EXAMPLE = "Visible/285/male_back_v_05528_285.bmp 0"
+REGDB_LISTS: dict[str, Modality] = {"visible": "visible", "thermal": "infrared"}
+LLCM_TRAIN = re.compile(
+    r"(?:\w[^/]*/)*(?P<person>\d{4})/(?P=person)_c(?P<camera>\d{2})_s\d+_f\d+_(?:vis|nir)\.jpg",
+    re.IGNORECASE | re.ASCII,
+)
+LLCM_EXAMPLE = "vis/0001/0001_c01_s185535_f7010_vis.jpg 0"
+LLCM_TEST = re.compile(r"cam(?P<camera>[1-9])/(?P<person>\d{4})/[^/]+", re.ASCII)
+LLCM_TEST_EXAMPLE = "cam1/0003/0003_c01_s185734_f3195_nir.jpg"
+LLCM_LISTS: dict[str, Modality] = {"vis": "visible", "nir": "infrared"}
+
+
+@dataclass(slots=True)
+class _Labels:
+    """The labels of one split's lists: numbers from 0 that stand for one identity each, in both modalities."""
+
+    people: dict[str, str] = field(default_factory=dict[str, str])
+    numbers: dict[str, str] = field(default_factory=dict[str, str])
+
+    def check(self, label: str, person: str, where: str) -> None:
+        if self.people.setdefault(label, person) != person or self.numbers.setdefault(person, label) != label:
+            raise DataError(
+                f"{where}: identity {person} has label {label}, but elsewhere in this split label {label} is identity "
+                f"{self.people[label]} and identity {person} has label {self.numbers.get(person)}. "
+                "The lists were mixed up; copy those of the published archive again."
+            )
+
+
+def list_regdb(source: SourceSettings) -> Listing:
+    """List trial ``source.trial`` of RegDB: visible test images are split ``query``, thermal ones ``gallery``.
+
+    Which side searches which is the evaluation's choice; ``protocol`` keeps the trial. The true identity is the
+    directory; the labels of the lists start at 0 in every split and are only checked.
+
+    Raises:
+        ConfigError: the trial is not 1 to 10.
+        DataError: a list or image is missing, a line is wrong, or an identity is both trained and tested.
+    """
+    if source.trial > REGDB_TRIALS:
+        raise ConfigError(f"Source {source.name}: RegDB has trials 1 to {REGDB_TRIALS}, not {source.trial}.")
+    listing = Listing(find_root(source.root, ["Visible", "Thermal", "idx"], "RegDB", ["RegDB"]))
+    for part in ("train", "test"):
+        labels = _Labels()
+        for name, modality in REGDB_LISTS.items():
+            split: Split = "train" if part == "train" else "query" if name == "visible" else "gallery"
+            lines = listing.root / "idx" / f"{part}_{name}_{source.trial}.txt"
+            for where, path, match in _read_labelled(lines, REGDB_PATH, REGDB_EXAMPLE, labels):
+                if match["folder"].lower() != name:
+                    raise DataError(f"{where}: {path} stands in a list of {name} images. Copy the lists again.")
+                listing.crops.append(Crop(path, split, match["person"], name, modality=modality))
+    _check_crops(listing)
+    check_files(listing, [crop.path for crop in listing.crops])
+    listing.protocol["trial"] = source.trial
+    return listing
+
+
+def list_llcm(source: SourceSettings) -> Listing:
+    """List LLCM: training images by ``idx/train_{vis,nir}.txt``, test images by folder and ``idx/test_id.txt``.
+
+    Near-infrared test images are the queries, visible ones the gallery, as the authors' code (ZYK100/LLCM) reads
+    them: ``test_{vis,nir}/cam<n>/<identity>``.
+
+    Raises:
+        DataError: a folder, list or image is missing, a line is wrong, or an identity is both trained and tested.
+    """
+    listing = Listing(find_root(source.root, ["test_vis", "test_nir", "idx"], "LLCM", ["LLCM"]))
+    labels = _Labels()
+    for name, modality in LLCM_LISTS.items():
+        lines = listing.root / "idx" / f"train_{name}.txt"
+        for _, path, match in _read_labelled(lines, LLCM_TRAIN, LLCM_EXAMPLE, labels):
+            camera = str(int(match["camera"]))
+            listing.crops.append(Crop(path, "train", match["person"], camera, modality=modality))
+    check_files(listing, [crop.path for crop in listing.crops])
+    tested = read_identities(listing.root / "idx" / "test_id.txt")
+    for name, modality in LLCM_LISTS.items():
+        split: Split = "query" if name == "nir" else "gallery"
+        for path, match in find_named(listing, listing.root / f"test_{name}", LLCM_TEST, LLCM_TEST_EXAMPLE, parents=2):
+            if int(match["person"]) not in tested:
+                listing.skip("identity not in test_id.txt")
+                continue
+            listing.crops.append(Crop(path, split, match["person"], match["camera"], modality=modality))
+    _check_crops(listing)
+    return listing
+
+
+def _read_labelled(
+    path: Path, expression: re.Pattern[str], example: str, labels: _Labels
+) -> Iterator[tuple[str, str, re.Match[str]]]:
+    """Yield (file and line, image path, its match) of a list whose lines are ``<image path> <label>``."""
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        image, _, label = line.rpartition(" ")
+        match = expression.fullmatch(image)
+        if match is None or not label.isdecimal():
+            raise DataError(f"{where}: {line!r} is not of the form {example!r}. Copy the list again.")
+        labels.check(label, match["person"], where)
+        yield where, image, match
+
+
+def _check_crops(listing: Listing) -> None:
+    """Refuse an identity that is both trained and tested, and an image that is listed twice."""
+    trained = {crop.person for crop in listing.crops if crop.split == "train"}
+    leaked = trained & {crop.person for crop in listing.crops if crop.split != "train"}
+    if leaked:
+        raise DataError(
+            f"{listing.root}: {len(leaked)} identities are both in the training and in the test lists (first: "
+            f"{min(leaked)}). Copy the lists of the published archive again."
+        )
+    path, count = Counter(crop.path for crop in listing.crops).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{listing.root}: the lists name {path} {count} times. Copy the lists again.")
