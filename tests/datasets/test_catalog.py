@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from chatreid_plugin.config import SourceSettings
+from chatreid_plugin.datasets import catalog
 from chatreid_plugin.datasets.catalog import CATALOG_FILE, CatalogEntry, Count, check_counts, get_variant, read_catalog
 from chatreid_plugin.datasets.listing import Crop
 from chatreid_plugin.datasets.registry import PARSERS, list_source
 from chatreid_plugin.demo.layouts import LAYOUTS
-from chatreid_plugin.engine import catalog
 from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.errors import ConfigError, DataError
 
