@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -20,10 +21,12 @@ from PIL import Image
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.demo.world import WorldSummary, write_world
 from chatreid_plugin.records import ImageRecord
+from tests.command_server import write_python
 
 
 REPOSITORY = Path(__file__).parents[1]
 Crops = tuple[Path, list[ImageRecord]]
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 # What turns a recipe for 8 GPUs into one for a CPU and a model of a hundred thousand parameters.
 CPU_OVERRIDES: dict[str, object] = {
     "deepspeed": None,
@@ -128,9 +131,6 @@ def write_noise(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[
     return write
 
 
-RunCommand = Callable[..., subprocess.CompletedProcess[str]]
-
-
 @pytest.fixture(scope="session")
 def llamafactory_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the environment variables for ``llamafactory-cli`` of this environment and this tree."""
@@ -148,32 +148,49 @@ def llamafactory_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.fixture(scope="session")
-def run_command(
+def fast_programs(
     llamafactory_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunCommand]:
-    """Return a function that runs a command as ``subprocess.run`` does, in a fork of ``command_server.py``."""
-    folder = tmp_path_factory.mktemp("commands")
-    server = [sys.executable, str(Path(__file__).with_name("command_server.py"))]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with (folder / "server").open("w") as errors:
-        process = subprocess.Popen(server, env=llamafactory_environment, stderr=errors, **pipes)
-    assert process.stdin and process.stdout
+) -> Iterator[Path]:
+    """Return a folder with a ``python``, a ``llamafactory-cli`` and a ``torchrun`` that start in no time.
 
-    def run(
-        command: Sequence[str], cwd: Path = REPOSITORY, env: dict[str, str] | None = None, timeout: int = 250
-    ) -> subprocess.CompletedProcess[str]:
-        logs = {name: folder / name for name in ("stdout", "stderr")}
-        job = {"command": command, "cwd": cwd, "env": env or llamafactory_environment, "timeout": timeout, **logs}
-        process.stdin.write(json.dumps(job, default=str) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-        assert answer, (folder / "server").read_text()[-4000:]
-        texts = {name: log.read_text(errors="replace") for name, log in logs.items()}
-        return subprocess.CompletedProcess(command, int(answer), **texts)
-
-    yield run
+    They run in forks of ``command_server.py``.
+    """
+    folder = tmp_path_factory.mktemp("programs")
+    address = folder / "socket"
+    write_python(folder / "python", address)
+    write_python(folder / "llamafactory-cli", address, ("-m", "llamafactory.cli"))
+    write_python(folder / "torchrun", address, ("-m", "torch.distributed.run"))
+    server = [sys.executable, str(Path(__file__).with_name("command_server.py")), str(address)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(server, env=llamafactory_environment, stdout=log, stderr=log)
+    while not address.exists():
+        assert process.poll() is None, (folder / "log").read_text()[-4000:]
+        time.sleep(0.01)
+    yield folder
     process.kill()
     process.wait()
+
+
+@pytest.fixture(scope="session")
+def fast_environment(llamafactory_environment: dict[str, str], fast_programs: Path) -> dict[str, str]:
+    """Return the environment variables for commands that start fast, and so do the processes of their torchrun."""
+    path = os.pathsep.join([str(fast_programs), llamafactory_environment["PATH"]])
+    return llamafactory_environment | {"PATH": path, "PYTHON_EXEC": str(fast_programs / "python")}
+
+
+@pytest.fixture(scope="session")
+def run_command(fast_programs: Path, fast_environment: dict[str, str]) -> RunCommand:
+    """Return a function that runs ``python ...`` or ``llamafactory-cli ...`` as ``subprocess.run`` does, but fast."""
+
+    def run(
+        command: Sequence[str | Path], cwd: Path = REPOSITORY, env: dict[str, str] | None = None, timeout: int = 250
+    ) -> subprocess.CompletedProcess[str]:
+        name = "python" if command[0] == sys.executable else Path(command[0]).name
+        options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": timeout}
+        line = [str(fast_programs / name), *map(str, command[1:])]
+        return subprocess.run(line, cwd=cwd, env=fast_environment | (env or {}), check=False, **options)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -189,9 +206,9 @@ def run_llamafactory(llamafactory_environment: dict[str, str], run_command: RunC
     ) -> subprocess.CompletedProcess[str]:
         values = [f"{key}={'null' if value is None else value}" for key, value in (overrides or {}).items()]
         command = [program, *map(str, arguments), *values]
-        variables = llamafactory_environment | environment
         if "CHATREID_PLUGIN" not in environment:
-            return run_command(command, env=variables)
+            return run_command(command, env=environment)
+        variables = llamafactory_environment | environment
         options: dict[str, Any] = {"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": 250}
         return subprocess.run(command, env=variables, check=False, **options)
 

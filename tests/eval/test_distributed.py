@@ -1,6 +1,5 @@
 """Real evaluations of a tiny Qwen2-VL in two processes, on one disk or each on its own, against one process."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from chatreid_plugin.eval_settings import EvalSettings
 
 
 ParseLayout = Callable[[str], Path]
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
 
 # The evaluator, once in each folder: `python driver.py CONFIG.yaml FOLDER ...`. With {rank} each process has its own,
 # as machines with disks of their own do; with {after_loss} the first one's is new, the second one's the same again.
@@ -50,11 +50,9 @@ def command(parse_layout: ParseLayout, checkpoint: Path, tmp_path_factory: pytes
     return [str(driver), str(config)]
 
 
-def run(command: list[str], *folders: Path | str, options: tuple[str, ...] = ()) -> str:
-    """Run the driver; return what it logged. One thread each, as sums of several may round differently."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [sys.executable, *options, *command, *map(str, folders)]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=250, check=False)
+def run(run_command: RunCommand, command: list[str], *folders: Path | str) -> str:
+    """Run the driver; return what it logged."""
+    done = run_command([sys.executable, *command, *map(str, folders)])
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
@@ -91,10 +89,12 @@ def test_machines_that_do_not_agree_are_refused(
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_bits_of_one_with_one_disk_or_two(command: list[str], tmp_path: Path) -> None:
-    run(command, tmp_path / "one")
+def test_two_processes_give_the_bits_of_one_with_one_disk_or_two(
+    run_command: RunCommand, command: list[str], tmp_path: Path
+) -> None:
+    run(run_command, command, tmp_path / "one")
     folders = [str(tmp_path / name) for name in ("together", "disk{rank}", "disk{after_loss}")]
-    logged = run(command, *folders, options=TORCHRUN)
+    logged = run(run_command, [*TORCHRUN, *command], *folders)
     whole = read_files(tmp_path / "one")
     for name in ("together", "disk0", "disk2"):
         assert read_files(tmp_path / name) == whole, name

@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,12 +20,12 @@ NAMES = [f"{number:03d}.jpg" for number in range(30)]
 
 
 @pytest.fixture
-def command(make_captioning: Callable[..., BuildSettings], tmp_path: Path) -> list[str]:
+def command(fast_programs: Path, make_captioning: Callable[..., BuildSettings], tmp_path: Path) -> list[str]:
     """Return the command for 30 images."""
     path = tmp_path / "recipe.yaml"
     settings = make_captioning(images=len(NAMES), concurrency=3)
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
-    return [sys.executable, "-m", "chatreid_plugin", "caption", str(path), "--json"]
+    return [str(fast_programs / "python"), "-m", "chatreid_plugin", "caption", str(path), "--json"]
 
 
 @pytest.mark.slow
