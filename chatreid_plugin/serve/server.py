@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from ..config import check_settings
 from ..errors import ChatReIDError, ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
+from ..openai_client import is_local, read_key
 from ..printing import say
-from ..servers.key import is_local, read_key
 from .bodies import BodyType, ChatRequest, RequestFault, ScoreRequest, describe_fault, parse_body
 from .completions import Completion, Token
 from .intake import Gate, Intake, list_own_names, make_gone

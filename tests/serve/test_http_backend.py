@@ -48,13 +48,13 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def note_requests(scorer: HttpScorer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
-    ask = scorer._client.ask
+    ask = scorer.client.ask
 
-    async def note(path: str, body: Any, tokens: int = 0) -> object:
+    def note(path: str, *rest: Any) -> object:
         asked.append(path)
-        return await ask(path, body, tokens)
+        return ask(path, *rest)
 
-    monkeypatch.setattr(scorer._client, "ask", note)
+    monkeypatch.setattr(scorer.client, "ask", note)
     return asked
 
 

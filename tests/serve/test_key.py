@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.openai_client import is_local
 from chatreid_plugin.serve.server import format_address, run_server
-from chatreid_plugin.servers.key import is_local
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from ...config import BuildSettings, CaptioningSettings
 from ...errors import DataError
+from ...openai_answers import BrokenAnswer
 from ...shards import open_atomically, read_json_lines
-from .jobs import CaptionJob, CaptionReport, get_captioning, plan_jobs, read_answered
-from .requests import Description, UnreadableAnswer, encode_image, make_body, read_completion
-from .run import start_run
+from .jobs import CaptionJob, CaptionReport, get_captioning, plan_jobs, read_answered, start_run
+from .requests import Description, encode_image, make_body, read_completion
 
 
 MOST_REQUESTS = 50_000
@@ -127,7 +127,7 @@ def read_batches(settings: BuildSettings, names: Sequence[str], files: Sequence[
                 continue
             try:
                 description = _read_line(line, captioning.captions_per_image)
-            except UnreadableAnswer as failure:
+            except BrokenAnswer as failure:
                 failed[name] = str(failure)
                 continue
             run.keep_answer(*waiting.pop(name), description)
@@ -140,10 +140,10 @@ def read_batches(settings: BuildSettings, names: Sequence[str], files: Sequence[
 def _read_line(line: Mapping[str, Any], count: int) -> Description:
     response = line.get("response")
     if not isinstance(response, dict):
-        raise UnreadableAnswer(f"no response: {_get_message(line)}")
+        raise BrokenAnswer(f"no response: {_get_message(line)}")
     fields = cast(dict[str, Any], response)
     if fields.get("status_code") != 200:
-        raise UnreadableAnswer(f"{fields.get('status_code')}: {_get_message(fields.get('body'))}")
+        raise BrokenAnswer(f"{fields.get('status_code')}: {_get_message(fields.get('body'))}")
     return read_completion(fields.get("body"), count)
 
 

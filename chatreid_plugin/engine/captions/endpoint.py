@@ -1,156 +1,75 @@
-"""Captions and attributes of training images from an OpenAI-compatible endpoint (paper section 3.2).
+"""Captions and attributes of training images from an OpenAI-compatible endpoint (paper section 3.2), and their price.
 
 One request for each image; answers are appended as they come, so that a run can be killed and started again.
 """
 
-import asyncio
+import json
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
 from urllib.parse import urlsplit
 
-from PIL import Image
 from tqdm import tqdm
 
 from ...config import BuildSettings, CaptioningSettings
-from ...crops import encode_picture
-from ...errors import ConfigError, DataError, UpstreamError
+from ...errors import ConfigError, DataError
+from ...images import ImagePolicy, count_visual_tokens
+from ...openai_answers import BrokenAnswer
+from ...openai_client import (
+    FAILURES,
+    PROBE_SIZE,
+    READINGS,
+    OpenAIClient,
+    Server,
+    encode_grey_picture,
+    is_local,
+    read_key,
+)
 from ...printing import say
 from ...records import ImageRecord
-from ...servers.answers import BrokenAnswer
-from ...servers.client import RejectedRequest, ServerAddress, ServerClient, TemporaryFailure
-from ...servers.key import is_local, read_key
-from ...servers.pace import Pace
 from .batches import read_batches, write_batches
-from .estimate import (
-    compute_price,
-    count_answer_tokens,
-    count_image_tokens,
-    count_text_tokens,
-    estimate_captions,
-)
-from .jobs import CaptionJob, CaptionReport, get_captioning, plan_jobs
+from .jobs import CaptionJob, CaptionReport, CaptionRun, get_captioning, plan_jobs, start_run
 from .requests import (
+    ATTRIBUTES,
     Description,
     Refusal,
-    UnreadableAnswer,
     encode_image,
     make_body,
+    make_schema,
     read_completion,
     show_prompt,
+    write_prompt,
 )
-from .run import CaptionRun, start_run
 
 
-# How often an image is asked about whose answers are refusals or cannot be read.
-READINGS = 3
 KEY_SETTING = "captioning.api_key_variable"
-_PROBE_SIZE = (64, 128)
-# Tokens of one request; more is a server's mistake, and would hold back all others.
-_MOST_USED = 10_000_000
-
-
-class Endpoint:
-    """An OpenAI-compatible server, asked within its limits.
-
-    Attributes:
-        settings: where it is and how it is asked.
-        host: for messages.
-        structured: whether requests carry the JSON schema; ``probe`` finds out whether the server keeps to it.
-        input_tokens: used so far, as the server counts.
-        output_tokens: used so far, as the server counts.
-    """
-
-    def __init__(self, settings: CaptioningSettings) -> None:
-        self.settings = settings
-        self.structured = True
-        self.input_tokens = 0
-        self.output_tokens = 0
-        address = ServerAddress(
-            settings.base_url,
-            settings.model,
-            settings.api_key_variable,
-            settings.timeout,
-            settings.retries,
-            "the captioning block",
-            KEY_SETTING,
-        )
-        self._client = ServerClient(address, Pace(settings.requests_per_minute, settings.tokens_per_minute))
-        self.host = self._client.host
-        self._text_tokens = count_text_tokens(settings) + count_answer_tokens(settings)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.close()
-
-    async def probe(self) -> None:
-        """Find out, with a grey picture, whether the server keeps to a JSON schema.
-
-        Raises:
-            UpstreamError: it is out of reach, or refuses the key, the model or the whole request.
-        """
-        url = encode_picture(Image.new("RGB", _PROBE_SIZE, "grey"))
-        rejection = ""
-        for structured in (True, False):
-            self.structured = structured
-            try:
-                read_completion(await self._ask(url, *_PROBE_SIZE), self.settings.captions_per_image)
-                return
-            except Refusal:
-                return
-            except UnreadableAnswer:
-                self.structured = False
-                return
-            except RejectedRequest as failure:
-                rejection = str(failure)
-            except TemporaryFailure as failure:
-                raise UpstreamError(f"{self.host} does not answer: {failure}.") from None
-        raise UpstreamError(
-            f"{self.host} does not take our request ({rejection}). Check model, base_url and extra_body of the "
-            "captioning block; the model has to read images."
-        )
-
-    async def describe(self, job: CaptionJob, record: ImageRecord) -> Description:
-        """Return what the server says of an image.
-
-        Raises:
-            DataError: the image cannot be read.
-            UnreadableAnswer: ``READINGS`` answers were refusals or could not be read.
-            RejectedRequest: the server does not take this image.
-            TemporaryFailure: no answer after all retries.
-            UpstreamError: no image will ever be answered: wrong key, wrong model, no credit.
-        """
-        url = encode_image(job.root / record.path)
-        for _ in range(READINGS - 1):
-            try:
-                return await self._read(url, record)
-            except UnreadableAnswer:
-                continue
-        return await self._read(url, record)
-
-    async def _read(self, url: str, record: ImageRecord) -> Description:
-        answer = await self._ask(url, record.width, record.height)
-        return read_completion(answer, self.settings.captions_per_image)
-
-    async def _ask(self, url: str, width: int, height: int) -> object:
-        tokens = self._text_tokens + count_image_tokens(self.settings, width, height)
-        body = make_body(self.settings, url, structured=self.structured)
-        try:
-            answer = await self._client.ask("/chat/completions", body, tokens)
-        except BrokenAnswer as error:
-            raise UnreadableAnswer(str(error)) from None
-        self._count(answer, tokens)
-        return answer
-
-    def _count(self, answer: object, estimated: int) -> None:
-        usage = cast(dict[str, Any], answer).get("usage") if isinstance(answer, dict) else None
-        found = cast(dict[str, Any], usage) if isinstance(usage, dict) else {}
-        counts = [found.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        used = [count if isinstance(count, int) and 0 <= count <= _MOST_USED else 0 for count in counts]
-        self.input_tokens += used[0]
-        self.output_tokens += used[1]
-        self._client.pace.charge(sum(used) - estimated)
+# OpenAI's guide "Images and vision", calculating costs: (base tokens, tokens of a tile of 512 x 512 pixels) by the
+# beginning of the model's name; the first that fits counts.
+TILE_MODELS = (
+    ("gpt-4o-mini", 2833, 5667),
+    ("gpt-4o", 85, 170),
+    ("gpt-4.1", 85, 170),
+    ("gpt-5", 70, 140),
+    ("o1", 75, 150),
+    ("o3", 75, 150),
+)
+# The same guide: tokens of a patch of 32 x 32 pixels, whatever the detail.
+PATCH_MODELS = (
+    ("gpt-4.1-mini", 1.62),
+    ("gpt-4.1-nano", 2.46),
+    ("gpt-5-mini", 1.62),
+    ("gpt-5-nano", 2.46),
+    ("o4-mini", 1.72),
+)
+LARGEST_PATCHES = 1536
+# A token of English or JSON has about four characters (OpenAI's help article on tokens).
+CHARACTERS_PER_TOKEN = 4
+# Our guess at an answer: two sentences, and a line of JSON for each attribute.
+TOKENS_PER_DESCRIPTION = 70
+TOKENS_PER_ATTRIBUTE = 10
 
 
 def caption_sources(
@@ -195,12 +114,12 @@ def caption_images(settings: BuildSettings, names: Sequence[str] = (), limit: in
     jobs = plan_jobs(settings, names, limit)
     images = sum(len(job.waiting) for job in jobs)
     if images:
-        read_key(captioning.api_key_variable, captioning.base_url, KEY_SETTING)
+        read_key(captioning.api_key_variable, captioning.base_url, KEY_SETTING)  # before any file is opened
         _announce(captioning, images)
     with start_run(captioning, jobs, images) as run:
         try:
             if images:
-                asyncio.run(_ask_about_all(captioning, run))
+                _ask_about_all(captioning, run)
         except KeyboardInterrupt:
             say("Interrupted; the answers so far are kept, the same command goes on from there.", aside=True)
             raise
@@ -214,34 +133,191 @@ def _announce(settings: CaptioningSettings, images: int) -> None:
         say(news, aside=True)
 
 
-async def _ask_about_all(settings: CaptioningSettings, run: CaptionRun) -> None:
-    endpoint = Endpoint(settings)
+def _ask_about_all(settings: CaptioningSettings, run: CaptionRun) -> None:
+    server = Server(
+        settings.base_url,
+        settings.api_key_variable,
+        KEY_SETTING,
+        "the captioning block",
+        settings.timeout,
+        settings.retries,
+        settings.concurrency,
+        settings.requests_per_minute,
+        settings.tokens_per_minute,
+    )
+    client = OpenAIClient(server, settings.model)
     try:
-        await endpoint.probe()
-        if not endpoint.structured:
+        structured = client.probe([lambda: keeps_schema(client, settings), lambda: takes_words(client, settings)])
+        if not structured:
             added = show_prompt(settings, structured=False)
-            tqdm.write(f"{endpoint.host} does not keep to a JSON schema; it is asked:\n{added}", file=sys.stderr)
+            tqdm.write(f"{client.host} does not keep to a JSON schema; it is asked:\n{added}", file=sys.stderr)
+
+        def ask(crop: tuple[CaptionJob, ImageRecord]) -> Description:
+            job, record = crop
+            url = encode_image(job.root / record.path)
+            return describe(client, settings, url, (record.width, record.height), structured=structured)
+
         waiting = ((job, record) for job in run.jobs for record in job.waiting)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(settings.concurrency, run.images)):
-                group.create_task(_work(endpoint, run, waiting))
-    except BaseExceptionGroup as failures:
-        # The first failure has cancelled the other workers.
-        raise failures.exceptions[0] from None
+        for (job, record), answer in client.map(ask, waiting):
+            try:
+                run.keep_answer(job, record, answer.result())
+            except (DataError, *FAILURES) as failure:
+                run.keep_failure(job, record, str(failure))
+                run.check_budget()
+            price = compute_price(settings, client.input_tokens, client.output_tokens)
+            used = f"{client.input_tokens + client.output_tokens} tokens" + ("" if price is None else f", {price:.2f}")
+            run.bar.set_postfix_str(f"{len(run.reasons)} failed, {used}", refresh=False)
     finally:
-        await endpoint.close()
+        client.close()
 
 
-async def _work(endpoint: Endpoint, run: CaptionRun, waiting: Iterator[tuple[CaptionJob, ImageRecord]]) -> None:
-    """Take image after image until none is left; the other workers take from the same iterator."""
-    for job, record in waiting:
-        try:
-            description = await endpoint.describe(job, record)
-        except (DataError, UnreadableAnswer, RejectedRequest, TemporaryFailure) as failure:
-            run.keep_failure(job, record, str(failure))
-            run.check_budget()
-        else:
-            run.keep_answer(job, record, description)
-        price = compute_price(endpoint.settings, endpoint.input_tokens, endpoint.output_tokens)
-        used = f"{endpoint.input_tokens + endpoint.output_tokens} tokens" + ("" if price is None else f", {price:.2f}")
-        run.bar.set_postfix_str(f"{len(run.reasons)} failed, {used}", refresh=False)
+def describe(
+    client: OpenAIClient,
+    settings: CaptioningSettings,
+    url: str,
+    size: tuple[int, int],
+    *,
+    structured: bool,
+    readings: int = READINGS,
+) -> Description:
+    """Return what the server says of an image.
+
+    Args:
+        client: the server.
+        settings: how it is asked.
+        url: the image as a data URL.
+        size: its width and height.
+        structured: whether the request carries the JSON schema, or the text does.
+        readings: how many answers are tried to be read; a refusal is one that cannot be.
+
+    Raises:
+        BrokenAnswer, RejectedRequest, TemporaryFailure, UpstreamError: see ``OpenAIClient.ask``.
+    """
+    tokens = count_text_tokens(settings) + count_answer_tokens(settings) + count_image_tokens(settings, *size)
+    body = make_body(settings, url, structured=structured)
+    read = partial(read_completion, count=settings.captions_per_image)
+    return client.ask("/chat/completions", body, read, tokens, readings)
+
+
+def keeps_schema(client: OpenAIClient, settings: CaptioningSettings) -> bool:
+    """Ask about a grey picture with a JSON schema; return whether the server keeps to it."""
+    try:
+        describe(client, settings, encode_grey_picture(), PROBE_SIZE, structured=True, readings=1)
+    except Refusal:
+        return True
+    except BrokenAnswer:
+        return False
+    return True
+
+
+def takes_words(client: OpenAIClient, settings: CaptioningSettings) -> bool:
+    """Ask about a grey picture without one; return False, as there is no schema to keep to."""
+    with suppress(BrokenAnswer):
+        describe(client, settings, encode_grey_picture(), PROBE_SIZE, structured=False, readings=1)
+    return False
+
+
+def describe_image_rule(settings: CaptioningSettings) -> str:
+    """Return how an image's tokens are counted for this model, in words."""
+    model = settings.model
+    for name, factor in PATCH_MODELS:
+        if model.startswith(name):
+            return f"{factor} tokens for each patch of 32x32 pixels, at most {LARGEST_PATCHES} patches"
+    for name, base, tile in TILE_MODELS:
+        if model.startswith(name):
+            if settings.detail == "low":
+                return f"{base} tokens for any image (detail: low)"
+            return f"{base} tokens, and {tile} for each tile of 512x512 pixels (detail: high)"
+    return "a token for every 28x28 pixels, as in Qwen2-VL (the model is none of OpenAI's that we know)"
+
+
+def count_image_tokens(settings: CaptioningSettings, width: int, height: int) -> int:
+    """Return the tokens of an image of this size in pixels, by the rule that ``describe_image_rule`` states."""
+    for name, factor in PATCH_MODELS:
+        if settings.model.startswith(name):
+            patches = math.ceil(width / 32) * math.ceil(height / 32)
+            return math.ceil(min(patches, LARGEST_PATCHES) * factor)
+    for name, base, tile in TILE_MODELS:
+        if settings.model.startswith(name):
+            return base if settings.detail == "low" else base + tile * _count_tiles(width, height)
+    return count_visual_tokens(width, height, ImagePolicy())
+
+
+def _count_tiles(width: int, height: int) -> int:
+    """Count tiles after OpenAI's resizing: into 2048 x 2048, then the shorter side to 768, never enlarged."""
+    scale = min(1.0, 2048 / max(width, height))
+    scale = min(scale, 768 / min(width, height))
+    return math.ceil(width * scale / 512) * math.ceil(height * scale / 512)
+
+
+def count_text_tokens(settings: CaptioningSettings) -> int:
+    """Return the tokens of a request beside the image, estimated by length; the schema counts as input."""
+    before, after = write_prompt(settings.captions_per_image, structured=True)
+    return math.ceil(len(before + after + json.dumps(make_schema())) / CHARACTERS_PER_TOKEN)
+
+
+def count_answer_tokens(settings: CaptioningSettings) -> int:
+    """Return the tokens of an answer, estimated."""
+    return TOKENS_PER_DESCRIPTION * settings.captions_per_image + TOKENS_PER_ATTRIBUTE * len(ATTRIBUTES)
+
+
+def compute_price(settings: CaptioningSettings, input_tokens: int, output_tokens: int) -> float | None:
+    """Return the price in the currency of the recipe's prices, or None if it has none."""
+    prices = (settings.price_per_million_input_tokens, settings.price_per_million_output_tokens)
+    if prices[0] is None or prices[1] is None:
+        return None
+    return (input_tokens * prices[0] + output_tokens * prices[1]) / 1e6
+
+
+def estimate_captions(settings: BuildSettings, names: Sequence[str], limit: int | None) -> CaptionReport:
+    """Return what captioning would cost and what would be sent; nothing is sent or written.
+
+    Raises:
+        ConfigError: no ``captioning`` block, or an unknown source.
+        DataError: a manifest is missing.
+    """
+    captioning = get_captioning(settings)
+    jobs = plan_jobs(settings, names, limit)
+    sizes = [(record.width, record.height) for job in jobs for record in job.waiting]
+    image_tokens = sum(count_image_tokens(captioning, *size) for size in sizes)
+    input_tokens = image_tokens + len(sizes) * count_text_tokens(captioning)
+    output_tokens = len(sizes) * count_answer_tokens(captioning)
+    price = compute_price(captioning, input_tokens, output_tokens)
+    minutes = _estimate_minutes(captioning, len(sizes), input_tokens + output_tokens)
+    prompt = show_prompt(captioning, structured=True)
+    lines = [
+        f"{job.source}: {job.images} training images, {job.answered} answered before, {len(job.waiting)} to ask about"
+        for job in jobs
+    ]
+    lines += [
+        f"endpoint: {captioning.base_url}, model {captioning.model}",
+        f"input: about {input_tokens:,} tokens, {image_tokens:,} of them images: {describe_image_rule(captioning)}",
+        f"output: about {output_tokens:,} tokens",
+        "price: not known; set price_per_million_input_tokens and price_per_million_output_tokens"
+        if price is None
+        else f"price: about {price:,.2f}; the Batch API (--batch-write) costs half at OpenAI",
+        "time: as fast as the endpoint answers (no limit per minute is set)"
+        if minutes is None
+        else f"time: at least {minutes:,.1f} minutes at the limits per minute",
+        "prompt, once for each image:",
+        prompt,
+    ]
+    values = {
+        "sources": [
+            {"source": j.source, "images": j.images, "answered": j.answered, "waiting": len(j.waiting)} for j in jobs
+        ],
+        "base_url": captioning.base_url,
+        "model": captioning.model,
+        "input_tokens": input_tokens,
+        "image_tokens": image_tokens,
+        "output_tokens": output_tokens,
+        "price": price,
+        "minutes": minutes,
+        "prompt": prompt,
+    }
+    return CaptionReport(values, lines)
+
+
+def _estimate_minutes(settings: CaptioningSettings, requests: int, tokens: int) -> float | None:
+    limits = ((requests, settings.requests_per_minute), (tokens, settings.tokens_per_minute))
+    return max((amount / limit for amount, limit in limits if limit is not None), default=None)

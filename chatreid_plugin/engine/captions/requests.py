@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ValidationError
 
 from ...config import CaptioningSettings
 from ...crops import DAMAGE, convert_to_rgb, encode_picture, refuse_size
 from ...errors import DataError
+from ...openai_answers import BrokenAnswer, Completion, check_value, read_as
+from ...openai_client import make_image_part
 from ...regular_files import read_regular
-from ...servers.answers import BrokenAnswer, check_value
 from ...tasks import get_task
 
 
@@ -66,11 +68,7 @@ _MODES = ("RGB", "L", "P")
 _MOST_BEGINNINGS = 100
 
 
-class UnreadableAnswer(Exception):
-    """An answer came, but it is no description: broken JSON, the wrong schema, or a refusal."""
-
-
-class Refusal(UnreadableAnswer):
+class Refusal(BrokenAnswer):
     """The model declines to describe the image."""
 
 
@@ -143,7 +141,7 @@ def show_prompt(settings: CaptioningSettings, *, structured: bool) -> str:
 def make_body(settings: CaptioningSettings, image_url: str, *, structured: bool) -> dict[str, Any]:
     """Return the body of a /v1/chat/completions request about one image."""
     before, after = write_prompt(settings.captions_per_image, structured=structured)
-    image = {"type": "image_url", "image_url": {"url": image_url, "detail": settings.detail}}
+    image = make_image_part(image_url, detail=settings.detail)
     content = [{"type": "text", "text": before}, image, {"type": "text", "text": after}]
     body = {**settings.extra_body, "model": settings.model, "messages": [{"role": "user", "content": content}]}
     if structured:
@@ -176,6 +174,14 @@ def _make_data_url(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
+class _Reply(BaseModel):
+    """A description as the schema has it, its attributes not yet looked at."""
+
+    clothing_recognised: bool
+    descriptions: list[str] = []
+    attributes: dict[str, str] = {}
+
+
 def read_completion(body: object, count: int) -> Description:
     """Read the body of a chat completion.
 
@@ -184,18 +190,27 @@ def read_completion(body: object, count: int) -> Description:
         count: descriptions that were asked for.
 
     Raises:
-        UnreadableAnswer: see ``UnreadableAnswer``; the message says which.
+        BrokenAnswer: no chat completion, a refusal, broken JSON or the wrong schema; the message says which.
     """
+    message = read_as(Completion, body).choices[0].message
+    if message and message.refusal:
+        raise Refusal(f"refusal: {_cut(message.refusal)}")
+    if message is None or message.content is None:
+        raise BrokenAnswer("no chat completion: it has no text")
+    value = _find_object(message.content)
+    # Nothing else counts then.
+    value = value if value.get("clothing_recognised") is not False else {"clothing_recognised": False}
     try:
-        message = cast(Any, body)["choices"][0]["message"]
-        refusal, text = message.get("refusal"), message.get("content")
-    except (TypeError, KeyError, IndexError, AttributeError):
-        raise UnreadableAnswer(f"no chat completion: {_cut(str(body))}") from None
-    if refusal:
-        raise Refusal(f"refusal: {_cut(str(refusal))}")
-    if not isinstance(text, str):
-        raise UnreadableAnswer(f"no chat completion: its content is {type(text).__name__}")
-    return _read_description(_find_object(text), count)
+        reply = _Reply.model_validate(value, strict=True)
+    except ValidationError as fault:
+        found = fault.errors()[0]
+        raise BrokenAnswer(f"wrong schema: {'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+    if not reply.clothing_recognised:
+        return Description((), {}, clothing_recognised=False)
+    captions = [" ".join(text.split()) for text in reply.descriptions if text.strip()]
+    if len(captions) < count:
+        raise BrokenAnswer(f"wrong schema: {len(captions)} descriptions instead of {count}")
+    return Description(tuple(captions[:count]), _check_attributes(reply.attributes))
 
 
 def _find_object(text: str) -> dict[str, Any]:
@@ -206,43 +221,23 @@ def _find_object(text: str) -> dict[str, Any]:
         if start < 0:
             break
         try:
-            value = cast(dict[str, Any], decoder.raw_decode(text, start)[0])
-            check_value(value)
-            return value
+            return cast(dict[str, Any], check_value(decoder.raw_decode(text, start)[0]))
         except (ValueError, RecursionError):
             start = text.find("{", start + 1)
-        except BrokenAnswer as fault:
-            raise UnreadableAnswer(str(fault)) from None
-    raise UnreadableAnswer(f"broken JSON: {_cut(text)}")
+    raise BrokenAnswer(f"broken JSON: {_cut(text)}")
 
 
-def _read_description(value: Mapping[str, Any], count: int) -> Description:
-    recognised = value.get("clothing_recognised")
-    if not isinstance(recognised, bool):
-        raise UnreadableAnswer("wrong schema: clothing_recognised is not true or false")
-    if not recognised:
-        return Description((), {}, clothing_recognised=False)
-    found = value.get("descriptions")
-    texts = cast(list[object], found) if isinstance(found, list) else []
-    captions = [" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()]
-    if len(captions) < count:
-        raise UnreadableAnswer(f"wrong schema: {len(captions)} descriptions instead of {count}")
-    return Description(tuple(captions[:count]), _read_attributes(value.get("attributes")))
-
-
-def _read_attributes(value: object) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise UnreadableAnswer("wrong schema: attributes is not an object")
+def _check_attributes(found: Mapping[str, str]) -> dict[str, str]:
+    """Return the attributes that the image shows, in the words that are allowed."""
     attributes: dict[str, str] = {}
     for name, allowed in ATTRIBUTES.items():
-        text = cast(dict[str, object], value).get(name)
-        if not isinstance(text, str):
-            raise UnreadableAnswer(f"wrong schema: attribute {name} is missing or not a text")
-        text = " ".join(text.lower().split())
+        if name not in found:
+            raise BrokenAnswer(f"wrong schema: attributes has no {name}")
+        text = " ".join(found[name].lower().split())
         if text in ("", UNKNOWN):
             continue
         if allowed and text not in allowed:
-            raise UnreadableAnswer(f"wrong schema: attribute {name} has the value {_cut(text)!r}")
+            raise BrokenAnswer(f"wrong schema: attribute {name} has the value {_cut(text)!r}")
         attributes[name] = text
     return attributes
 

@@ -112,7 +112,7 @@ def make_captioning(
     endpoint: FakeEndpoint, make_image: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., BuildSettings]:
     """Return a function that writes a manifest of training images and one query, and a recipe that captions them."""
-    monkeypatch.setattr("chatreid_plugin.servers.client.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("chatreid_plugin.openai_client.FIRST_WAIT", 0.01)
     monkeypatch.setenv("CHATREID_TEST_KEY", CAPTION_KEY)
 
     def make(images: int = 6, **captioning: Any) -> BuildSettings:

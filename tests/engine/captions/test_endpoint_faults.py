@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.config import BuildSettings
-from chatreid_plugin.engine.captions import endpoint
 from chatreid_plugin.engine.captions.endpoint import caption_images
 from chatreid_plugin.errors import DataError, UpstreamError
+from chatreid_plugin.openai_client import READINGS
 
 
 NAMES = [f"{number:03d}.jpg" for number in range(6)]
@@ -62,7 +62,7 @@ def test_passing_faults_are_retried(
     ("changes", "reason"),
     [
         ({"status": 500, "body": {"error": {"message": "out of memory"}}}, "500: out of memory"),
-        ({"delay": 0.6}, "no answer within 0.3 s"),
+        ({"delay": 0.9}, "no answer within 0.6 s"),
         ({"body": b"{", "cut": True}, "the connection failed"),
     ],
 )
@@ -75,7 +75,7 @@ def test_lasting_faults_are_failures_after_all_retries(
     reason: str,
 ) -> None:
     api.misbehave("002.jpg", 99, **changes)
-    caption_images(make(timeout=0.3, retries=2, max_failures=0.2))
+    caption_images(make(timeout=0.6, retries=2, max_failures=0.2))
     assert api.images.count("002.jpg") == 3
     assert sorted(read_answers()) == [name for name in NAMES if name != "002.jpg"]
     assert list(read_failures()) == ["002.jpg"]
@@ -114,11 +114,11 @@ def test_unreadable_answers_are_asked_for_again_then_fail(
     api: Any, make: MakeRecipe, read_answers: ReadAnswers, read_failures: ReadFailures, number: int
 ) -> None:
     reason, changes = list(list_unreadable(api).items())[number]
-    api.misbehave("001.jpg", endpoint.READINGS - 1, **changes)
+    api.misbehave("001.jpg", READINGS - 1, **changes)
     api.misbehave("004.jpg", 99, **changes)
     caption_images(make(max_failures=0.2))
-    assert api.images.count("001.jpg") == endpoint.READINGS
-    assert api.images.count("004.jpg") == endpoint.READINGS
+    assert api.images.count("001.jpg") == READINGS
+    assert api.images.count("004.jpg") == READINGS
     assert sorted(read_answers()) == [name for name in NAMES if name != "004.jpg"]
     assert read_failures()["004.jpg"].startswith(reason)
 

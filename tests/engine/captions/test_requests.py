@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from chatreid_plugin.config import BuildSettings, CaptioningSettings
-from chatreid_plugin.engine.captions.estimate import count_image_tokens, describe_image_rule, estimate_captions
+from chatreid_plugin.engine.captions.endpoint import count_image_tokens, describe_image_rule, estimate_captions
 from chatreid_plugin.engine.captions.requests import ATTRIBUTES, encode_image, make_schema, show_prompt
 from chatreid_plugin.errors import DataError
 

@@ -121,7 +121,7 @@ class FakeServer:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, serve_answers: Callable[..., str]) -> FakeServer:
-    monkeypatch.setattr("chatreid_plugin.servers.client.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("chatreid_plugin.openai_client.FIRST_WAIT", 0.01)
     monkeypatch.setenv("CHATREID_TEST_KEY", KEY)
     fake = FakeServer()
     fake.base_url = serve_answers(fake.answer)

@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chatreid_plugin.eval.backends.http import HttpScorer
-from chatreid_plugin.eval.backends.http_replies import compute_margin, count_votes, read_logprobs
+from chatreid_plugin.eval.backends.http import HttpScorer, count_votes, look_up, need_logprobs, read_logprobs
 from chatreid_plugin.eval.modes import score_query
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.openai_answers import BrokenAnswer
 from chatreid_plugin.records import ImageRecord
-from chatreid_plugin.servers.client import BrokenAnswer
 from chatreid_plugin.shards import read_json
 
 
@@ -95,11 +94,11 @@ def test_missing_word_counts_as_the_least_likely_one_returned(
 
 def test_tokens_are_read_however_servers_write_them(server: Any) -> None:
     best = read_logprobs(server.make_completion({"\u2581Yes": -0.5, " No": -2.0, "No": -3.0}))
-    assert compute_margin(best).number == 1.5
-    assert compute_margin({"Yes": -0.1, "No": -9999.0}).number == pytest.approx(9998.9)
-    assert compute_margin({"A": -1.0, "B": -2.0}).number == 0
+    assert best == {"Yes": -0.5, "No": -2.0}
+    assert look_up(best, ("Yes", "No")) == ([-0.5, -2.0], 0)
+    assert look_up({"A": -1.0, "B": -2.0}, ("Yes", "B")) == ([-2.0, -2.0], 1)
     with pytest.raises(BrokenAnswer):
-        compute_margin({})
+        need_logprobs({})
     with pytest.raises(BrokenAnswer, match="no number"):
         read_logprobs(server.make_completion({"Yes": float("nan")}))
 
@@ -184,7 +183,7 @@ def test_votes_are_asked_for_one_by_one_where_it_cannot(
 
 
 def test_unreadable_answer_is_half_a_vote() -> None:
-    assert count_votes(PAIR, ["Yes", "perhaps"]).number == 0.75
+    assert count_votes(PAIR, ["Yes", "perhaps"]) == ([0.75], 1)
 
 
 @pytest.mark.parametrize("confidence", ["margins", "answers"])
