@@ -22,9 +22,9 @@ from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from ..shards import read_manifest, read_manifest_provenance
 from .arrays import ScoreArray
+from .distributed import Processes
 from .features import PoolImages, extract_protocol_features
 from .filtering import iterate_similarities
-from .processes import Processes
 from .protocols import PROTOCOLS, Protocol, label_protocol
 from .protocols.fitting import get_variant
 from .protocols.source import Source, check_images

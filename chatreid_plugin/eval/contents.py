@@ -12,7 +12,7 @@ import xxhash
 
 from ..errors import DataError
 from ..records import ImageRecord
-from .processes import Processes
+from .distributed import Processes
 
 
 THREADS = 8

@@ -21,8 +21,8 @@ from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .arrays import ScoreArray
+from .distributed import Processes
 from .external import read_protocol_features
-from .processes import Processes
 from .prompts import describe_in_words
 from .protocols import Protocol
 

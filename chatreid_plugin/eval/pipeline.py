@@ -16,6 +16,7 @@ from ..locks import hold_folder, make_folder
 from .arrays import ScoreArray
 from .backends import Scorer, make_scorer, rank_weakness
 from .contents import hash_images
+from .distributed import Processes
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
 from .inputs import read_row
@@ -23,7 +24,6 @@ from .matrix_file import check_target, iterate_ranked_scores, write_matrix
 from .measuring import Measured, average_metrics, average_recalls, measure
 from .modes import name_scores
 from .plan import Plan, choose_splits, list_shared_parts, make_plan
-from .processes import Processes
 from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
 from .saved_scores import SavedScorer, find_saved, keep_features, name_model

@@ -14,11 +14,11 @@ from ..records import ImageRecord
 from .arrays import IntArray, ScoreArray
 from .backends import Scorer, Vectors
 from .calibration import NO_THRESHOLD, Calibration, calibrate
+from .distributed import Processes
 from .external import Matrix, read_matrix
 from .features import extract_protocol_features
 from .filtering import filter_gallery, iterate_similarities
 from .modes import describe_cost
-from .processes import Processes
 from .protocols import Labels, Protocol, label_protocol, load_protocol
 from .protocols.fitting import check_split
 from .saved_scores import find_features

@@ -21,7 +21,7 @@ from .arrays import ScoreArray
 from .backends import Confidence
 from .backends.simple import ModelFreeScorer
 from .calibration import Calibration
-from .processes import Processes
+from .distributed import Processes
 from .protocols import Protocol
 from .store import read_header
 

@@ -13,9 +13,9 @@ from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from .arrays import ScoreArray
 from .backends import Confidence, Scorer
+from .distributed import Processes
 from .modes import describe_mode, score_query
 from .plan import Plan
-from .processes import Processes
 from .prompts import PAIR_TASKS
 from .queries import QUERY_BLOCK
 from .store import Scored, ScoreStore, digest_fingerprint

@@ -22,10 +22,10 @@ from ..records import ImageRecord
 from ..shards import write_text
 from .arrays import ScoreArray
 from .backends import make_scorer
+from .distributed import Processes
 from .fusion import fuse_scores
 from .modes import score_query
 from .plan import Plan, filter_protocol
-from .processes import Processes
 from .protocols import Protocol
 from .queries import Query
 from .ranking import order_gallery

@@ -21,7 +21,7 @@ from chatreid_plugin.config import SourceSettings, load_settings
 from chatreid_plugin.demo.layouts.folder import write_layout
 from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.engine.sources import describe_origin
-from chatreid_plugin.eval.processes import Processes
+from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import resize_by_policy
 from chatreid_plugin.records import ImageRecord, Split

@@ -24,7 +24,7 @@ import os, sys
 from pathlib import Path
 from chatreid_plugin.config import load_settings
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.processes import join_processes
+from chatreid_plugin.eval.distributed import join_processes
 from chatreid_plugin.eval_settings import EvalSettings
 
 with join_processes() as processes:

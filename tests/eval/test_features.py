@@ -19,10 +19,10 @@ from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval import plan as plan_module
+from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval.features import extract_features, form_batches
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.plan import Plan, make_plan
-from chatreid_plugin.eval.processes import Processes
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest

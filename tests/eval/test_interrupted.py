@@ -18,8 +18,8 @@ import pytest
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval import pipeline
 from chatreid_plugin.eval.backends.simple import RandomScorer
+from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.processes import Processes
 from chatreid_plugin.eval.scoring import describe_fingerprint
 from chatreid_plugin.eval.store import Scored, ScoreStore
 from chatreid_plugin.eval_settings import EvalSettings

@@ -10,7 +10,7 @@ import pytest
 from chatreid_plugin.config import load_settings
 from chatreid_plugin.eval import __main__ as command
 from chatreid_plugin.eval.__main__ import main
-from chatreid_plugin.eval.processes import Processes
+from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval.protocols import PROTOCOLS
 from chatreid_plugin.eval_settings import EvalSettings
 
