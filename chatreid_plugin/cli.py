@@ -365,7 +365,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Compare evaluations with each other and with the paper's tables: a page, curves and the radar of figure 1."""
-    from .eval.comparison_page import dump_comparison, render_text, write_comparison
+    from .eval.comparison import dump_comparison, render_text, write_comparison
 
     runs = write_comparison(folders, output)
     say(dump_comparison(runs) if as_json else render_text(runs))

@@ -11,9 +11,9 @@ from ..errors import ChatReIDError
 from ..eval_settings import EvalSettings
 from ..interruption import end_on_sigterm
 from ..printing import PrintableFormatter, say
+from .candidates import describe_plan
 from .distributed import is_first_process, join_processes
 from .pipeline import run_evaluation
-from .plan import describe_plan
 from .report import render_table
 
 

@@ -1,14 +1,225 @@
-"""Several finished evaluations side by side, and beside the rows that the paper prints: behind ``chatreid report``."""
+"""Finished evaluations side by side, and beside the rows that the paper prints: behind ``chatreid report``.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+Runs are read back from their folders, put into the paper's tables, and shown as text, JSON, an HTML page, CMC curves
+and the radar of the paper's figure 1. matplotlib's objects draw, not pyplot: no figure stays open behind the caller's
+back, no screen is needed.
+"""
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from .finished import Cell, Run, list_unlike_published, read_published
+import yaml
+from matplotlib.figure import Figure
+
+from ..errors import DataError
+from ..eval_settings import PROTOCOL_CHOICES
+from ..pages import embed_png, encode_png, render_template
+from ..shards import open_atomically, read_json, write_json, write_text
 
 
+PUBLISHED = Path(__file__).with_name("published.yaml")
+TEMPLATE = Path(__file__).with_name("comparison.html.j2")
+
+# What runs of one benchmark have to agree in, as in the protocol of results.json.
+DEFINING = ("variant", "average_precision", "cmc", "ties", "queries", "gallery")
+
+# mAP and Rank-1 in percent; None where nobody measured it.
+Cell = tuple[float | None, float | None]
 NO_CELL: Cell = (None, None)
+PALETTE = ("#2f5bd7", "#c2362f", "#12804a", "#b7791f", "#805ad5", "#0f8a9d", "#8d5524", "#5a6472")
+PUBLISHED_COLOURS = ("#9aa3b2", "#c9ced8")
+PANELS_IN_ROW = 3
+LABEL_WIDTH = 44  # characters a line of a legend
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One finished evaluation, read from its ``results.json``.
+
+    Attributes:
+        folder: where it lies.
+        scorer: the checkpoint, server's model, file or backend that scored.
+        benchmark: data set, as ``published.yaml`` names it.
+        content: the whole of ``results.json``; metrics are fractions.
+    """
+
+    folder: Path
+    scorer: str
+    benchmark: str
+    content: Mapping[str, Any]
+
+    @property
+    def cell(self) -> Cell:
+        """MAP and Rank-1 in percent."""
+        metrics = self.content["metrics"]
+        return 100.0 * metrics["mAP"], 100.0 * metrics["Rank-1"]
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        """Name, variant and definitions of what was measured."""
+        return self.content["protocol"]
+
+    @property
+    def variant(self) -> str:
+        """The protocol's variant without its rule, which follows from it, and what else makes other numbers."""
+        most, definition = self.content["settings"]["max_queries"], self.protocol["average_precision"]
+        parts = [str(self.protocol["variant"]).replace(f", {self.protocol['ignored']}", "")]
+        parts += [f"at most {most} queries"] if most is not None else []
+        parts += [self.protocol["unlike_published"]] if self.protocol["unlike_published"] else []
+        return ", ".join([*parts, f"AP {definition}"] if definition != "mean" else parts)
+
+    @property
+    def traits(self) -> dict[str, str]:
+        """How it was asked and measured, in words: what runs of one scorer may differ in besides the benchmark."""
+        settings = self.content["settings"]
+        fusion = settings["fusion"]
+        asked = settings["backend"] in ("transformers", "http", "random", "oracle")
+        weight = f" {settings['fusion_weight']}" if fusion in ("linear", "k_reciprocal") else ""
+        return {
+            "mode": f"mode {settings['mode']}" if asked else "",
+            "fusion": f"fusion {fusion}{weight}",
+            "filter": self.filter,
+        }
+
+    @property
+    def filter(self) -> str:
+        """Source and cap of its filter."""
+        source, most = self.content["filter"]["source"], self.content["settings"]["top_k"]
+        return f"filter {source}" if source == "none" or most is None else f"filter {source}, top {most}"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What the runs of one row of a table share; a filter may differ, as words cannot be filtered by images."""
+        return self.scorer, self.traits["mode"], self.traits["fusion"], self.protocol["average_precision"]
+
+
+def write_comparison(folders: Sequence[Path], output: Path) -> list[Run]:
+    """Compare the evaluations in or below some folders.
+
+    Writes ``comparison.html``, ``comparison.json`` and two pictures into ``output``.
+
+    Raises:
+        DataError: a folder holds no finished evaluation.
+    """
+    runs = [read_run(folder) for folder in find_runs(folders)]
+    pictures = {"cmc.png": draw_curves(runs), "radar.png": encode_png(draw_radar(build_radar(runs)))}
+    for name, content in pictures.items():
+        with open_atomically(output / name) as temporary:
+            temporary.write_bytes(content)
+    write_json(output / "comparison.json", describe_comparison(runs))
+    write_text(output / "comparison.html", render_page(runs, pictures["cmc.png"], pictures["radar.png"]))
+    return runs
+
+
+def read_run(folder: Path) -> Run:
+    """Return the evaluation of a folder.
+
+    Raises:
+        DataError: there is no finished evaluation, or its ``results.json`` is of another kind or version.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        advice = "An evaluation writes it when it is finished: python -m chatreid_plugin.eval CONFIG.yaml"
+        raise DataError(f"{path} does not exist. {advice}")
+    content = read_json(path)
+    try:
+        protocol = content["protocol"]
+        run = Run(folder, content["scores"]["scorer"], str(protocol["name"]).partition("_")[0], content)
+        _ = run.cell, run.variant, run.key, content["filter"]["recall_at"], content["cmc_curve"], content["warnings"]
+        _ = [protocol[key] for key in DEFINING]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no results.json of this version (it lacks {error}). Evaluate again; saved scores are used."
+        ) from None
+    return run
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Return the folders of finished evaluations, each once: those given, and all below a folder that is none itself.
+
+    The splits of an evaluation lie below it and are no evaluations of their own here.
+
+    Raises:
+        DataError: a folder has no finished evaluation, nor has any below it.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        below = [folder] if (folder / "results.json").is_file() else _list_below(folder)
+        if not below:
+            raise DataError(
+                f"{folder} has no results.json, nor has any folder below it. An evaluation writes it into its "
+                "output_dir when it is finished: python -m chatreid_plugin.eval CONFIG.yaml"
+            )
+        for path in below:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _list_below(folder: Path) -> list[Path]:
+    every = {path.parent for path in folder.rglob("results.json")}
+    return sorted(path for path in every if every.isdisjoint(path.parents))
+
+
+@cache
+def read_published() -> Mapping[str, Any]:
+    """Return what the paper prints (``published.yaml``)."""
+    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+
+
+def list_unlike_published(run: Run) -> list[str]:
+    """Return, in words, how a run was measured otherwise than the published rows of its benchmark."""
+    published = read_published()["measured_as"]
+    settings: Mapping[str, Any] = run.content["settings"]
+    found: list[str] = []
+    for key, wanted in {**published["all"], **published.get(run.benchmark, {})}.items():
+        choices = PROTOCOL_CHOICES.get(key, {}).get(run.benchmark, (None,))
+        value = choices[0] if settings.get(key) is None else settings[key]
+        if value != wanted and (value or wanted):
+            found.append(f"{key} is {value}, theirs {wanted or 'not set'}")
+    if run.protocol["unlike_published"]:
+        found.append(f"queries x gallery images are {run.protocol['unlike_published']}")
+    return found
+
+
+def find_unlike_published(runs: Sequence[Run]) -> list[str]:
+    """Return, in words, which runs cannot be compared with the published rows beside them, and why."""
+    known = {benchmark for table in read_published()["tables"] for benchmark in table["benchmarks"]}
+    reasons = [(run, list_unlike_published(run)) for run in runs if run.benchmark in known]
+    return [f"{run.benchmark} in {run.folder}: {'; '.join(found)}" for run, found in reasons if found]
+
+
+def find_disagreements(runs: Sequence[Run]) -> list[str]:
+    """Return, in words, why runs of one benchmark cannot be compared: other definitions, other queries, other ties."""
+    found: list[str] = []
+    for benchmark in dict.fromkeys(run.benchmark for run in runs):
+        same = [run for run in runs if run.benchmark == benchmark]
+        for key in DEFINING:
+            values = sorted({str(run.protocol[key]) for run in same})
+            if len(values) > 1:
+                found.append(f"{benchmark}: runs differ in {key}: {' | '.join(values)}")
+    return found
+
+
+def find_warnings(runs: Sequence[Run]) -> list[str]:
+    """Return what the runs' own files say has to be known before their figures are quoted."""
+    return [f"{run.benchmark} in {run.folder}: {text}" for run in runs for text in run.content["warnings"]]
+
+
+def find_differences(runs: Sequence[Run]) -> list[str]:
+    """Return, in words, in what runs beside each other differ without being wrong: mode, filter, fusion."""
+    found: list[str] = []
+    for key in ("mode", "filter", "fusion"):
+        values = sorted({run.traits[key] for run in runs} - {""})
+        if len(values) > 1:
+            found.append(f"runs differ in {key}: {' | '.join(values)}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +356,143 @@ def build_radar(runs: Sequence[Run]) -> Table:
     first = {(run.key, run.benchmark): run for run in reversed(runs)}
     chosen = [run for run in runs if first[run.key, run.benchmark] is run]
     return Table("Figure 1. mAP", benchmarks, (*rows, *_list_measured_rows(chosen, benchmarks)))
+
+
+def describe_comparison(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return everything the page shows as JSON values; cells are [mAP, Rank-1] in percent, published rows marked.
+
+    Averages are of mAP.
+    """
+    return {
+        "source_of_published_rows": read_published()["source"],
+        "tables": [asdict(table) for table in build_tables(runs)],
+        "radar": asdict(build_radar(runs)),
+        "disagreements": find_disagreements(runs),
+        "unlike_published": find_unlike_published(runs),
+        "differences": find_differences(runs),
+        "warnings": find_warnings(runs),
+        "runs": [
+            {"folder": str(run.folder), "scorer": run.scorer, "benchmark": run.benchmark}
+            | {key: run.content[key] for key in ("protocol", "metrics", "strict", "filter")}
+            for run in runs
+        ],
+    }
+
+
+def draw_curves(runs: Sequence[Run]) -> bytes:
+    """Return the runs' CMC curves as a PNG file, a panel for each benchmark."""
+    panels: dict[str, dict[str, Sequence[float]]] = {}
+    for benchmark in dict.fromkeys(run.benchmark for run in runs):
+        same = [run for run in runs if run.benchmark == benchmark]
+        names = name_rows([{benchmark: run} for run in same])
+        panels[benchmark] = {name: run.content["cmc_curve"] for name, run in zip(names, same, strict=True)}
+    return encode_png(draw_cmc_curves(panels))
+
+
+def _show_percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def render_text(runs: Sequence[Run]) -> str:
+    """Return the tables in words, percent; published rows carry an asterisk."""
+    lines: list[str] = []
+    tables = build_tables(runs)
+    width = 2 + max(len("mAP / Rank-1"), *(len(row.name) + row.published for table in tables for row in table.rows))
+    for table in tables:
+        columns = [*table.benchmarks, *(["Avg. mAP"] if table.averaged else [])]
+        lines += [table.title, f"{'mAP / Rank-1':<{width}}" + "".join(f"{name:>15}" for name in columns)]
+        for row in table.rows:
+            cells = [" / ".join(map(_show_percent, cell)) for cell in row.cells]
+            cells += [_show_percent(row.average)] if table.averaged else []
+            lines.append(f"{row.name + ('*' if row.published else ''):<{width}}" + "".join(f"{c:>15}" for c in cells))
+        lines.append("")
+    lines.append(f"* published: {read_published()['source']}")
+    lines += [f"Not comparable: {reason}" for reason in find_disagreements(runs)]
+    lines += [f"Not comparable with the published rows: {reason}" for reason in find_unlike_published(runs)]
+    lines += [f"Note: {reason}" for reason in find_differences(runs)]
+    lines += [f"Warning: {warning}" for warning in find_warnings(runs)]
+    return "\n".join(lines)
+
+
+def render_page(runs: Sequence[Run], curves: bytes, radar: bytes) -> str:
+    """Return the HTML of the page."""
+    return render_template(
+        TEMPLATE,
+        tables=build_tables(runs),
+        runs=runs,
+        source=read_published()["source"],
+        disagreements=find_disagreements(runs),
+        unlike_published=find_unlike_published(runs),
+        differences=find_differences(runs),
+        warnings=find_warnings(runs),
+        curves=embed_png(curves),
+        radar=embed_png(radar),
+    )
+
+
+def dump_comparison(runs: Sequence[Run]) -> str:
+    """Return the JSON of the comparison as text."""
+    return json.dumps(describe_comparison(runs), indent=2, ensure_ascii=False)
+
+
+def draw_cmc_curves(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Return a panel for each benchmark with a curve for each run.
+
+    Args:
+        panels: benchmark to (label to matching rates at ranks 1, 2, ..., as fractions).
+    """
+    columns = min(len(panels), PANELS_IN_ROW)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    for place, (benchmark, curves) in enumerate(panels.items()):
+        axes: Any = figure.add_subplot(rows, columns, place + 1)
+        for number, curve in enumerate(curves.values()):
+            ranks = range(1, len(curve) + 1)
+            colour = PALETTE[number % len(PALETTE)]
+            axes.plot(ranks, [100 * rate for rate in curve], color=colour, lw=1.8, label=str(number))
+        axes.set_title(benchmark, fontsize=10)
+        axes.set_xlabel("rank", fontsize=9)
+        axes.set_ylabel("matching rate, %", fontsize=9)
+        axes.set_ylim(top=101)
+        axes.grid(color="#e3e7ee", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        _name_curves(axes.legend(fontsize=7, frameon=False, loc="lower right"), curves)
+    return figure
+
+
+def draw_radar(table: Table) -> Figure:
+    """Return mAP on a spoke for each benchmark; published rows are dashed, what nobody measured is a gap."""
+    figure = Figure(figsize=(7.0, 5.6), layout="constrained")
+    axes: Any = figure.add_subplot(projection="polar")
+    angles = [2 * math.pi * place / len(table.benchmarks) for place in range(len(table.benchmarks))]
+    colours = {True: iter(PUBLISHED_COLOURS * len(table.rows)), False: iter(PALETTE * len(table.rows))}
+    for row in table.rows:
+        values = [math.nan if cell[0] is None else cell[0] for cell in row.cells]
+        style = "--" if row.published else "-"
+        closed = [*angles, angles[0]], [*values, values[0]]
+        axes.plot(
+            *closed,
+            style,
+            marker="o",
+            ms=3,
+            lw=1.6,
+            color=next(colours[row.published]),
+            label="curve",  # renamed below
+        )
+    axes.set_xticks(angles, table.benchmarks, fontsize=8)
+    axes.set_ylim(0, 100)
+    axes.set_theta_offset(math.pi / 2)
+    axes.set_theta_direction(-1)
+    axes.tick_params(axis="y", labelsize=7, colors="#667085")
+    axes.grid(color="#d7dce5", lw=0.6)
+    named = figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+    _name_curves(named, [f"{row.name} (published)" if row.published else row.name for row in table.rows])
+    return figure
+
+
+def _name_curves(legend: Any, names: Iterable[str]) -> None:
+    """Write the names of the curves, which come from users, as they are: a pair of $ is no formula."""
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(textwrap.fill(name, LABEL_WIDTH))

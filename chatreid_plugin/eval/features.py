@@ -23,8 +23,8 @@ from ..records import ImageRecord
 from .arrays import ScoreArray
 from .distributed import Processes
 from .external import read_protocol_features
-from .prompts import describe_in_words
 from .protocols import Protocol
+from .questions import describe_in_words
 
 
 Item = ImageRecord | str  # an image, or words that ask

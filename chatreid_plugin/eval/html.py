@@ -86,7 +86,7 @@ def build_query_view(
 def draw_curves(results: Results) -> str:
     """Return the CMC curves of the ranking and its baseline as a picture in a data URL."""
     # Imported here: matplotlib takes a second, and a run may be stopped long before it is needed.
-    from .figures import draw_cmc_curves
+    from .comparison import draw_cmc_curves
 
     curves = {"ranking": list(results.ranking.cmc.values())}
     if results.baseline is not None:

@@ -18,7 +18,7 @@ from ..archives import Array
 from ..errors import ConfigError
 from ..shards import open_atomically
 from .arrays import ScoreArray
-from .plan import Plan
+from .candidates import Plan
 from .protocols import Protocol
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import BoolArray, FloatArray, IntArray, ScoreArray
+from .candidates import Plan
 from .external import Matrix, check_row
 from .filtering import is_cut_through_ties
 from .matches import Ignore
 from .metrics import RankingMeter, RankingMetrics, bootstrap_interval
-from .plan import Plan
 from .protocols import Labels
 from .ranking import merge_scores
 

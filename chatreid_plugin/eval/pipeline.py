@@ -14,22 +14,20 @@ from ..errors import ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
 from ..locks import hold_folder, make_folder
 from .arrays import ScoreArray
-from .backends import Scorer, make_scorer, rank_weakness
-from .contents import hash_images
+from .backends import make_scorer
+from .backends.base import Scorer, rank_weakness
+from .candidates import Plan, choose_splits, list_shared_parts, make_plan, turn_plan, turn_scores
 from .distributed import Processes
 from .fusion import fuse_scores
 from .html import build_query_view, write_page
 from .inputs import read_row
 from .matrix_file import check_target, iterate_ranked_scores, write_matrix
 from .measuring import Measured, average_metrics, average_recalls, measure
-from .modes import name_scores
-from .plan import Plan, choose_splits, list_shared_parts, make_plan
+from .questions import name_scores
 from .ranking import order_gallery
 from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
-from .saved_scores import SavedScorer, find_saved, keep_features, name_model
+from .scores import SavedScorer, ScoreStore, find_saved, hash_images, keep_features, name_model, remove_scores
 from .scoring import check_agreement, describe_fingerprint, describe_questions, score_queries
-from .store import ScoreStore, remove_scores
-from .turning import turn_plan, turn_scores
 
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from .. import __version__
 from ..eval_settings import EvalSettings
 from ..shards import read_json, write_json, write_shard
 from .arrays import BoolArray, IntArray, ScoreArray
-from .backends import Confidence
+from .backends.base import Confidence
 from .calibration import Calibration
 from .measuring import CURVE_RANKS, Measured
 from .metrics import RankingMetrics

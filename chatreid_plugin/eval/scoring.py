@@ -12,13 +12,12 @@ from .. import __version__, tasks
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from .arrays import ScoreArray
-from .backends import Confidence, Scorer
+from .backends.base import Confidence, Scorer
+from .candidates import Plan
 from .distributed import Processes
-from .modes import describe_mode, score_query
-from .plan import Plan
-from .prompts import PAIR_TASKS
 from .queries import QUERY_BLOCK
-from .store import Scored, ScoreStore, digest_fingerprint
+from .questions import PAIR_TASKS, describe_mode, score_query
+from .scores import Scored, ScoreStore, digest_fingerprint
 
 
 logger = logging.getLogger(__name__)

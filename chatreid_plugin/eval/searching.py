@@ -22,12 +22,12 @@ from ..records import ImageRecord
 from ..shards import write_text
 from .arrays import ScoreArray
 from .backends import make_scorer
+from .candidates import Plan, filter_protocol
 from .distributed import Processes
 from .fusion import fuse_scores
-from .modes import score_query
-from .plan import Plan, filter_protocol
 from .protocols import Protocol
 from .queries import Query
+from .questions import score_query
 from .ranking import order_gallery
 
 

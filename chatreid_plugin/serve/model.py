@@ -13,8 +13,8 @@ from PIL import Image
 
 from .. import __version__
 from ..eval.backends.transformers import TransformersScorer
-from ..eval.prompts import build_choice_prompt, build_pair_prompt
 from ..eval.queries import Query
+from ..eval.questions import build_choice_prompt, build_pair_prompt
 from ..eval_settings import EvalSettings
 from ..images import read_geometry
 from ..records import ImageRecord

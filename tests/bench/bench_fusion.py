@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from chatreid_plugin.eval.k_reciprocal import encode, iterate_jaccard_distances
+from chatreid_plugin.eval.fusion import encode, iterate_jaccard_distances
 
 
 QUERIES, GALLERY, SIZE, PEOPLE = 3368, 15913, 512, 750

@@ -27,12 +27,11 @@ from conftest import CASES, Case
 
 from chatreid_plugin.config import BuildSettings, load_settings
 from chatreid_plugin.errors import ChatReIDError
+from chatreid_plugin.eval.candidates import choose_split, make_plan
 from chatreid_plugin.eval.measuring import measure
-from chatreid_plugin.eval.modes import pick_choice_task
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import choose_split, make_plan
-from chatreid_plugin.eval.prompts import list_pair_tasks
 from chatreid_plugin.eval.protocols import load_protocol
+from chatreid_plugin.eval.questions import list_pair_tasks, pick_choice_task
 from chatreid_plugin.eval.report import Results
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, write_json

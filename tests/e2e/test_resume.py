@@ -74,8 +74,8 @@ def test_killed_stage_2_goes_on_with_the_same_losses_and_no_second_swap(
 def score_pairs(checkpoint: Path, workshop: Any) -> Any:
     """Return what the evaluator, given a folder, says of an image and two others."""
     from chatreid_plugin.eval.backends.transformers import TransformersScorer
-    from chatreid_plugin.eval.prompts import IMAGE_PAIR
     from chatreid_plugin.eval.queries import make_image_query
+    from chatreid_plugin.eval.questions import IMAGE_PAIR
 
     values: dict[str, Any] = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "unused", "device": "cpu"}
     values |= {"model_name_or_path": str(checkpoint), "dtype": "float32", "image_max_pixels": 8192}

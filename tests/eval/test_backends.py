@@ -12,8 +12,8 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.backends import make_scorer
-from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.protocols import Protocol, load_protocol
+from chatreid_plugin.eval.questions import IMAGE_PAIR
 from chatreid_plugin.eval_settings import EvalSettings
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.simple import RandomScorer
+from chatreid_plugin.eval.candidates import choose_split, make_plan
 from chatreid_plugin.eval.external import list_query_names
 from chatreid_plugin.eval.measuring import measure
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import choose_split, make_plan
-from chatreid_plugin.eval.prompts import IMAGE_PAIR
 from chatreid_plugin.eval.protocols import label_protocol, load_protocol
+from chatreid_plugin.eval.questions import IMAGE_PAIR
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest
 

@@ -11,8 +11,8 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.calibration import IMAGES_OF_A_PERSON, Calibration, draw_sample, load_training
+from chatreid_plugin.eval.candidates import describe_plan, make_plan
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import describe_plan, make_plan
 from chatreid_plugin.eval.protocols import label_protocol, load_protocol
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings

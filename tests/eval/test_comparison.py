@@ -11,16 +11,18 @@ from typer.testing import CliRunner
 
 from chatreid_plugin.cli import app
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.eval.comparison import build_radar, build_tables
-from chatreid_plugin.eval.comparison_page import render_text, write_comparison
-from chatreid_plugin.eval.finished import (
+from chatreid_plugin.eval.comparison import (
     Run,
+    build_radar,
+    build_tables,
     find_differences,
     find_disagreements,
     find_runs,
     find_unlike_published,
     read_published,
     read_run,
+    render_text,
+    write_comparison,
 )
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings

@@ -11,11 +11,11 @@ from chatreid_plugin import cli
 from chatreid_plugin.archives import normalise
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval import embedding
-from chatreid_plugin.eval.backends import vision_features
+from chatreid_plugin.eval.backends import encoder
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
+from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.embedding import embed_manifest
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 
@@ -56,7 +56,7 @@ def test_a_killed_run_goes_on_with_the_same_bytes(
     make_world: MakeWorld, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, whole, target = make_world(), tmp_path / "whole.npz", tmp_path / "f.npz"
-    monkeypatch.setattr(vision_features, "ENCODE_BATCH", 3)
+    monkeypatch.setattr(encoder, "ENCODE_BATCH", 3)
     embed(checkpoint, manifest, whole)
     stream, batches = TransformersScorer.stream_pooled, list[int]()
 

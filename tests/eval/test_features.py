@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval import plan as plan_module
+from chatreid_plugin.eval import candidates
+from chatreid_plugin.eval.candidates import Plan, make_plan
 from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval.features import extract_features, form_batches
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import Plan, make_plan
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
@@ -196,14 +196,14 @@ def test_clip_that_lacks_a_tensor_is_refused(clip: Path, make_settings: MakeSett
 def test_clip_filters_for_queries_in_words(
     clip: Path, make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = plan_module.load_protocol
+    load = candidates.load_protocol
 
     def load_words(settings: EvalSettings) -> Any:
         protocol = load(settings)
         first = replace(protocol.queries[0], image=None, text="a red coat")
         return replace(protocol, queries=[first, *protocol.queries[1:]])
 
-    monkeypatch.setattr(plan_module, "load_protocol", load_words)
+    monkeypatch.setattr(candidates, "load_protocol", load_words)
     settings = make_settings(make_world(), filter="clip", filter_model=str(clip), device="cpu", top_k=2, floor=0)
     plan = make_plan(settings)
     words = extract_features(["a red coat"], Path(), settings)[0]

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.features import describe_colours, extract_features
 from chatreid_plugin.eval.filtering import filter_gallery, is_cut_through_ties, iterate_similarities, number_distinct
-from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 

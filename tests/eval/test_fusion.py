@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.eval.fusion import estimate_mismatch, fuse_scores
-from chatreid_plugin.eval.k_reciprocal import encode, iterate_jaccard_distances
+from chatreid_plugin.eval.candidates import Plan, make_plan
+from chatreid_plugin.eval.fusion import encode, estimate_mismatch, fuse_scores, iterate_jaccard_distances
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import Plan, make_plan
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 

@@ -20,8 +20,8 @@ from chatreid_plugin.eval import pipeline
 from chatreid_plugin.eval.backends.simple import RandomScorer
 from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.scores import Scored, ScoreStore
 from chatreid_plugin.eval.scoring import describe_fingerprint
-from chatreid_plugin.eval.store import Scored, ScoreStore
 from chatreid_plugin.eval_settings import EvalSettings
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chatreid_plugin.errors import UpstreamError
-from chatreid_plugin.eval.backends.memory import Batcher
+from chatreid_plugin.eval.backends.encoder import Batcher
 
 
 ERRORS = [

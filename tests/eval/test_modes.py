@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.modes and choosing: which questions are asked, and what order their answers give."""
+"""Tests of chatreid_plugin.eval.questions: which are asked, and what order their answers give."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,11 +12,23 @@ import pytest
 from chatreid_plugin.answers import render_answer
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.backends.simple import OracleScorer
-from chatreid_plugin.eval.choosing import choose_in_turns, choose_in_windows, count_turn_questions, draw_windows
-from chatreid_plugin.eval.modes import combine_margins, describe_cost, name_scores, pick_choice_task, score_query
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.prompts import ATTRIBUTE_PAIR, IMAGE_PAIR, MULTIMODAL_PAIR, TEXT_PAIR
 from chatreid_plugin.eval.queries import Query
+from chatreid_plugin.eval.questions import (
+    ATTRIBUTE_PAIR,
+    IMAGE_PAIR,
+    MULTIMODAL_PAIR,
+    TEXT_PAIR,
+    choose_in_turns,
+    choose_in_windows,
+    combine_margins,
+    count_turn_questions,
+    describe_cost,
+    draw_windows,
+    name_scores,
+    pick_choice_task,
+    score_query,
+)
 from chatreid_plugin.eval.scoring import describe_fingerprint
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction

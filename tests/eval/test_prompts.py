@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.prompts: an evaluation asks in the words of training, images in training's order."""
+"""Tests of chatreid_plugin.eval.questions: an evaluation asks in the words and the image order of training."""
 
 import runpy
 import sys
@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.prompts import (
+from chatreid_plugin.eval.queries import Query, make_image_query
+from chatreid_plugin.eval.questions import (
     ATTRIBUTE_PAIR,
     IMAGE_PAIR,
     MULTIMODAL_PAIR,
@@ -19,7 +20,6 @@ from chatreid_plugin.eval.prompts import (
     can_ask,
     list_pair_tasks,
 )
-from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.tasks import TASKS
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from chatreid_plugin.eval.finished import read_published
+from chatreid_plugin.eval.comparison import read_published
 
 
 # As printed: mAP and Rank-1 of each benchmark in turn; a dash where the paper has one.

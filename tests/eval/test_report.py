@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval.report import RANKING_SCHEMA, render_table
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest, read_shard

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.eval.candidates import describe_plan
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import describe_plan
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json
 from chatreid_plugin.system_prompts import write_system_prompt

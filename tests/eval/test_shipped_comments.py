@@ -12,10 +12,10 @@ import yaml
 
 from chatreid_plugin.config import load_settings
 from chatreid_plugin.errors import ConfigError
+from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.external import list_query_names
 from chatreid_plugin.eval.features import extract_features
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval.protocols import load_protocol
 from chatreid_plugin.eval_settings import WORD_PROTOCOLS, EvalSettings
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.backends import Confidence
+from chatreid_plugin.eval.backends.base import Confidence
+from chatreid_plugin.eval.candidates import choose_split, describe_plan
 from chatreid_plugin.eval.measuring import average_metrics
 from chatreid_plugin.eval.metrics import RankingMetrics, bootstrap_interval, evaluate_ranking
 from chatreid_plugin.eval.pipeline import average_splits, run_evaluation
-from chatreid_plugin.eval.plan import choose_split, describe_plan
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest, write_manifest

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.store: exact scores, resume after a cut, another fingerprint, damage."""
+"""Tests of chatreid_plugin.eval.scores: exact scores, resume after a cut, another fingerprint, damage."""
 
 import errno
 import logging
@@ -14,7 +14,7 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.queries import Query, make_image_query
-from chatreid_plugin.eval.store import Scored, ScoreStore, remove_scores
+from chatreid_plugin.eval.scores import Scored, ScoreStore, remove_scores
 from chatreid_plugin.locks import hold_folder
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest
@@ -153,7 +153,7 @@ def test_names_the_folder_when_another_run_has_the_file(tmp_path: Path, records:
 def test_lock_holds_against_another_process_and_ends_with_it(tmp_path: Path, records: list[ImageRecord]) -> None:
     code = (
         "import sys; from pathlib import Path; from chatreid_plugin.locks import hold_folder\n"
-        "from chatreid_plugin.eval.store import ScoreStore\n"
+        "from chatreid_plugin.eval.scores import ScoreStore\n"
         f"folder = Path({str(tmp_path)!r})\n"
         f"with hold_folder(folder, 'evaluation'), ScoreStore(folder, {FINGERPRINT}):\n"
         "    print('open', flush=True)\n    sys.stdin.read()"

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.measuring import measure
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import make_plan
 from chatreid_plugin.eval.protocols import load_protocol
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.config import load_settings
-from chatreid_plugin.eval.comparison_page import describe_comparison, render_text
-from chatreid_plugin.eval.finished import read_run
+from chatreid_plugin.eval.candidates import describe_plan, list_shared_parts
+from chatreid_plugin.eval.comparison import describe_comparison, read_run, render_text
 from chatreid_plugin.eval.metrics import evaluate_ranking
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.plan import describe_plan, list_shared_parts
 from chatreid_plugin.eval.protocols import label_protocol, load_protocol
 from chatreid_plugin.eval.protocols.definition import Protocol
 from chatreid_plugin.eval.protocols.sizes import compare_size

@@ -11,8 +11,8 @@ import pytest
 
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
-from chatreid_plugin.eval.prompts import IMAGE_PAIR, build_pair_prompt
 from chatreid_plugin.eval.queries import make_image_query
+from chatreid_plugin.eval.questions import IMAGE_PAIR, build_pair_prompt
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageReference, Instruction
 from chatreid_plugin.system_prompts import RECORD, read_system_prompt, write_system_prompt

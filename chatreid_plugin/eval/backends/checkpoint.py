@@ -16,8 +16,8 @@ from ...eval_settings import EvalSettings
 from ...system_prompts import read_system_prompt
 from ...tasks import find_default_system
 from ...weight_files import find_weight_files, find_weights_entry
-from .memory import is_out_of_memory
-from .tokens import IMAGE_PAD
+from .decoder import IMAGE_PAD
+from .encoder import is_out_of_memory
 
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

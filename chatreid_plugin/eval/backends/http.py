@@ -37,8 +37,8 @@ from ...openai_client import (
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ..arrays import ScoreArray
-from ..prompts import Prompt, build_choice_prompt, build_pair_prompt
 from ..queries import Query
+from ..questions import Prompt, build_choice_prompt, build_pair_prompt
 
 
 # Candidates of one request to `chatreid serve`: even as noise, crops of the default 768x768 pixels fit.

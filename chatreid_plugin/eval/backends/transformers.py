@@ -24,19 +24,16 @@ from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ...vision_tower import speed_up_vision_tower
 from ..arrays import ScoreArray
-from ..prompts import IMAGE_PAIR, SHOWS_QUERY, Prompt, build_choice_prompt, build_pair_prompt, can_ask
 from ..queries import QUERY_BLOCK, Query
+from ..questions import IMAGE_PAIR, SHOWS_QUERY, Prompt, build_choice_prompt, build_pair_prompt, can_ask
 from .checkpoint import (
     compute_configuration_fingerprint,
     compute_weights_fingerprint,
     find_system_prompt,
     load_checkpoint,
 )
-from .decoder import Decoder, KeysAndValues
-from .memory import Batcher
-from .prefixes import Beginning, Prefixes, make_beginning
-from .tokens import Tokenizer, Tokens
-from .vision_features import Grid, VisionFeatures
+from .decoder import Beginning, Decoder, KeysAndValues, Prefixes, Tokenizer, Tokens, make_beginning
+from .encoder import Batcher, Grid, VisionFeatures
 
 
 # Of the vision towers: 28x28 (Qwen2-VL, Qwen2.5-VL) or 32x32.

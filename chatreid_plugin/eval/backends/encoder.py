@@ -1,30 +1,35 @@
-"""What the vision tower makes of each image, computed once and kept.
+"""What the vision tower makes of each image, computed once and kept; in smaller batches where memory is short.
 
 Memory: tokens x width x bytes an image, for Qwen2-VL-2B at 256x128 pixels 45 x 1536 x 2 = 138 kB in bf16: 3.2 GB for
 Market-1501 (23,100 images), 13 GB for MSMT17 (93,820). Qwen3-VL's three deepstack levels make it four times as much.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from ...crops import open_crop, prepare_crop
+from ...errors import UpstreamError
 from ...images import ImagePolicy, resize_by_policy
 from ...records import ImageRecord
-from .memory import Batcher
 
 
+# What it says when an allocator other than CUDA's fails: the host's, the driver's, cuBLAS's.
+SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 Grid = tuple[int, int, int]
 ENCODE_BATCH = 32
 BATCHES_AHEAD = 8
 DECODE_THREADS = 8
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +176,69 @@ class VisionFeatures:
         for (record, _), (time, height, width), part in zip(items, grids, parts, strict=True):
             self._known[record.image_id] = VisionFeature((time, height, width), part.clone())
             self.kept_bytes += part.nbytes
+
+
+class Batcher:
+    """Hands items on in batches, smaller ones after an out-of-memory error.
+
+    What did not fit bounds the cost of later batches, not their number of items: after three huge images the small
+    ones still go 64 at a time, and what fits 50 times is not tried 100 times for every query.
+
+    Attributes:
+        size: most of a batch, a sum of weights.
+        budget: most of a batch, a sum of costs; half of the smallest that did not fit.
+    """
+
+    def __init__(self, size: int, what: str) -> None:
+        """``what``: the items' name in the error."""
+        self.size = size
+        self.what = what
+        self.budget = math.inf
+
+    def run(
+        self, compute: Callable[[Sequence[Item]], Result], items: Sequence[Item], *, cost: int, weight: int = 1
+    ) -> list[Result]:
+        """Return the results of all batches, in order.
+
+        Args:
+            compute: makes one batch's result.
+            items: all of one cost and weight.
+            cost: what an item takes of memory, roughly: its tokens or pixels.
+            weight: how many of ``size`` an item counts as.
+
+        Raises:
+            UpstreamError: not even one item fits.
+        """
+        results: list[Result] = []
+        start = 0
+        while start < len(items):
+            part = items[start : start + max(1, int(min(self.size / weight, self.budget / cost)))]
+            try:
+                results.append(compute(part))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error)
+            else:
+                start += len(part)
+                continue
+            # Out of the handler: the error's traceback held the tensors of the batch.
+            self._reduce(len(part), cost, reason)
+        return results
+
+    def _reduce(self, tried: int, cost: int, reason: str) -> None:
+        if tried == 1:
+            raise UpstreamError(
+                f"The device has no memory for one of the {self.what}: {reason} Use a smaller image_max_pixels, "
+                "dtype: bfloat16, features_on: host, or a device with more memory."
+            )
+        self.budget = tried // 2 * cost
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host has no memory left; the host's allocator raises a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)

@@ -1,7 +1,13 @@
-"""What is to be scored: the protocol's queries, and for each the gallery images that the baseline filter keeps."""
+"""What is to be scored: the protocol's queries, and for each the gallery images that the baseline filter keeps.
+
+Images that ask for captions (``setting: image_to_text``) are asked the other way round, and the answers turned: the
+question is of one caption and one image either way, and a model computes a caption once for all its images. So the
+captions ask those images that kept them, and the scores are the very ones of ``text_to_image``: without a filter each
+direction goes on with the scores that the other one saved.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +18,18 @@ from ..errors import DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .arrays import IntArray, ScoreArray
-from .backends import Scorer, Vectors
+from .backends.base import Scorer
+from .backends.simple import Vectors
 from .calibration import NO_THRESHOLD, Calibration, calibrate
 from .distributed import Processes
 from .external import Matrix, read_matrix
 from .features import extract_protocol_features
 from .filtering import filter_gallery, iterate_similarities
-from .modes import describe_cost
 from .protocols import Labels, Protocol, label_protocol, load_protocol
 from .protocols.fitting import check_split
-from .saved_scores import find_features
+from .queries import Query
+from .questions import describe_cost
+from .scores import find_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,3 +274,46 @@ def choose_split(settings: EvalSettings, trial: int) -> EvalSettings:
             changes[key] = type(value)(str(value).replace("{trial}", str(trial)))
     check_split(changes.get("manifest", settings.manifest), trial)
     return settings.model_copy(update=changes)
+
+
+def turn_plan(plan: Plan) -> Plan:
+    """Return the plan in which the captions that images rank ask those images."""
+    protocol = plan.protocol
+    captions = [Query(record.image_id, record.person_id, text=record.captions[0]) for record in protocol.gallery]
+    images = [query.image for query in protocol.queries if query.image is not None]
+    asked = replace(protocol, queries=captions, gallery=images, ranks_captions=False)
+    kept = _turn_lists(plan.kept, len(captions))
+    features = plan.gallery_features, plan.query_features
+    return Plan(asked, label_protocol(asked), *features, [kept], kept, scorer=plan.scorer)
+
+
+def _ranks_everything(kept: Sequence[IntArray], size: int) -> bool:
+    """Return whether every list has every number in order; then they are turned without sorting all pairs."""
+    everything = np.arange(size)
+    return all(len(one) == size and np.array_equal(one, everything) for one in kept)
+
+
+def _sort_pairs(kept: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
+    """Return the order (P,) of all pairs by what is kept, and then by who keeps it; and the latter in this order."""
+    keepers = np.repeat(np.arange(len(kept)), [len(one) for one in kept])
+    order = np.argsort(np.concatenate(kept), kind="stable")
+    return order, keepers[order]
+
+
+def _turn_lists(kept: Sequence[IntArray], size: int) -> list[IntArray]:
+    """Return for each of ``size`` numbers the lists that have it, ascending."""
+    if _ranks_everything(kept, size):
+        return [np.arange(len(kept))] * size
+    _, keepers = _sort_pairs(kept)
+    counts = np.bincount(np.concatenate(kept), minlength=size)
+    return np.split(keepers, np.cumsum(counts)[:-1])
+
+
+def turn_scores(plan: Plan, scores: Sequence[ScoreArray]) -> list[ScoreArray]:
+    """Return for each image the scores (K,) of the captions it keeps, out of those of the turned plan's queries."""
+    if _ranks_everything(plan.kept, len(scores)):
+        return list(np.stack(scores, axis=1))
+    order, _ = _sort_pairs(plan.kept)
+    turned = np.empty(len(order), dtype=np.float32)
+    turned[order] = np.concatenate(scores)
+    return np.split(turned, np.cumsum([len(one) for one in plan.kept])[:-1])
