@@ -1,66 +1,23 @@
 """The settings of one evaluation, as its YAML gives them; every file in ``eval/`` is checked against this class."""
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .config import BaseUrl, Settings, raise_faults
+from .datasets.registry import list_benchmarks
 from .images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, ImagePolicy
 from .tasks import LETTERS, TASKS
-
-
-ProtocolName = Literal[
-    "market1501",
-    "msmt17",
-    "cuhk03",
-    "cuhk03_classic",
-    "ltcc",
-    "prcc",
-    "sysumm01",
-    "regdb",
-    "llcm",
-    "cuhkpedes",
-    "icfgpedes",
-    "rstpreid",
-    "attributes",
-    "multimodal",
-    "folder",
-]
-
-# Keys that only some protocols have, with their values; null is the first one, but for trials_from and variant, where
-# it is what the manifest has. eval/README.md says what they mean.
-PROTOCOL_CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
-    "setting": {
-        "ltcc": ("cc", "standard", "sc"),
-        "prcc": ("cross_clothes", "same_clothes"),
-        "sysumm01": ("all", "indoor"),
-        "regdb": ("visible_to_infrared", "infrared_to_visible"),
-        "llcm": ("infrared_to_visible", "visible_to_infrared"),
-        "cuhkpedes": ("text_to_image", "image_to_text"),
-        "icfgpedes": ("text_to_image", "image_to_text"),
-        "rstpreid": ("text_to_image", "image_to_text"),
-    },
-    "shots": {"prcc": ("multi", "single"), "sysumm01": ("single", "multi")},
-    "restrict": {"ltcc": (False, True)},
-    "trials_from": {"sysumm01": ("published", "agw_seed")},
-    "variant": {
-        "msmt17": ("v1", "v2", "market"),
-        "cuhk03": ("detected", "labeled"),
-        "cuhk03_classic": ("detected", "labeled"),
-    },
-}
-
-
-# Words alone stand against images in them.
-WORD_PROTOCOLS = ("cuhkpedes", "icfgpedes", "rstpreid", "attributes")
 
 
 class EvalSettings(Settings):
     """One evaluation: data, filter, scorer, outputs."""
 
     # data
-    protocol: ProtocolName
+    protocol: str
     manifest: Path
     image_root: Path | None = None
     # The form of the data set that the manifest must have.
@@ -144,6 +101,16 @@ class EvalSettings(Settings):
     overwrite: Annotated[bool, Field(exclude=True)] = False
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @field_validator("protocol")
+    @classmethod
+    def _check_protocol(cls, name: str) -> str:
+        known = list_benchmarks()
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{name!r} is no benchmark; {hint}known: {', '.join(known)}")
+        return name
+
     @model_validator(mode="after")
     def _check_needs(self) -> "EvalSettings":
         faults: list[str] = []
@@ -160,8 +127,8 @@ class EvalSettings(Settings):
             faults.append(f"choice_task: {self.choice_task} is none of {', '.join(letter_tasks)}")
         if self.image_order != "query_first" and (why := self._find_fixed_order()):
             faults.append(f"image_order: {self.image_order} does not apply: {why}; remove it")
-        for key, choices in PROTOCOL_CHOICES.items():
-            value, allowed = getattr(self, key), choices.get(self.protocol, ())
+        for key in ("setting", "shots", "restrict", "trials_from", "variant"):
+            value, allowed = getattr(self, key), self.choices.get(key, ())
             if value not in (None, False) and value not in allowed:
                 wanted = f"choose one of {', '.join(map(str, allowed))}" if allowed else "it has none"
                 faults.append(f"{key}: {value} does not fit protocol {self.protocol}; {wanted}")
@@ -178,7 +145,7 @@ class EvalSettings(Settings):
             return "a server is asked query_first only"
         if self.mode != "pointwise":
             return f"mode: {self.mode} shows the query first"
-        return f"{self.protocol} asks in words" if self.protocol in WORD_PROTOCOLS else ""
+        return f"{self.protocol} asks in words" if list_benchmarks()[self.protocol].asks_in_words else ""
 
     def _list_filter_faults(self) -> list[str]:
         """Return what the source of the filter's features lacks."""
@@ -243,10 +210,15 @@ class EvalSettings(Settings):
             faults.append("save_matrix: with splits it needs {trial} in its name, a file for each")
         return faults
 
+    @property
+    def choices(self) -> Mapping[str, tuple[Any, ...]]:
+        """The keys that this benchmark has and not all do, with their values: see ``BenchmarkRules``."""
+        return list_benchmarks()[self.protocol].choices
+
     def choose(self, key: str) -> Any:
-        """Return the value of a key of ``PROTOCOL_CHOICES``, or what null stands for."""
+        """Return the value of one of these keys, or what null stands for."""
         value = getattr(self, key)
-        return PROTOCOL_CHOICES[key].get(self.protocol, (value,))[0] if value is None else value
+        return self.choices.get(key, (value,))[0] if value is None else value
 
     @property
     def asks_model(self) -> bool:

@@ -25,9 +25,8 @@ from chatreid_plugin import archives
 from chatreid_plugin.archives import map_array, open_archive
 from chatreid_plugin.config import BuildSettings, SourceSettings, load_settings
 from chatreid_plugin.crops import encode_thumbnail, open_crop
-from chatreid_plugin.datasets.cuhk03_files import extract_images, read_new_protocol, read_test_people
-from chatreid_plugin.datasets.listing import read_lines
-from chatreid_plugin.datasets.matlab_files import read_matlab
+from chatreid_plugin.datasets.cuhk03 import extract_images, read_new_protocol, read_test_people
+from chatreid_plugin.datasets.label_files import read_lines, read_matlab
 from chatreid_plugin.datasets.registry import list_source
 from chatreid_plugin.engine.annotations import attach_annotations
 from chatreid_plugin.engine.captions.requests import encode_image

@@ -1,17 +1,17 @@
-"""RegDB and LLCM (shared notes on protocols, sections 1.7 and 1.8): visible and infrared images in list files."""
+"""RegDB and LLCM (shared notes on protocols, sections 1.7 and 1.8): list files of visible and infrared images."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..config import SourceSettings
 from ..errors import ConfigError, DataError
 from ..records import Modality, Split
-from .listing import Crop, Listing, check_files, find_root, read_lines
-from .sysu import read_identities
-from .walking import find_named
+from .benchmark import Benchmark, BenchmarkRules, Choices, Source, draw_by_camera
+from .label_files import read_identities, read_lines
+from .listing import Crop, DataSet, Listing, check_files, find_named, find_root
 
 
 REGDB_TRIALS = 10
@@ -127,3 +127,48 @@ def _check_crops(listing: Listing) -> None:
     path, count = Counter(crop.path for crop in listing.crops).most_common(1)[0]
     if count > 1:
         raise DataError(f"{listing.root}: the lists name {path} {count} times. Copy the lists again.")
+
+
+def load_regdb(source: Source, choices: Choices) -> Benchmark:
+    """One of ten splits, in the direction of ``setting``; nothing is ignored (Nguyen et al., Sensors 2017).
+
+    Papers quote the mean over ten splits, each with a model of its own: ``{trial}`` in the manifest and the model.
+    """
+    split = f"split {source.notes.get('trial', '?')}"
+    words = f"{choices.setting.replace('_', ' ')}, {split}"
+    return replace(_turn(source, choices).ask_with_images(words, "nothing"), split=split)
+
+
+def load_llcm(source: Source, choices: Choices) -> Benchmark:
+    """One gallery image of each identity and camera, ten seeded trials, CMC over identities (Zhang & Wang, CVPR 2023).
+
+    ``setting`` names the direction; same identity and same camera are ignored (their DEEN code, eval_llcm).
+    """
+    source = _turn(source, choices)
+    cameras = sorted({record.camera_id for record in source.gallery})
+    trials = tuple(draw_by_camera(source.gallery, cameras, trial) for trial in range(choices.trials))
+    words = f"{choices.setting.replace('_', ' ')}, {len(trials)} trials"
+    return replace(source.ask_with_images(words), trials=trials, cmc="unique_identity")
+
+
+def _turn(source: Source, choices: Choices) -> Source:
+    return source.turn("visible" if choices.setting.startswith("visible") else "infrared")
+
+
+DATASETS = {"regdb": DataSet(list_regdb), "llcm": DataSet(list_llcm)}
+BENCHMARKS = {
+    "regdb": BenchmarkRules(
+        load_regdb,
+        "regdb",
+        choices={"setting": ("visible_to_infrared", "infrared_to_visible")},
+        sizes={(): (2060, 2060)},
+        choice_task="visible_infrared_reid",
+    ),
+    "llcm": BenchmarkRules(
+        load_llcm,
+        "llcm",
+        choices={"setting": ("infrared_to_visible", "visible_to_infrared")},
+        sizes={("infrared_to_visible",): (7166, None), ("visible_to_infrared",): (8680, None)},
+        choice_task="visible_infrared_reid",
+    ),
+}

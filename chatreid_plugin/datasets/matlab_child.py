@@ -1,4 +1,4 @@
-"""A process of its own that reads MATLAB files, started by ``matlab_files``: SciPy's reader crashes on damaged ones.
+"""A process of its own that reads MATLAB files, started by ``label_files``: SciPy's reader crashes on damaged ones.
 
 It knows nothing of this package, so that starting it takes as long as loading SciPy. Each line of its input is a path
 and how to read it; each answer is a pickle: the file's variables, or why there are none.

@@ -6,10 +6,11 @@ from pathlib import Path
 from ..config import SourceSettings
 from ..errors import DataError
 from ..records import Split
+from .benchmark import Benchmark, BenchmarkRules, Choices, Source
 from .catalog import get_variant
-from .listing import Crop, Listing, check_files, find_root, read_lines
-from .market import MARKET_FOLDERS
-from .walking import find_named
+from .label_files import read_lines
+from .listing import Crop, DataSet, Listing, check_files, find_named, find_root
+from .market1501 import MARKET_FOLDERS
 
 
 # Variant -> its folders; of v1 and v2 the first holds the training people, the second the tested ones.
@@ -109,3 +110,16 @@ def _list_repack(listing: Listing) -> None:
         for path, match in find_named(listing, listing.root / folder, REPACK_NAME, REPACK_EXAMPLE):
             person = _name_person(int(match["person"]), split)
             listing.crops.append(Crop(path, split, person, match["renamed"] or match["camera"]))
+
+
+def load_msmt17(source: Source, choices: Choices) -> Benchmark:
+    """Test lists as published; V1 or V2 is the manifest's variant (Wei et al., CVPR 2018)."""
+    return source.ask_with_images(f"{(source.variant or 'v1').upper()}, single query")
+
+
+DATASETS = {"msmt17": DataSet(list_msmt17)}
+BENCHMARKS = {
+    "msmt17": BenchmarkRules(
+        load_msmt17, "msmt17", choices={"variant": ("v1", "v2", "market")}, sizes={(): (11659, 82161)}
+    )
+}

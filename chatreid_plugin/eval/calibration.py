@@ -17,6 +17,9 @@ from random import Random
 
 import numpy as np
 
+from ..datasets.benchmark import Benchmark, Source
+from ..datasets.matching import label_benchmark
+from ..datasets.registry import list_benchmarks
 from ..errors import DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
@@ -25,9 +28,7 @@ from .arrays import ScoreArray
 from .distributed import Processes
 from .features import PoolImages, extract_protocol_features
 from .filtering import iterate_similarities
-from .protocols import PROTOCOLS, Protocol, label_protocol
-from .protocols.fitting import get_variant
-from .protocols.source import Source, check_images
+from .loader import apply_rules, check_images, get_variant
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Calibration:
 
 
 def calibrate(
-    settings: EvalSettings, protocol: Protocol, processes: Processes, pool_images: PoolImages | None
+    settings: EvalSettings, protocol: Benchmark, processes: Processes, pool_images: PoolImages | None
 ) -> Calibration:
     """Return the threshold for a benchmark; the same in every process, which each compute it.
 
@@ -94,7 +95,7 @@ def calibrate(
     return found
 
 
-def load_training(settings: EvalSettings, protocol: Protocol) -> Protocol:
+def load_training(settings: EvalSettings, protocol: Benchmark) -> Benchmark:
     """Return the benchmark as it would be, were it made of a sample of the manifest's training images.
 
     Raises:
@@ -111,11 +112,11 @@ def load_training(settings: EvalSettings, protocol: Protocol) -> Protocol:
     if settings.opens_images:
         check_images([*sides[0], *sides[1]], protocol.image_root)
     notes = provenance.get("protocol") or {}
-    source = Source(settings.manifest, sides[0], sides[1], protocol.image_root, get_variant(provenance), notes)
+    variant = get_variant(provenance)
+    source = Source(settings.protocol, settings.manifest, sides[0], sides[1], protocol.image_root, variant, notes)
     # All that is ranked at once: trials, and the people that a setting keeps, are those of the test set.
-    changes = {"trials": 1, "restrict": False}
-    changes |= {"trials_from": "agw_seed", "shots": "single"} if settings.protocol == "sysumm01" else {}
-    training = PROTOCOLS[settings.protocol](source, settings.model_copy(update=changes))
+    changes = {"trials": 1, "restrict": False, **list_benchmarks()[settings.protocol].training}
+    training = apply_rules(settings, source, **changes)
     return replace(training, trials=(), ignore_copies=settings.ignore_copies)
 
 
@@ -141,7 +142,7 @@ def draw_sample(records: Iterable[ImageRecord], seed: int, most: int = MOST_IMAG
     return drawn[:most]
 
 
-def _calibrate(settings: EvalSettings, training: Protocol, pool_images: PoolImages | None) -> Calibration:
+def _calibrate(settings: EvalSettings, training: Benchmark, pool_images: PoolImages | None) -> Calibration:
     # Each process computes all of it: shares would have to meet again, and it is little.
     asked, ranked = extract_protocol_features(settings, training, Processes(), pool_images)
     found = list(_iterate_matches(training, asked, ranked))
@@ -161,9 +162,9 @@ def _calibrate(settings: EvalSettings, training: Protocol, pool_images: PoolImag
     )
 
 
-def _iterate_matches(training: Protocol, asked: ScoreArray, ranked: ScoreArray) -> Iterator[ScoreArray]:
+def _iterate_matches(training: Benchmark, asked: ScoreArray, ranked: ScoreArray) -> Iterator[ScoreArray]:
     """Yield the similarities of each query that has matches to them; an image is no match of itself."""
-    labels = label_protocol(training)
+    labels = label_benchmark(training)
     for number, similarities in enumerate(iterate_similarities(asked, ranked)):
         own = training.queries[number].image
         matches = [

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..datasets.benchmark import Benchmark, Query
+from ..datasets.matching import Labels, label_benchmark
 from ..errors import DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
@@ -25,9 +27,7 @@ from .distributed import Processes
 from .external import Matrix, read_matrix
 from .features import extract_protocol_features
 from .filtering import filter_gallery, iterate_similarities
-from .protocols import Labels, Protocol, label_protocol, load_protocol
-from .protocols.fitting import check_split
-from .queries import Query
+from .loader import check_split, load_benchmark
 from .questions import describe_cost
 from .scores import find_features
 
@@ -44,7 +44,7 @@ class Plan:
     its threshold (``tau: auto``).
     """
 
-    protocol: Protocol
+    protocol: Benchmark
     labels: Labels
     query_features: ScoreArray | None
     gallery_features: ScoreArray | None
@@ -111,19 +111,19 @@ def make_plan(settings: EvalSettings, processes: Processes | None = None, saved:
     Raises:
         ConfigError: a filter that compares images, and queries without an image.
     """
-    protocol = load_protocol(settings)
+    protocol = load_benchmark(settings)
     if not settings.reads_scores:
         return filter_protocol(settings, protocol, processes or Processes(), saved)
     nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
     matrix, trials = read_matrix(settings, protocol), [nothing for _ in protocol.trial_galleries]
-    return Plan(protocol, label_protocol(protocol), None, None, trials, nothing, matrix)
+    return Plan(protocol, label_benchmark(protocol), None, None, trials, nothing, matrix)
 
 
 def filter_protocol(
-    settings: EvalSettings, protocol: Protocol, processes: Processes, saved: Scorer | None = None
+    settings: EvalSettings, protocol: Benchmark, processes: Processes, saved: Scorer | None = None
 ) -> Plan:
     """Return what the filter keeps of a protocol; without one, everything that is not ignored."""
-    labels = label_protocol(protocol)
+    labels = label_benchmark(protocol)
     if settings.filter == "none":
         trials = [_keep_all(labels, places, len(protocol.queries)) for places in protocol.trial_galleries]
         return Plan(protocol, labels, None, None, trials, _merge_trials(protocol, trials))
@@ -149,7 +149,7 @@ def _keep_all(labels: Labels, places: IntArray, queries: int) -> list[IntArray]:
     return [places[~mask] if mask.any() else places for mask in ignored]
 
 
-def _merge_trials(protocol: Protocol, trials: Sequence[Sequence[IntArray]]) -> list[IntArray]:
+def _merge_trials(protocol: Benchmark, trials: Sequence[Sequence[IntArray]]) -> list[IntArray]:
     """Return each query's candidates in all trials, once each, as ``Plan.kept``."""
     if not protocol.trials:
         return list(trials[0])
@@ -157,7 +157,7 @@ def _merge_trials(protocol: Protocol, trials: Sequence[Sequence[IntArray]]) -> l
 
 
 def _compute_features(
-    settings: EvalSettings, protocol: Protocol, processes: Processes
+    settings: EvalSettings, protocol: Benchmark, processes: Processes
 ) -> tuple[Scorer | None, ScoreArray, ScoreArray, Calibration | None]:
     """Return the scoring model, if the filter needs it, the features (Q, D) and (G, D), and the threshold found."""
     scorer = pool_images = pool_apart = None
@@ -180,7 +180,7 @@ def describe_plan(settings: EvalSettings) -> str:
         first = describe_plan(choose_split(settings, trial))
         remarks = "".join(f"\nWarning: {remark}" for remark in list_shared_parts(settings))
         return f"{len(settings.splits)} splits; split {trial}:\n{first}{remarks}"
-    protocol = load_protocol(settings)
+    protocol = load_benchmark(settings)
     gallery = len(protocol.gallery)
     trials = protocol.trial_galleries
     sizes = [len(places) for places in trials]
@@ -284,7 +284,7 @@ def turn_plan(plan: Plan) -> Plan:
     asked = replace(protocol, queries=captions, gallery=images, ranks_captions=False)
     kept = _turn_lists(plan.kept, len(captions))
     features = plan.gallery_features, plan.query_features
-    return Plan(asked, label_protocol(asked), *features, [kept], kept, scorer=plan.scorer)
+    return Plan(asked, label_benchmark(asked), *features, [kept], kept, scorer=plan.scorer)
 
 
 def _ranks_everything(kept: Sequence[IntArray], size: int) -> bool:

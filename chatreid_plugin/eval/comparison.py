@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from ..datasets.registry import list_benchmarks
 from ..errors import DataError
-from ..eval_settings import PROTOCOL_CHOICES
 from ..pages import embed_png, encode_png, render_template
 from ..shards import open_atomically, read_json, write_json, write_text
 
@@ -177,10 +177,11 @@ def list_unlike_published(run: Run) -> list[str]:
     """Return, in words, how a run was measured otherwise than the published rows of its benchmark."""
     published = read_published()["measured_as"]
     settings: Mapping[str, Any] = run.content["settings"]
+    rules = list_benchmarks().get(run.benchmark)
+    choices = rules.choices if rules else {}
     found: list[str] = []
     for key, wanted in {**published["all"], **published.get(run.benchmark, {})}.items():
-        choices = PROTOCOL_CHOICES.get(key, {}).get(run.benchmark, (None,))
-        value = choices[0] if settings.get(key) is None else settings[key]
+        value = choices.get(key, (None,))[0] if settings.get(key) is None else settings[key]
         if value != wanted and (value or wanted):
             found.append(f"{key} is {value}, theirs {wanted or 'not set'}")
     if run.protocol["unlike_published"]:

@@ -26,8 +26,8 @@ from ..records import ImageRecord
 from ..shards import open_atomically, read_manifest
 from .arrays import ScoreArray
 from .backends.transformers import TransformersScorer
+from .loader import check_images
 from .matrix_file import write_rows
-from .protocols.source import check_images
 from .scores import hash_images
 
 

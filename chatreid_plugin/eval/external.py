@@ -21,13 +21,12 @@ from ..archives import (
     read_names,
     refuse_missing,
 )
+from ..datasets.benchmark import Benchmark, Query
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .arrays import IntArray, ScoreArray
 from .filtering import iterate_similarities
-from .protocols import Protocol
-from .queries import Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def list_image_names(record: ImageRecord) -> Names:
     return record.path, record.image_id
 
 
-def _list_names(protocol: Protocol) -> tuple[list[Names], list[Names]]:
+def _list_names(protocol: Benchmark) -> tuple[list[Names], list[Names]]:
     """Return what a file may call the queries and the gallery; captions also by the path of their image."""
     paths = {record.image_id: record.path for record in protocol.gallery}
     paths |= {query.image.image_id: query.image.path for query in protocol.queries if query.image is not None}
@@ -91,7 +90,7 @@ def _list_names(protocol: Protocol) -> tuple[list[Names], list[Names]]:
     return queries, [(f"{record.path}#{number}", record.image_id) for record, number in pairs]
 
 
-def read_protocol_features(path: Path, protocol: Protocol) -> tuple[ScoreArray, ScoreArray]:
+def read_protocol_features(path: Path, protocol: Benchmark) -> tuple[ScoreArray, ScoreArray]:
     """Return the L2-normalised features (Q, D) of the protocol's queries and (G, D) of its gallery.
 
     Raises:
@@ -102,13 +101,13 @@ def read_protocol_features(path: Path, protocol: Protocol) -> tuple[ScoreArray, 
     return normalise(queries), normalise(gallery)
 
 
-def _read_feature_matrix(path: Path, protocol: Protocol) -> Matrix:
+def _read_feature_matrix(path: Path, protocol: Benchmark) -> Matrix:
     """Return the cosine similarities of the file's features, for ``backend: features``."""
     empty = np.empty(0, dtype=np.int64)
     return Matrix(path, None, empty, empty, *read_protocol_features(path, protocol))
 
 
-def _read_score_matrix(path: Path, protocol: Protocol) -> Matrix:
+def _read_score_matrix(path: Path, protocol: Benchmark) -> Matrix:
     """Return a file's scores, for ``backend: scores``; higher is better.
 
     The .npz has ``scores`` (Q, G), ``queries`` (Q,) and ``gallery`` (G,). A matrix that does not fit in memory is an
@@ -137,7 +136,7 @@ def _read_score_matrix(path: Path, protocol: Protocol) -> Matrix:
     return Matrix(path, scores, query_rows, gallery_columns, may_lack="not_scored" in arrays)
 
 
-def check_row(row: Array, query: int, protocol: Protocol, matrix: Matrix) -> None:
+def check_row(row: Array, query: int, protocol: Benchmark, matrix: Matrix) -> None:
     """Refuse a query's scores (G,) that are not finite, or too large for the float32 of the files that are written.
 
     NaN is no score where the file says so.
@@ -161,7 +160,7 @@ def check_row(row: Array, query: int, protocol: Protocol, matrix: Matrix) -> Non
         )
 
 
-def read_matrix(settings: EvalSettings, protocol: Protocol) -> Matrix:
+def read_matrix(settings: EvalSettings, protocol: Benchmark) -> Matrix:
     """Return the scores of every pair that ``features`` or ``scores`` of the settings holds.
 
     Raises:

@@ -17,13 +17,13 @@ from tqdm import tqdm
 from ..adapters import guard_loading
 from ..archives import normalise
 from ..crops import open_crop
+from ..datasets.benchmark import Benchmark
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..records import ImageRecord
 from .arrays import ScoreArray
 from .distributed import Processes
 from .external import read_protocol_features
-from .protocols import Protocol
 from .questions import describe_in_words
 
 
@@ -261,7 +261,7 @@ def extract_features(
 
 
 def extract_protocol_features(
-    settings: EvalSettings, protocol: Protocol, processes: Processes, pool_images: PoolImages | None = None
+    settings: EvalSettings, protocol: Benchmark, processes: Processes, pool_images: PoolImages | None = None
 ) -> tuple[ScoreArray, ScoreArray]:
     """Return the filter's features (Q, D) of a protocol's queries and (G, D) of its gallery, L2-normalised.
 
@@ -289,7 +289,7 @@ def _name_item(item: Item) -> tuple[str, str]:
 def _extract_items(
     settings: EvalSettings,
     items: Sequence[Item],
-    protocol: Protocol,
+    protocol: Benchmark,
     processes: Processes,
     pool_images: PoolImages | None,
 ) -> ScoreArray:

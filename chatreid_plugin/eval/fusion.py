@@ -16,13 +16,13 @@ from scipy.special import expit
 from scipy.stats import rankdata
 from tqdm import tqdm
 
+from ..datasets.benchmark import Query
 from ..errors import ConfigError
 from ..eval_settings import EvalSettings
 from .arrays import FloatArray, IntArray, ScoreArray
 from .backends.base import Confidence
 from .candidates import Plan
 from .filtering import iterate_similarities
-from .queries import Query
 from .questions import list_pair_tasks, standardise
 
 

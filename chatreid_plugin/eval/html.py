@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..crops import encode_thumbnail
+from ..datasets.benchmark import Benchmark, Query
 from ..pages import embed_png, encode_png, render_template
 from ..records import ImageRecord
 from ..shards import write_text
 from .arrays import BoolArray, IntArray, ScoreArray
-from .protocols import Protocol
-from .queries import Query
 from .report import HEADLINE_RANKS, Results, describe_method, list_calibrations
 from .terms import define_terms
 
@@ -41,7 +40,7 @@ def _view_query(query: Query, image_root: Path) -> dict[str, Any]:
 
 
 def build_query_view(
-    protocol: Protocol,
+    protocol: Benchmark,
     query: int,
     order: IntArray,
     candidates: IntArray,

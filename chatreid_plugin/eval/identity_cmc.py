@@ -10,16 +10,13 @@ Random tie order is a random arrival time for each item, here exponential: an im
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ..datasets.benchmark import Cmc, Ties
 from .arrays import FloatArray, IntArray
 
-
-Cmc = Literal["standard", "unique_identity", "single_gallery_shot"]
-Ties = Literal["expected", "index", "optimistic", "pessimistic"]
 
 # Up to here the integral is exact. The numerical rule beyond spans times from 1e-10 to 40 times the mean arrival time.
 EXACT_NODES = 256

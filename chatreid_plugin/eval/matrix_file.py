@@ -15,11 +15,11 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 
 from ..archives import Array
+from ..datasets.benchmark import Benchmark
 from ..errors import ConfigError
 from ..shards import open_atomically
 from .arrays import ScoreArray
 from .candidates import Plan
-from .protocols import Protocol
 
 
 def check_target(path: Path) -> None:
@@ -55,7 +55,7 @@ def iterate_ranked_scores(plan: Plan, scores: list[list[ScoreArray]]) -> Iterato
         yield row
 
 
-def write_matrix(path: Path, protocol: Protocol, rows: Iterable[ScoreArray]) -> None:
+def write_matrix(path: Path, protocol: Benchmark, rows: Iterable[ScoreArray]) -> None:
     """Write the scores (G,) of each query, one after another, and the names; whole files or none.
 
     Raises:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..datasets.matching import Labels
 from .arrays import BoolArray, FloatArray, IntArray, ScoreArray
 from .candidates import Plan
 from .external import Matrix, check_row
 from .filtering import is_cut_through_ties
 from .matches import Ignore
 from .metrics import RankingMeter, RankingMetrics, bootstrap_interval
-from .protocols import Labels
 from .ranking import merge_scores
 
 

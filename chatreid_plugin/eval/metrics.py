@@ -13,13 +13,14 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ..datasets.benchmark import AveragePrecision, Cmc, Ties
 from ..errors import ConfigError, DataError
 from .arrays import FloatArray, IntArray
 from .direction import DirectionProbe
-from .identity_cmc import Cmc, Ties, cuts_through_ties, measure_identities
+from .identity_cmc import cuts_through_ties, measure_identities
 from .inputs import iterate_rows, read_retrieved, read_row, read_topk
 from .matches import Ignore, Matches
-from .ties import AveragePrecision, QueryMetrics, expect_over_ties, measure_ranks
+from .ties import QueryMetrics, expect_over_ties, measure_ranks
 
 
 FIRST_ITEMS = 500

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..datasets.benchmark import Query
+from ..datasets.registry import list_benchmarks
 from ..errors import ConfigError, UpstreamError
 from ..eval_settings import EvalSettings
 from ..records import Answer, Attribute, ImageRecord, ImageReference, Instruction
 from ..tasks import ASKED, IMAGE_MARK, TASKS, format_attributes, get_task, render_prompt
 from .arrays import FloatArray, ScoreArray
 from .backends.base import Confidence, Scorer
-from .queries import Query
 
 
 # What a pair of query and candidate is asked with. Stage 3 trains all four, so that nothing untrained is asked.
@@ -34,14 +35,6 @@ MULTIMODAL_PAIR = "multimodal_one_to_one"
 PAIR_TASKS = (IMAGE_PAIR, TEXT_PAIR, ATTRIBUTE_PAIR, MULTIMODAL_PAIR)
 SHOWS_QUERY = (IMAGE_PAIR, MULTIMODAL_PAIR)
 
-# Which choice a model is trained to make on each benchmark (paper section 3.3); others: standard_reid.
-CHOICE_TASKS = {
-    "ltcc": "cloth_changing_reid",
-    "prcc": "cloth_changing_reid",
-    "sysumm01": "visible_infrared_reid",
-    "regdb": "visible_infrared_reid",
-    "llcm": "visible_infrared_reid",
-}
 SMALLEST_SPREAD = 1e-6  # relative; fp32 scores that differ by less are one number
 
 # The candidate that is in every window.
@@ -157,7 +150,7 @@ def pick_choice_task(settings: EvalSettings, query: Query) -> str:
         return "multimodal_retrieval"
     if query.image is None:
         return "text_to_image_reid" if query.text else "attribute_retrieval"
-    return CHOICE_TASKS.get(settings.protocol, "standard_reid")
+    return list_benchmarks()[settings.protocol].choice_task
 
 
 @dataclass(frozen=True, slots=True)

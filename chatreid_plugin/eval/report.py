@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from .. import __version__
+from ..datasets.benchmark import RULES, Benchmark
 from ..eval_settings import EvalSettings
 from ..shards import read_json, write_json, write_shard
 from .arrays import BoolArray, IntArray, ScoreArray
@@ -24,8 +25,6 @@ from .backends.base import Confidence
 from .calibration import Calibration
 from .measuring import CURVE_RANKS, Measured
 from .metrics import RankingMetrics
-from .protocols import Protocol
-from .protocols.definition import RULES
 from .terms import WARNINGS, define_terms
 
 
@@ -67,7 +66,7 @@ class Results:
     """
 
     settings: EvalSettings
-    protocol: Protocol
+    protocol: Benchmark
     measured: Measured
     pairs: int
     fingerprint: Mapping[str, Any]
@@ -271,7 +270,7 @@ def write_results(output: Path, content: Mapping[str, Any], seconds: float, proc
 
 
 def build_ranking_row(
-    protocol: Protocol,
+    protocol: Benchmark,
     query: int,
     order: IntArray,
     candidates: IntArray,

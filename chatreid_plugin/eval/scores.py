@@ -28,6 +28,7 @@ import numpy as np
 import xxhash
 
 from ..archives import open_archive
+from ..datasets.benchmark import Benchmark, Query
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..locks import open_locked
@@ -38,8 +39,6 @@ from .backends.base import Confidence
 from .backends.simple import ModelFreeScorer
 from .calibration import Calibration
 from .distributed import Processes
-from .protocols import Protocol
-from .queries import Query
 
 
 logger = logging.getLogger(__name__)
@@ -383,7 +382,7 @@ def _shorten(value: Any) -> str:
     return text if isinstance(value, str) or len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def _describe_filter(settings: EvalSettings, protocol: Protocol, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_filter(settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that the features of ``filter: vlm`` and their threshold depend on, but the images' bytes."""
     keys = ["chatreid_stage", "chatreid_aspect", "image_max_pixels", "image_min_pixels", "dtype", "tau"]
     keys += ["filter_recall", "seed"] if settings.tau == "auto" else []
@@ -397,7 +396,7 @@ def _describe_filter(settings: EvalSettings, protocol: Protocol, fingerprint: Ma
 
 def keep_features(
     settings: EvalSettings,
-    protocol: Protocol,
+    protocol: Benchmark,
     fingerprint: Mapping[str, Any],
     features: tuple[ScoreArray, ScoreArray],
     calibration: Calibration | None,
@@ -420,7 +419,7 @@ def keep_features(
 
 
 def find_features(
-    settings: EvalSettings, protocol: Protocol, fingerprint: Mapping[str, Any], processes: Processes
+    settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any], processes: Processes
 ) -> tuple[ScoreArray, ScoreArray, Calibration | None]:
     """Return what ``keep_features`` wrote in the run whose scores are ranked again.
 
@@ -432,7 +431,7 @@ def find_features(
 
 
 def _read_features(
-    settings: EvalSettings, protocol: Protocol, fingerprint: Mapping[str, Any]
+    settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any]
 ) -> tuple[ScoreArray, ScoreArray, Calibration | None]:
     path = settings.output_dir / FILTER_FILE
     if not path.exists():

@@ -12,10 +12,9 @@ from .. import __version__, tasks
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from .arrays import ScoreArray
-from .backends.base import Confidence, Scorer
+from .backends.base import QUERY_BLOCK, Confidence, Scorer
 from .candidates import Plan
 from .distributed import Processes
-from .queries import QUERY_BLOCK
 from .questions import PAIR_TASKS, describe_mode, score_query
 from .scores import Scored, ScoreStore, digest_fingerprint
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..config import check_settings
 from ..crops import encode_thumbnail, open_crop
+from ..datasets.benchmark import Benchmark, Query
 from ..errors import ConfigError, DataError
 from ..eval_settings import EvalSettings
 from ..pages import render_template
@@ -25,8 +26,6 @@ from .backends import make_scorer
 from .candidates import Plan, filter_protocol
 from .distributed import Processes
 from .fusion import fuse_scores
-from .protocols import Protocol
-from .queries import Query
 from .questions import score_query
 from .ranking import order_gallery
 
@@ -133,7 +132,7 @@ def rank_folder(
         reasons = "".join(f"\n  {reason}" for reason in list(unreadable.values())[:UNREADABLE_SHOWN])
         raise DataError(f"{folder} has no image that can be read ({', '.join(IMAGE_SUFFIXES)}).{reasons}")
     query = Query("query", "query", image=None if image is None else _read_photo(image), text=text)
-    protocol = Protocol("search", "own folder", [query], records, folder.resolve(), "nothing")
+    protocol = Benchmark("search", "own folder", [query], records, folder.resolve(), "nothing")
     plan = filter_protocol(settings, protocol, Processes())
     scores, similarities = _score(settings, plan, query)
     nothing = plan.labels.find_ignored(0)

@@ -1,6 +1,6 @@
 """What every figure of a result means, in words: quoted by ``report`` and ``html``."""
 
-from .protocols import Protocol
+from ..datasets.benchmark import Benchmark
 
 
 CMC_DEFINITIONS = {
@@ -45,7 +45,7 @@ WARNINGS = {
 }
 
 
-def define_terms(protocol: Protocol) -> dict[str, str]:
+def define_terms(protocol: Benchmark) -> dict[str, str]:
     """Return what every figure means under this protocol."""
     return {
         "mAP": AP_DEFINITIONS[protocol.average_precision],

@@ -8,14 +8,11 @@ being 1 when p_i = 0 (official Market-1501 and CUHK03-NP code); CMC@k = 1 if p_1
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from ..datasets.benchmark import AveragePrecision
 from .arrays import FloatArray, IntArray
-
-
-AveragePrecision = Literal["mean", "trapezoid", "top500"]
 
 
 @dataclass(frozen=True, slots=True)

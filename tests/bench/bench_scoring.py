@@ -34,10 +34,10 @@ from model_work import (
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 
+from chatreid_plugin.datasets.benchmark import Query, make_image_query
 from chatreid_plugin.eval.backends.checkpoint import load_checkpoint
 from chatreid_plugin.eval.backends.decoder import Tokenizer
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
-from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval.questions import IMAGE_PAIR, build_pair_prompt
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord

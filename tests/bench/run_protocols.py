@@ -28,9 +28,9 @@ from conftest import CASES, Case
 from chatreid_plugin.config import BuildSettings, load_settings
 from chatreid_plugin.errors import ChatReIDError
 from chatreid_plugin.eval.candidates import choose_split, make_plan
+from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.measuring import measure
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.protocols import load_protocol
 from chatreid_plugin.eval.questions import list_pair_tasks, pick_choice_task
 from chatreid_plugin.eval.report import Results
 from chatreid_plugin.eval_settings import EvalSettings
@@ -136,7 +136,7 @@ def list_questions(root: Path) -> list[list[str]]:
     for name, case in sorted(first.items()):
         settings = case.load(root)
         settings = choose_split(settings, settings.splits[0]) if settings.splits else settings
-        queries = load_protocol(settings).queries
+        queries = load_benchmark(settings).queries
         pairs = {task: None for query in queries for task in list_pair_tasks(query, settings.text_weight is not None)}
         choices = {pick_choice_task(settings, query): None for query in queries}
         for mode, tasks in (("pointwise", pairs), ("choice, turns", choices)):

@@ -8,7 +8,7 @@ import pytest
 
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets.listing import Listing
-from chatreid_plugin.datasets.registry import PARSERS
+from chatreid_plugin.datasets.registry import list_datasets
 from chatreid_plugin.errors import DataError
 
 
@@ -16,7 +16,7 @@ CAPTION_FILES = ("Ts-qwen", "Td-qwen", "Ts-shikra", "Td-shikra")
 
 
 def list_crops(root: Path, name: str) -> Listing:
-    return PARSERS[name](SourceSettings(name=name, root=root))
+    return list_datasets()[name].list_images(SourceSettings(name=name, root=root))
 
 
 def write(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets import catalog
 from chatreid_plugin.datasets.catalog import CATALOG_FILE, CatalogEntry, Count, check_counts, get_variant, read_catalog
 from chatreid_plugin.datasets.listing import Crop
-from chatreid_plugin.datasets.registry import PARSERS, list_source
+from chatreid_plugin.datasets.registry import list_datasets, list_source
 from chatreid_plugin.demo.layouts import LAYOUTS
 from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.errors import ConfigError, DataError
@@ -33,7 +33,7 @@ def test_every_parser_is_described() -> None:
     names = re.findall(r"^(\w+):$", CATALOG_FILE.read_text(encoding="utf-8"), re.MULTILINE)
     # YAML lets a second entry of a name replace the first.
     assert names == list(read_catalog())
-    assert set(names) == set(PARSERS)
+    assert set(names) == set(list_datasets())
 
 
 @pytest.mark.parametrize("name", read_catalog())

@@ -13,7 +13,7 @@ from scipy.io import loadmat, savemat
 
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.crops import save_image
-from chatreid_plugin.datasets import cuhk03_files
+from chatreid_plugin.datasets import cuhk03
 from chatreid_plugin.datasets.catalog import read_catalog
 from chatreid_plugin.datasets.listing import Listing
 from chatreid_plugin.datasets.registry import list_source
@@ -82,7 +82,7 @@ def test_images_are_extracted_once(
     assert "extract detected: 100%" in output.err and output.out == ""
     assert sorted(path.name for path in raw.iterdir() if path.name.startswith(".")) == []
     get_raw_file(raw).unlink()
-    monkeypatch.setattr(cuhk03_files, "_read_images", lambda *rest: pytest.fail("extracted again"))
+    monkeypatch.setattr(cuhk03, "_read_images", lambda *rest: pytest.fail("extracted again"))
     assert list_cuhk03().crops == first.crops
 
 
@@ -97,7 +97,7 @@ def test_interrupted_extraction_leaves_nothing_behind(
         save_image(image, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cuhk03_files, "save_image", fill_the_disk)
+        patch.setattr(cuhk03, "save_image", fill_the_disk)
         with pytest.raises(DataError, match=r"cannot be written to .*images_detected: .*No space left on device"):
             list_cuhk03()
     assert {path.name for path in raw.iterdir()} == names

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chatreid_plugin.config import SourceSettings
-from chatreid_plugin.datasets.registry import PARSERS, list_source
+from chatreid_plugin.datasets.registry import list_datasets, list_source
 from chatreid_plugin.demo.layouts import LAYOUTS
 from chatreid_plugin.errors import DataError
 
@@ -154,7 +154,7 @@ def test_missing_part_is_named(copy_layout: MakeLayout, layout: str, removed: st
 @pytest.mark.parametrize("name", sorted({layout.partition(":")[0] for layout in LISTED | NAMED}))
 def test_missing_data_set_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"Data set folder .*nowhere does not exist"):
-        PARSERS[name](SourceSettings(name=name, root=tmp_path / "nowhere"))
+        list_datasets()[name].list_images(SourceSettings(name=name, root=tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("layout", NAMED)

@@ -10,7 +10,7 @@ from scipy.io import loadmat, savemat
 
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets.listing import Listing
-from chatreid_plugin.datasets.registry import PARSERS
+from chatreid_plugin.datasets.registry import list_datasets
 from chatreid_plugin.demo.layouts.infrared import split_regdb, write_llcm, write_regdb, write_sysumm01
 from chatreid_plugin.errors import ConfigError, DataError
 
@@ -44,7 +44,7 @@ def llcm(layouts: Path, tmp_path: Path) -> Path:
 
 
 def list_crops(root: Path, **changes: Any) -> Listing:
-    return PARSERS[root.name](SourceSettings(name=root.name, root=root, **changes))
+    return list_datasets()[root.name].list_images(SourceSettings(name=root.name, root=root, **changes))
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets.catalog import read_catalog
-from chatreid_plugin.datasets.registry import PARSERS
+from chatreid_plugin.datasets.registry import list_datasets
 from chatreid_plugin.demo.layouts import LAYOUTS
 from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.records import ImageRecord
@@ -35,11 +35,11 @@ def test_layout_parses_to_what_was_written(layout: str, tmp_path: Path) -> None:
 
 
 def test_every_parser_is_in_the_catalog() -> None:
-    assert set(PARSERS) == set(read_catalog())
+    assert set(list_datasets()) == set(read_catalog())
 
 
 def test_every_parser_of_a_published_set_has_a_layout() -> None:
-    assert {layout.partition(":")[0] for layout in LAYOUTS} == set(PARSERS) - {"pattern", "list"}
+    assert {layout.partition(":")[0] for layout in LAYOUTS} == set(list_datasets()) - {"pattern", "list"}
 
 
 def test_every_variant_has_a_layout() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from chatreid_plugin.datasets import matlab_files
-from chatreid_plugin.datasets.matlab_files import read_matlab
+from chatreid_plugin.datasets import label_files
+from chatreid_plugin.datasets.label_files import read_matlab
 from chatreid_plugin.errors import DataError
 
 
@@ -23,10 +23,10 @@ def test_file_of_every_version_is_read(tmp_path: Path, version: str, packed: boo
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let the process that reads have 64 MiB."""
-    matlab_files._CHILD.end()
-    monkeypatch.setattr(matlab_files, "MOST_BYTES", 2**26)
+    label_files._CHILD.end()
+    monkeypatch.setattr(label_files, "MOST_BYTES", 2**26)
     yield
-    matlab_files._CHILD.end()
+    label_files._CHILD.end()
 
 
 @pytest.mark.usefixtures("small_memory")
@@ -42,7 +42,7 @@ def test_file_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
 def test_reader_that_dies_is_one_message_and_starts_again(tmp_path: Path) -> None:
     savemat(tmp_path / "a.mat", {"labels": np.eye(3)})
     assert read_matlab(tmp_path / "a.mat")
-    process = matlab_files._CHILD.process
+    process = label_files._CHILD.process
     assert process is not None
     process.kill()
     process.wait()

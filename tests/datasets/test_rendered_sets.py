@@ -7,7 +7,7 @@ import pytest
 
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets.listing import Crop
-from chatreid_plugin.datasets.rendered_sets import list_personx, list_randperson
+from chatreid_plugin.datasets.standard_sets import list_personx, list_randperson
 from chatreid_plugin.errors import DataError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets.listing import Crop
-from chatreid_plugin.datasets.small_sets import list_cuhk01, list_cuhk02, list_occludedreid, list_viper
+from chatreid_plugin.datasets.standard_sets import list_cuhk01, list_cuhk02, list_occludedreid, list_viper
 
 
 MakeImage = Callable[..., Path]

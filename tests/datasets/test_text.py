@@ -9,7 +9,7 @@ import pytest
 
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets.listing import Listing
-from chatreid_plugin.datasets.registry import PARSERS
+from chatreid_plugin.datasets.registry import list_datasets
 from chatreid_plugin.errors import DataError
 
 
@@ -31,7 +31,7 @@ def write_labels(root: Path, value: Any, name: str = "reid_raw.json") -> Path:
 
 
 def list_crops(root: Path, name: str = "cuhkpedes") -> Listing:
-    return PARSERS[name](SourceSettings(name=name, root=root))
+    return list_datasets()[name].list_images(SourceSettings(name=name, root=root))
 
 
 def test_test_images_are_the_gallery_and_carry_their_captions(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_several_label_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"may label CUHK-PEDES: .*a\.json, .*b\.json\. Name the .*`labels`"):
         list_crops(tmp_path)
     source = SourceSettings(name="cuhkpedes", root=tmp_path, labels=tmp_path / "b.json")
-    assert len(PARSERS["cuhkpedes"](source).crops) == 1
+    assert len(list_datasets()["cuhkpedes"].list_images(source).crops) == 1
 
 
 @pytest.mark.parametrize("name", ["caption_all.json", "reid_raw.json"])

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from chatreid_plugin.config import SourceSettings
-from chatreid_plugin.datasets.listing import Crop, Listing
-from chatreid_plugin.datasets.places import check_places
+from chatreid_plugin.datasets.listing import Crop, Listing, check_places, find_images
 from chatreid_plugin.datasets.registry import list_source
-from chatreid_plugin.datasets.walking import find_images
 from chatreid_plugin.errors import DataError
 
 

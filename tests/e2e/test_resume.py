@@ -73,8 +73,8 @@ def test_killed_stage_2_goes_on_with_the_same_losses_and_no_second_swap(
 
 def score_pairs(checkpoint: Path, workshop: Any) -> Any:
     """Return what the evaluator, given a folder, says of an image and two others."""
+    from chatreid_plugin.datasets.benchmark import make_image_query
     from chatreid_plugin.eval.backends.transformers import TransformersScorer
-    from chatreid_plugin.eval.queries import make_image_query
     from chatreid_plugin.eval.questions import IMAGE_PAIR
 
     values: dict[str, Any] = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "unused", "device": "cpu"}

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chatreid_plugin.datasets.benchmark import Benchmark
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.backends import make_scorer
-from chatreid_plugin.eval.protocols import Protocol, load_protocol
+from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.questions import IMAGE_PAIR
 from chatreid_plugin.eval_settings import EvalSettings
 
@@ -22,11 +23,11 @@ MakeSettings = Callable[..., EvalSettings]
 
 
 @pytest.fixture
-def protocol(make_world: MakeWorld, make_settings: MakeSettings) -> Protocol:
-    return load_protocol(make_settings(make_world()))
+def protocol(make_world: MakeWorld, make_settings: MakeSettings) -> Benchmark:
+    return load_benchmark(make_settings(make_world()))
 
 
-def test_oracle_knows_the_person(protocol: Protocol, make_settings: MakeSettings) -> None:
+def test_oracle_knows_the_person(protocol: Benchmark, make_settings: MakeSettings) -> None:
     scores = make_scorer(make_settings(Path()), protocol).score_pairs(
         protocol.queries[1], protocol.gallery, IMAGE_PAIR
     )
@@ -34,7 +35,7 @@ def test_oracle_knows_the_person(protocol: Protocol, make_settings: MakeSettings
     assert scores.tolist() == [0.0] * 3 + [1.0] * 3 + [0.0] * 6
 
 
-def test_random_depends_on_query_and_seed_alone(protocol: Protocol, make_settings: MakeSettings) -> None:
+def test_random_depends_on_query_and_seed_alone(protocol: Benchmark, make_settings: MakeSettings) -> None:
     scorer = make_scorer(make_settings(Path(), backend="random", seed=3), protocol)
     first = scorer.score_pairs(protocol.queries[0], protocol.gallery, IMAGE_PAIR)
     assert first.dtype == np.float32
@@ -44,7 +45,7 @@ def test_random_depends_on_query_and_seed_alone(protocol: Protocol, make_setting
     assert not np.array_equal(first, other.score_pairs(protocol.queries[0], protocol.gallery, IMAGE_PAIR))
 
 
-def test_features_scores_are_dot_products(protocol: Protocol, make_settings: MakeSettings) -> None:
+def test_features_scores_are_dot_products(protocol: Benchmark, make_settings: MakeSettings) -> None:
     vectors = np.random.default_rng(0).normal(size=(4 + len(protocol.gallery), 5)).astype(np.float32)
     queries = dict(zip([query.query_id for query in protocol.queries], vectors[:4], strict=True))
     gallery = dict(zip([record.image_id for record in protocol.gallery], vectors[4:], strict=True))
@@ -58,7 +59,7 @@ def test_features_scores_are_dot_products(protocol: Protocol, make_settings: Mak
         make_scorer(settings, protocol)
 
 
-def test_features_scores_tie_when_features_are_equal(protocol: Protocol, make_settings: MakeSettings) -> None:
+def test_features_scores_tie_when_features_are_equal(protocol: Benchmark, make_settings: MakeSettings) -> None:
     vectors = np.random.default_rng(0).normal(size=(5, 337)).astype(np.float32)
     queries = {query.query_id: vector for query, vector in zip(protocol.queries, vectors, strict=False)}
     gallery = {record.image_id: vectors[4] for record in protocol.gallery}
@@ -70,7 +71,7 @@ def test_features_scores_tie_when_features_are_equal(protocol: Protocol, make_se
 
 
 def test_transformers_backend_is_loaded_when_asked_for(
-    protocol: Protocol, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+    protocol: Benchmark, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chatreid_plugin.datasets.matching import label_benchmark
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.calibration import IMAGES_OF_A_PERSON, Calibration, draw_sample, load_training
 from chatreid_plugin.eval.candidates import describe_plan, make_plan
+from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.protocols import label_protocol, load_protocol
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest
@@ -158,7 +159,7 @@ def test_training_images_stand_where_the_benchmarks_stand(case: Any, make_case: 
     settings = make_case(filter="colour", tau="auto")
     manifest = Path(str(settings.manifest).replace("{trial}", "1"))
     settings = settings.model_copy(update={"manifest": manifest, "splits": ()})
-    protocol = load_protocol(settings)
+    protocol = load_benchmark(settings)
     training = load_training(settings, protocol)
     assert training.rule == protocol.rule and not training.trials
     asking = [query.image for query in training.queries]
@@ -167,7 +168,7 @@ def test_training_images_stand_where_the_benchmarks_stand(case: Any, make_case: 
         modality, cameras = expected or (None, None)
         assert {record.modality for record in records} == ({modality} if modality else set())
         assert cameras is None or {record.camera_id for record in records} <= set(cameras)
-    labels = label_protocol(training)
+    labels = label_benchmark(training)
     assert sum(len(labels.list_positives(query)) for query in range(len(training.queries))) > 0
     people = {record.person_id for record in read_manifest(manifest)[0] if record.split == "train"}
     assert {record.person_id for record in [*training.queries, *training.gallery]} <= people

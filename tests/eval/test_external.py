@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.archives import normalise
+from chatreid_plugin.datasets.benchmark import Benchmark
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.external import list_image_names, list_query_names
+from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.protocols import Protocol, load_protocol
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest, read_manifest_provenance, write_manifest
 
@@ -21,7 +22,7 @@ MakeWorld = Callable[..., Path]
 MakeSettings = Callable[..., EvalSettings]
 
 
-def write_scores(path: Path, protocol: Protocol, *, mapped: bool = False) -> None:
+def write_scores(path: Path, protocol: Benchmark, *, mapped: bool = False) -> None:
     """Write perfect scores, the gallery shuffled and one image more than asked for."""
     gallery = [list_image_names(record)[0] for record in protocol.gallery] + ["extra.png"]
     persons = [record.person_id for record in protocol.gallery] + ["nobody"]
@@ -41,7 +42,7 @@ def test_scores_are_found_by_name(
     make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path, mapped: bool
 ) -> None:
     manifest = make_world()
-    write_scores(tmp_path / "s.npz", load_protocol(make_settings(manifest)), mapped=mapped)
+    write_scores(tmp_path / "s.npz", load_benchmark(make_settings(manifest)), mapped=mapped)
     file = tmp_path / ("s.npy" if mapped else "s.npz")
     results = run_evaluation(make_settings(manifest, backend="scores", scores=file, filter="colour"))
     ranking = results.ranking
@@ -58,7 +59,7 @@ def test_captions_are_called_by_path_and_number(
     records, root = read_manifest(manifest)
     described = [replace(record, captions=("a man", "", "in red")) for record in records]
     write_manifest(manifest, described, root, read_manifest_provenance(manifest) | {"image_root": "../images"})
-    protocol = load_protocol(make_settings(manifest, protocol="cuhkpedes"))
+    protocol = load_benchmark(make_settings(manifest, protocol="cuhkpedes"))
     assert list_query_names(protocol.queries[1])[0].endswith(".png#2")
     write_scores(tmp_path / "s.npz", protocol)
     settings = make_settings(manifest, protocol="cuhkpedes", backend="scores", scores=tmp_path / "s.npz")

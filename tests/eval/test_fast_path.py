@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from chatreid_plugin.datasets.benchmark import Query, make_image_query
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval import scoring
 from chatreid_plugin.eval.backends.decoder import Decoder
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.candidates import make_plan
-from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval.questions import IMAGE_PAIR, TEXT_PAIR, build_choice_prompt, build_pair_prompt
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord

@@ -196,14 +196,14 @@ def test_clip_that_lacks_a_tensor_is_refused(clip: Path, make_settings: MakeSett
 def test_clip_filters_for_queries_in_words(
     clip: Path, make_world: MakeWorld, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = candidates.load_protocol
+    load = candidates.load_benchmark
 
     def load_words(settings: EvalSettings) -> Any:
         protocol = load(settings)
         first = replace(protocol.queries[0], image=None, text="a red coat")
         return replace(protocol, queries=[first, *protocol.queries[1:]])
 
-    monkeypatch.setattr(candidates, "load_protocol", load_words)
+    monkeypatch.setattr(candidates, "load_benchmark", load_words)
     settings = make_settings(make_world(), filter="clip", filter_model=str(clip), device="cpu", top_k=2, floor=0)
     plan = make_plan(settings)
     words = extract_features(["a red coat"], Path(), settings)[0]

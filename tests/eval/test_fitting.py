@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.eval.protocols import load_protocol
+from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json
 
@@ -41,7 +41,7 @@ def test_refuses_the_manifest_of_another_data_set(
     layout: str, keys: dict[str, Any], message: str, parse_layout: ParseLayout, make_settings: MakeSettings
 ) -> None:
     with pytest.raises(DataError, match=message):
-        load_protocol(make_settings(parse_layout(layout), **keys))
+        load_benchmark(make_settings(parse_layout(layout), **keys))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_refuses_the_manifest_of_another_data_set(
 def test_takes_a_manifest_that_fits(
     layout: str, keys: dict[str, Any], parse_layout: ParseLayout, make_settings: MakeSettings
 ) -> None:
-    assert load_protocol(make_settings(parse_layout(layout), **keys)).queries
+    assert load_benchmark(make_settings(parse_layout(layout), **keys)).queries
 
 
 def rename(manifest: Path, **source: Any) -> None:
@@ -67,15 +67,15 @@ def rename(manifest: Path, **source: Any) -> None:
 def test_data_of_ones_own_goes_by_its_parser_and_name(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     manifest = make_world()
     settings = make_settings(manifest, protocol="market1501")
-    assert load_protocol(settings).queries  # a manifest that no parser made, of an unknown name
+    assert load_benchmark(settings).queries  # a manifest that no parser made, of an unknown name
     for name, parser in (("world", "market1501"), ("market1501", "pattern"), ("market1501", None)):
         rename(manifest, name=name, parser=parser)
-        assert load_protocol(settings).queries
+        assert load_benchmark(settings).queries
     for name, parser in (("mine", "pattern"), ("ltcc", "pattern"), ("market1501", "ltcc")):
         rename(manifest, name=name, parser=parser)
         with pytest.raises(DataError, match="protocol: folder"):
-            load_protocol(settings)
-        assert load_protocol(make_settings(manifest)).queries
+            load_benchmark(settings)
+        assert load_benchmark(make_settings(manifest)).queries
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_refuses_a_manifest_without_the_labels_of_the_rules(
     make_settings: MakeSettings,
 ) -> None:
     with pytest.raises(DataError, match=message):
-        load_protocol(make_settings(make_world(), **keys))
+        load_benchmark(make_settings(make_world(), **keys))

@@ -8,10 +8,10 @@ from typing import NoReturn
 import pytest
 
 from chatreid_plugin.config import load_settings
+from chatreid_plugin.datasets.registry import list_benchmarks
 from chatreid_plugin.eval import __main__ as command
 from chatreid_plugin.eval.__main__ import main
 from chatreid_plugin.eval.distributed import Processes
-from chatreid_plugin.eval.protocols import PROTOCOLS
 from chatreid_plugin.eval_settings import EvalSettings
 
 
@@ -41,7 +41,7 @@ def test_shipped_yaml_is_valid_and_launches_itself(path: Path) -> None:
 
 
 def test_there_is_a_yaml_for_each_protocol() -> None:
-    assert {load_settings(path, [], EvalSettings).protocol for path in YAMLS} == set(PROTOCOLS)
+    assert {load_settings(path, [], EvalSettings).protocol for path in YAMLS} == set(list_benchmarks())
 
 
 def test_prints_a_table_and_writes_the_files(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

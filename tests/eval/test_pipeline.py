@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from chatreid_plugin import tasks
+from chatreid_plugin.datasets.benchmark import Query
 from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.eval import pipeline
 from chatreid_plugin.eval.candidates import describe_plan
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.queries import Query
 from chatreid_plugin.eval.questions import IMAGE_PAIR, TEXT_PAIR
 from chatreid_plugin.eval.report import Results, describe_results, render_table
 from chatreid_plugin.eval.scoring import describe_fingerprint

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from chatreid_plugin.datasets.benchmark import Query, make_image_query
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval.questions import (
     ATTRIBUTE_PAIR,
     IMAGE_PAIR,

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from chatreid_plugin.datasets.benchmark import Query
+from chatreid_plugin.datasets.matching import label_benchmark
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.protocols import label_protocol
-from chatreid_plugin.eval.queries import Query
 from chatreid_plugin.eval.report import Results
 from chatreid_plugin.records import ImageRecord
 
@@ -36,7 +36,7 @@ WITH_WORDS = ("cuhkpedes", "icfgpedes", "rstpreid", "attributes", "multimodal")
 
 def count_pairs(results: Results) -> list[int]:
     """Return how many images each query must be compared with."""
-    labels = label_protocol(results.protocol)
+    labels = label_benchmark(results.protocol)
     kept = [int((~labels.find_ignored(query)).sum()) for query in range(len(results.protocol.queries))]
     return kept if results.settings.filter == "none" else [min(TOP_K, count) for count in kept]
 

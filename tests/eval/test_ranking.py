@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chatreid_plugin.datasets.matching import Labels
 from chatreid_plugin.eval.metrics import evaluate_ranking
-from chatreid_plugin.eval.protocols import Labels
 from chatreid_plugin.eval.ranking import merge_scores, order_gallery
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from chatreid_plugin import cli
+from chatreid_plugin.datasets.benchmark import Query
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
-from chatreid_plugin.eval.queries import Query
 from chatreid_plugin.eval.searching import rank_folder
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord

@@ -11,13 +11,14 @@ import pytest
 import yaml
 
 from chatreid_plugin.config import load_settings
+from chatreid_plugin.datasets.registry import list_benchmarks
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.external import list_query_names
 from chatreid_plugin.eval.features import extract_features
+from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.protocols import load_protocol
-from chatreid_plugin.eval_settings import WORD_PROTOCOLS, EvalSettings
+from chatreid_plugin.eval_settings import EvalSettings
 
 
 MakeCase = Callable[..., EvalSettings]
@@ -82,16 +83,22 @@ def test_protocol_takes_what_is_offered_for_it(case: Any, layouts_root: Path, tm
     for key, value in list_offers({key: line for key, line in lines.items() if key in keys}):
         settings = replace(case, changes={}).load(layouts_root, output_dir=tmp_path, **{key: value})
         manifest = Path(str(settings.manifest).replace("{trial}", "1"))
-        assert load_protocol(settings.model_copy(update={"manifest": manifest})).queries
+        assert load_benchmark(settings.model_copy(update={"manifest": manifest})).queries
 
 
 @pytest.mark.parametrize(
-    "case", [f"{name}-{'peta' if name == 'attributes' else name}" for name in WORD_PROTOCOLS], indirect=True
+    "case",
+    [
+        f"{name}-{'peta' if name == 'attributes' else name}"
+        for name, rules in list_benchmarks().items()
+        if rules.asks_in_words
+    ],
+    indirect=True,
 )
 def test_filters_that_are_offered_for_words_compare_words(case: Any, make_case: MakeCase, tmp_path: Path) -> None:
     lines = find_lines(YAMLS[0].with_name(f"{case.recipe}.yaml"))
     offered = {value for key, value in list_offers(lines) if key == "filter"}
-    protocol, rng = load_protocol(make_case()), np.random.default_rng(0)
+    protocol, rng = load_benchmark(make_case()), np.random.default_rng(0)
     names = [list_query_names(query)[0] for query in protocol.queries] + [record.path for record in protocol.gallery]
     np.savez(tmp_path / "f.npz", paths=names, features=rng.normal(size=(len(names), 8)))
     files = {"filter_features": tmp_path / "f.npz", "filter_model": "absent", "filter_weights": "absent.pth"}

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from chatreid_plugin.datasets.benchmark import Query, make_image_query
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.queries import Query, make_image_query
 from chatreid_plugin.eval.scores import Scored, ScoreStore, remove_scores
 from chatreid_plugin.locks import hold_folder
 from chatreid_plugin.records import ImageRecord

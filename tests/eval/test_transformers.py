@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatreid_plugin import crops as crops_module
+from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.errors import ConfigError, DataError, UpstreamError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
-from chatreid_plugin.eval.queries import make_image_query
 from chatreid_plugin.eval.questions import IMAGE_PAIR
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.eval.candidates import make_plan
+from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.measuring import measure
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.protocols import load_protocol
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest
 
@@ -81,7 +81,7 @@ def test_gallery_of_sysu_is_what_some_trial_ranks(
 
 
 def test_gallery_has_what_some_trial_ranks_and_no_more(settings: EvalSettings) -> None:
-    protocol = load_protocol(settings.model_copy(update={"trials": 1}))
+    protocol = load_benchmark(settings.model_copy(update={"trials": 1}))
     assert protocol.trials[0].tolist() == list(range(len(protocol.gallery)))
     records, _ = read_manifest(settings.manifest)
     assert len(protocol.gallery) < len(records)

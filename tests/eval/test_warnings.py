@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.config import load_settings
+from chatreid_plugin.datasets.benchmark import Benchmark
+from chatreid_plugin.datasets.matching import label_benchmark
 from chatreid_plugin.eval.candidates import describe_plan, list_shared_parts
 from chatreid_plugin.eval.comparison import describe_comparison, read_run, render_text
+from chatreid_plugin.eval.loader import compare_size, load_benchmark
 from chatreid_plugin.eval.metrics import evaluate_ranking
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.protocols import label_protocol, load_protocol
-from chatreid_plugin.eval.protocols.definition import Protocol
-from chatreid_plugin.eval.protocols.sizes import compare_size
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest, write_manifest
@@ -124,7 +124,7 @@ def test_own_file_is_no_match_when_copies_are_ignored(make_world: MakeWorld, mak
 def test_own_file_is_ignored_whoever_it_is_said_to_show(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     manifest = make_world()
     copy_a_query(manifest, hashed=True, person="tiny:2")
-    protocol = load_protocol(make_settings(manifest, ignore_copies=True))
+    protocol = load_benchmark(make_settings(manifest, ignore_copies=True))
     assert protocol.copied_queries == 1
     paths = [record.path for record in read_manifest(manifest)[0]]
     scores = np.zeros((4, 12))
@@ -140,7 +140,7 @@ def test_query_that_only_its_own_file_matches_is_skipped(make_world: MakeWorld, 
     items = [("query", "1", "1"), ("gallery", "1", "2"), ("query", "2", "1"), ("gallery", "2", "2")]
     manifest = make_world(items)
     copy_a_query(manifest, hashed=True)
-    protocol = load_protocol(make_settings(manifest, ignore_copies=True))
+    protocol = load_benchmark(make_settings(manifest, ignore_copies=True))
     assert [item.reason for item in protocol.skipped] == [
         "identity tiny:1 has no other match than the query's own file"
     ]
@@ -152,11 +152,11 @@ def test_query_that_only_its_own_file_matches_is_skipped(make_world: MakeWorld, 
 def test_own_image_that_a_rule_ignores_is_no_copy(
     layout: str, name: str, parse_layout: Callable[[str], Path], make_settings: MakeSettings
 ) -> None:
-    plain = load_protocol(make_settings(parse_layout(layout), protocol=name))
-    same = load_protocol(make_settings(parse_layout(layout), protocol=name, ignore_copies=True))
+    plain = load_benchmark(make_settings(parse_layout(layout), protocol=name))
+    same = load_benchmark(make_settings(parse_layout(layout), protocol=name, ignore_copies=True))
     assert plain.copied_queries == same.copied_queries == 0
-    assert label_protocol(same).copies and not label_protocol(plain).copies
-    before, after = label_protocol(plain), label_protocol(same)
+    assert label_benchmark(same).copies and not label_benchmark(plain).copies
+    before, after = label_benchmark(plain), label_benchmark(same)
     for query in range(len(plain.queries)):
         assert before.find_ignored(query).tolist() == after.find_ignored(query).tolist()
 
@@ -164,7 +164,7 @@ def test_own_image_that_a_rule_ignores_is_no_copy(
 def test_copies_are_ignored_in_every_trial(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     manifest = make_world()
     copy_a_query(manifest, hashed=True)
-    labels = label_protocol(load_protocol(make_settings(manifest, ignore_copies=True)))
+    labels = label_benchmark(load_benchmark(make_settings(manifest, ignore_copies=True)))
     places = np.array([1, 2, 5])
     assert labels.take_gallery(places).find_ignored(0).tolist() == labels.find_ignored(0)[places].tolist()
     assert labels.take_gallery(places[1:]).find_ignored(0).tolist() == [False, False]
@@ -272,7 +272,7 @@ def test_published_sizes_are_those_of_the_readme() -> None:
         settings = load_settings(EVAL / f"{name}.yaml", [], EvalSettings)
         queries, gallery = SIZES.get(name, (5, 7))
         variant = settings.variant or ""
-        whole: Any = Protocol(name, "", [None] * queries, [None] * (gallery or 9), Path())  # type: ignore[list-item]
+        whole: Any = Benchmark(name, "", [None] * queries, [None] * (gallery or 9), Path())  # type: ignore[list-item]
         assert compare_size(whole, settings, variant) == "", name
         fewer = replace(whole, queries=whole.queries[1:])
         wanted = f"{queries:,} x {gallery:,}" if gallery else f"{queries:,}"

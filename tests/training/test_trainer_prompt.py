@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
-from chatreid_plugin.eval.queries import make_image_query
 from chatreid_plugin.eval.questions import IMAGE_PAIR, build_pair_prompt
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageReference, Instruction

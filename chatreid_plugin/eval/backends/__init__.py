@@ -1,8 +1,8 @@
 """Who scores: one function makes the scorer that the settings name."""
 
+from ...datasets.benchmark import Benchmark
 from ...errors import ConfigError
 from ...eval_settings import EvalSettings
-from ..protocols import Protocol as Benchmark
 from .base import Scorer
 from .simple import FeatureScorer, OracleScorer, RandomScorer, Vectors
 

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from ...datasets.benchmark import Query
 from ...records import ImageRecord
 from ..arrays import ScoreArray
-from ..queries import Query
 
 
+# Queries of which a model may compute something at once.
+QUERY_BLOCK = 32
 # What a score is: a confidence from the model's own logits, one rebuilt from a server's few best log-probabilities, a
 # hard answer (a vote), a similarity of features, another program's score, or nothing that a model said. A mode makes
 # log-odds, an order or a sum of standardised margins of them (``questions.name_scores``). The report says which.
@@ -52,7 +54,7 @@ class Scorer(Protocol):
     ) -> None:
         """Learn of everything that will be scored, before the first pair; encode images once, for instance.
 
-        The queries come in whole blocks of ``queries.QUERY_BLOCK``, in the protocol's order, with those that were
+        The queries come in whole blocks of ``QUERY_BLOCK``, in the protocol's order, with those that were
         scored before: what is computed for a block at once has the same bits then in a resumed evaluation. For the
         same reason ``planned`` has all images of the evaluation, whatever is left of it and whoever does the rest.
         """

@@ -15,8 +15,8 @@ import torch
 from transformers import DynamicCache
 
 from ...tasks import IMAGE_MARK, format_chat_prompt
-from ..queries import QUERY_BLOCK
 from ..questions import Prompt
+from .base import QUERY_BLOCK
 from .encoder import Batcher, Grid, VisionFeatures
 
 

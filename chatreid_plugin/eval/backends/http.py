@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field
 
 from ...answers import read_answer
 from ...crops import encode_picture, open_crop, prepare_crop
+from ...datasets.benchmark import Query
 from ...errors import ConfigError, UpstreamError
 from ...eval_settings import EvalSettings
 from ...openai_answers import BrokenAnswer, Completion, ListedModel, read_as
@@ -37,7 +38,6 @@ from ...openai_client import (
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ..arrays import ScoreArray
-from ..queries import Query
 from ..questions import Prompt, build_choice_prompt, build_pair_prompt
 
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from ...datasets.benchmark import Query
 from ...records import ImageRecord
 from ..arrays import ScoreArray
 from ..filtering import number_distinct
-from ..queries import Query
 
 
 Vectors = Mapping[str, ScoreArray]  # query id or image id to an L2-normalised vector (D,)

@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ...datasets.benchmark import Query
 from ...errors import UpstreamError
 from ...eval_settings import EvalSettings
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ...vision_tower import speed_up_vision_tower
 from ..arrays import ScoreArray
-from ..queries import QUERY_BLOCK, Query
 from ..questions import IMAGE_PAIR, SHOWS_QUERY, Prompt, build_choice_prompt, build_pair_prompt, can_ask
+from .base import QUERY_BLOCK
 from .checkpoint import (
     compute_configuration_fingerprint,
     compute_weights_fingerprint,

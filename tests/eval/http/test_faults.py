@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.backends.http import HttpScorer
 from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval.queries import make_image_query
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.openai_client import READINGS
 from chatreid_plugin.records import ImageRecord

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from chatreid_plugin.eval.queries import make_image_query
+from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.eval.questions import IMAGE_PAIR
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord

@@ -1,11 +1,12 @@
-"""PA-100K, PETA and RAP v1 and v2: labels in MATLAB files (shared notes on protocols, section 5).
+"""PA-100K, PETA and RAP v1 and v2, and retrieval by attributes in any set that has them.
 
-Their structure is the one that Rethinking_of_PAR reads (dataset/pedes_attr/preprocess/format_*.py). The test split is
-the gallery: there are no queries.
+Their labels lie in MATLAB files (shared notes on protocols, section 5), of the structure that Rethinking_of_PAR reads
+(dataset/pedes_attr/preprocess/format_*.py). The test split is the gallery: there are no queries.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 
 from ..config import SourceSettings
 from ..errors import ConfigError, DataError
-from ..records import Split
+from ..records import ImageRecord, Split
 from .attribute_names import AttributeColumns
-from .listing import Crop, Listing, check_files, find_root
-from .matlab_files import read_matlab
+from .benchmark import RULES, Benchmark, BenchmarkRules, Choices, Query, Source
+from .label_files import read_matlab
+from .listing import Crop, DataSet, Listing, check_files, find_root
 
 
 PA100K_SPLITS: dict[str, Split] = {"train": "train", "val": "val", "test": "gallery"}
@@ -213,3 +215,66 @@ def _list_partition(partition: Mapping[Split, Any], count: int, path: Path) -> l
     if wrong:
         raise DataError(f"{path}: the split names image {wrong[0]} of {count}. Get the published file again.")
     return pairs
+
+
+def label_by_attributes(source: Source, choices: Choices) -> tuple[list[str], dict[str, Mapping[str, str]]]:
+    """Return the attributes that are asked for, and image id to values of those that have all of them.
+
+    Without ``attributes`` in the settings all names that every labelled gallery image has are asked for.
+
+    Raises:
+        DataError: no image has the attributes.
+    """
+    labelled = [record for record in source.gallery if record.attributes]
+    common = sorted(set.intersection(*(set(record.attributes) for record in labelled))) if labelled else []
+    names = list(choices.attributes) or common
+    found: dict[str, Mapping[str, str]] = {
+        record.image_id: {name: record.attributes[name] for name in names}
+        for record in labelled
+        if names and all(name in record.attributes for name in names)
+    }
+    if not found:
+        known = sorted({name for record in labelled for name in record.attributes})
+        raise DataError(
+            f"{source.path}: no gallery image has all of the attributes {', '.join(names) or '(none)'}; "
+            f"known: {', '.join(known) or 'none'}. Name some with attributes: [...]."
+        )
+    return names, found
+
+
+def _name_combination(attributes: Mapping[str, str]) -> str:
+    return "attributes:" + ", ".join(f"{name}={value}" for name, value in attributes.items())
+
+
+def match_by_attributes(records: Sequence[ImageRecord], found: Mapping[str, Mapping[str, str]]) -> list[ImageRecord]:
+    """Return the labelled images, with their combination of attributes for an identity."""
+    return [
+        replace(record, person_id=_name_combination(found[record.image_id]))
+        for record in records
+        if record.image_id in found
+    ]
+
+
+def load_attributes(source: Source, choices: Choices) -> Benchmark:
+    """Every combination of ``attributes`` that the gallery has asks for the images that have it (paper section 3.3).
+
+    An image's combination takes the place of its identity.
+
+    Raises:
+        DataError: no image has the attributes.
+    """
+    names, found = label_by_attributes(source, choices)
+    gallery = match_by_attributes(source.gallery, found)
+    combinations = {_name_combination(asked): asked for asked in found.values()}
+    queries = [Query(key, key, attributes=asked) for key, asked in sorted(combinations.items())]
+    variant = f"combinations of {', '.join(names)}, {len(gallery)} labelled images, {RULES['nothing']}"
+    return Benchmark(source.name, variant, queries, gallery, source.image_root, "nothing")
+
+
+DATASETS = {
+    "pa100k": DataSet(list_pa100k),
+    "peta": DataSet(list_peta),
+    "rapv1": DataSet(list_rapv1),
+    "rapv2": DataSet(list_rapv2),
+}
+BENCHMARKS = {"attributes": BenchmarkRules(load_attributes, queries_apart=False, asks_in_words=True)}

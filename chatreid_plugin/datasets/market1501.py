@@ -1,11 +1,12 @@
 """Market-1501 (shared notes on protocols, section 1.1): counts were taken from its published label files."""
 
 import re
+from dataclasses import replace
 
 from ..config import SourceSettings
-from ..records import Split
-from .listing import JUNK, JUNK_REASON, Crop, Listing, find_root
-from .walking import find_named
+from ..records import ImageRecord, Split
+from .benchmark import Benchmark, BenchmarkRules, Choices, SkippedQuery, Source
+from .listing import JUNK, JUNK_REASON, Crop, DataSet, Listing, find_named, find_root
 
 
 MARKET_NAME = re.compile(r"(?P<person>-1|\d{4})_c(?P<camera>[1-6])s\d_\d{6}_\d{2}\.jpg", re.IGNORECASE | re.ASCII)
@@ -30,3 +31,26 @@ def list_market1501(source: SourceSettings) -> Listing:
             else:
                 listing.crops.append(Crop(path, split, match["person"], match["camera"]))
     return listing
+
+
+def load_market1501(source: Source, choices: Choices) -> Benchmark:
+    """Single query; the gallery has the distractors (identity 0) and not the junk (-1), which the parser left out.
+
+    Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015.
+    """
+    asking = [record for record in source.queries if not _is_distractor(record)]
+    skipped = [
+        SkippedQuery(record.image_id, f"identity {record.person_id} is absent from the gallery")
+        for record in source.queries
+        if _is_distractor(record)
+    ]
+    return replace(source.ask_with_images("single query", asking=asking), skipped=tuple(skipped))
+
+
+def _is_distractor(record: ImageRecord) -> bool:
+    """Market-1501 publishes distractors as identity 0; they are nobody's match."""
+    return record.person_id.rpartition(":")[2].strip("0") == ""
+
+
+DATASETS = {"market1501": DataSet(list_market1501)}
+BENCHMARKS = {"market1501": BenchmarkRules(load_market1501, "market1501", sizes={(): (3368, 15913)})}

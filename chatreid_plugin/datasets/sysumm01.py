@@ -1,18 +1,23 @@
 """SYSU-MM01 (shared notes on protocols, section 1.6): six camera folders, identity lists, published test trials."""
 
+import logging
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..config import SourceSettings
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..records import Split
-from .listing import Crop, Listing, find_root, read_lines
-from .matlab_files import read_matlab
-from .walking import find_named
+from .benchmark import Benchmark, BenchmarkRules, Choices, IntArray, Source, draw_by_camera
+from .label_files import read_identities, read_matlab
+from .listing import Crop, DataSet, Listing, find_named, find_root
 
+
+logger = logging.getLogger(__name__)
 
 SYSU_NAME = re.compile(r"cam(?P<camera>[1-6])/(?P<person>\d{4})/\d{4}\.jpg", re.IGNORECASE | re.ASCII)
 SYSU_EXAMPLE = "cam1/0001/0001.jpg"
@@ -23,6 +28,11 @@ PERMUTATION_SOURCE = "github.com/wuancong/SYSU-MM01, folder evaluation/data_spli
 # Single-shot takes the first image of a trial's permutation, multi-shot the first ten.
 MULTI_SHOT = 10
 TRIALS = 10
+SEARCH_CAMERAS = {"all": ("1", "2", "4", "5"), "indoor": ("1", "2")}
+PARSE_SYSU = (
+    "Put rand_perm_cam.mat into SYSU-MM01 and parse it again, or set shots: single and trials_from: agw_seed, "
+    "which needs no such file."
+)
 
 
 def list_sysumm01(source: SourceSettings) -> Listing:
@@ -65,21 +75,6 @@ def _find_identities(folder: Path, name: str) -> set[int]:
     if not path.is_file() and matlab.is_file():
         return {int(number) for number in _load_variable(matlab).ravel()}
     return read_identities(path)
-
-
-def read_identities(path: Path) -> set[int]:
-    """Return the identities of a list file: numbers, comma separated.
-
-    Raises:
-        DataError: the file is missing, or holds something else.
-    """
-    found: set[int] = set()
-    for number, line in read_lines(path):
-        for text in filter(None, (text.strip() for text in line.split(","))):
-            if not text.isdecimal():
-                raise DataError(f"{path}, line {number}: {text!r} is no identity; expected numbers and commas.")
-            found.add(int(text))
-    return found
 
 
 def _load_variable(path: Path) -> np.ndarray[Any, Any]:
@@ -132,3 +127,76 @@ def _draw_group(path: Path, cells: np.ndarray[Any, Any], key: tuple[str, str], i
             f"{PERMUTATION_FILE} away to evaluate with seeded draws."
         )
     return [[images[number - 1] for number in row[:MULTI_SHOT]] for row in rows.tolist()]
+
+
+def _read_published_trials(source: Source, cameras: Sequence[str], shots: int) -> list[IntArray]:
+    places = {record.path: place for place, record in enumerate(source.gallery)}
+    trials: list[IntArray] = []
+    for trial in source.need("trials", PARSE_SYSU):
+        groups = [group[:shots] for group in trial["paths"]]
+        unknown = [path for group in groups for path in group if path not in places]
+        if unknown:
+            raise DataError(f"{source.path}: the published trials name {unknown[0]}, no gallery image. {PARSE_SYSU}")
+        chosen = [places[path] for group in groups for path in group]
+        trials.append(np.array(sorted(p for p in chosen if source.gallery[p].camera_id in cameras), dtype=np.int64))
+    return trials
+
+
+def _choose_trials_from(source: Source, choices: Choices) -> str:
+    """Return where the galleries come from: as set, or the published trials, or without them AGW's seeding."""
+    if choices.trials_from is not None or "trials" in source.notes or choices.shots == "multi":
+        return choices.trials_from or "published"
+    logger.warning(
+        "%s has no published trials of SYSU-MM01 (rand_perm_cam.mat), so its galleries are drawn by AGW's seeding: "
+        'the results are of the variant "%d trials (agw_seed)". For the published ones put rand_perm_cam.mat into '
+        "SYSU-MM01 and parse it again.",
+        source.path,
+        choices.trials,
+    )
+    return "agw_seed"
+
+
+def load_sysumm01(source: Source, choices: Choices) -> Benchmark:
+    """Infrared queries (cameras 3, 6) in visible galleries; mean of ten trials (Wu et al., ICCV 2017).
+
+    ``setting`` all or indoor; ``shots`` single or multi (ten images of each identity and camera). ``trials_from``
+    published permutation, or AGW's seeding, which draws single-shot galleries only; if it is not set, what the
+    manifest allows. CMC counts identities.
+
+    Raises:
+        ConfigError: AGW's seeding with multi-shot.
+        DataError: the manifest lacks the published trials, and they are asked for or needed; or it is of one modality.
+    """
+    source = source.turn("infrared")
+    cameras, trials_from = SEARCH_CAMERAS[choices.setting], _choose_trials_from(source, choices)
+    if trials_from == "published":
+        shots = 1 if choices.shots == "single" else MULTI_SHOT
+        trials = _read_published_trials(source, cameras, shots)[: choices.trials]
+    elif choices.shots == "multi":
+        raise ConfigError("trials_from: agw_seed draws single-shot galleries; set shots: single or trials_from.")
+    else:
+        trials = [draw_by_camera(source.gallery, cameras, trial) for trial in range(choices.trials)]
+    words = f"{choices.setting}-search, {choices.shots}-shot, {len(trials)} trials ({trials_from})"
+    return replace(source.ask_with_images(words, "same_room"), trials=tuple(trials), cmc="unique_identity")
+
+
+DATASETS = {"sysumm01": DataSet(list_sysumm01)}
+BENCHMARKS = {
+    "sysumm01": BenchmarkRules(
+        load_sysumm01,
+        "sysumm01",
+        choices={
+            "setting": ("all", "indoor"),
+            "shots": ("single", "multi"),
+            "trials_from": ("published", "agw_seed"),
+        },
+        sizes={
+            ("all", "single"): (3803, 301),
+            ("all", "multi"): (3803, 3010),
+            ("indoor", "single"): (3803, 112),
+            ("indoor", "multi"): (3803, 1120),
+        },
+        choice_task="visible_infrared_reid",
+        training={"trials_from": "agw_seed", "shots": "single"},
+    )
+}
