@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from .. import __version__
+from ..datasets.benchmark import Query
 from ..eval.backends.transformers import TransformersScorer
-from ..eval.queries import Query
 from ..eval.questions import build_choice_prompt, build_pair_prompt
 from ..eval_settings import EvalSettings
 from ..images import read_geometry

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.cuhk03 and cuhk03_files: extraction, protocols, damaged MATLAB files."""
+"""Tests of chatreid_plugin.datasets.cuhk03: extraction, protocols, damaged MATLAB files."""
 
 import shutil
 from collections import Counter

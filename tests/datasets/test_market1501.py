@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.market: Market-1501's layout, its published counts, and leftovers in it."""
+"""Tests of chatreid_plugin.datasets.market1501: Market-1501's layout, its published counts, and leftovers in it."""
 
 import shutil
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.attribute_sets: MATLAB files that are wrong, trials, identities."""
+"""Tests of chatreid_plugin.datasets.attributes: MATLAB files that are wrong, trials, identities."""
 
 from collections.abc import Callable
 from pathlib import Path

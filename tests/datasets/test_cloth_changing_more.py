@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.long_term: names, lists and what the evaluation needs of each set."""
+"""Tests of chatreid_plugin.datasets.cloth_changing: names, lists and what the evaluation needs of each set."""
 
 from collections.abc import Callable
 from pathlib import Path

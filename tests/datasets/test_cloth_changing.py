@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.clothes: LTCC and PRCC, outfits, lists, roles of cameras, and leftovers."""
+"""Tests of chatreid_plugin.datasets.cloth_changing: LTCC and PRCC, outfits, lists, roles of cameras, and leftovers."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.rendered_sets: one background or several, both releases of RandPerson."""
+"""Tests of chatreid_plugin.datasets.standard_sets: one background or several, both releases of RandPerson."""
 
 from collections.abc import Callable
 from pathlib import Path

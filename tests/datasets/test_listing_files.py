@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.walking and places: links, loops, what is no file, and folders nobody can read."""
+"""Tests of the walk of chatreid_plugin.datasets.listing: links, loops, no files, and folders nobody can read."""
 
 import os
 from collections.abc import Callable

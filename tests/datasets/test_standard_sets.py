@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.small_sets: cameras and people as the names and folders say."""
+"""Tests of chatreid_plugin.datasets.standard_sets: cameras and people as the names and folders say."""
 
 from collections.abc import Callable
 from pathlib import Path

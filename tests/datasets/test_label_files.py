@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.matlab_files: sound files, and those that unpack to more than is wanted."""
+"""Tests of chatreid_plugin.datasets.label_files: sound MATLAB files, and those that unpack to more than is wanted."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.pattern: any folder of crops, split by identity."""
+"""Tests of chatreid_plugin.datasets.own_data: any folder of crops, split by identity."""
 
 import shutil
 from collections.abc import Callable

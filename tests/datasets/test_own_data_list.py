@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.datasets.labelled_list: a user's own CSV or JSON Lines file of images."""
+"""Tests of chatreid_plugin.datasets.own_data: a user's own CSV or JSON Lines file of images."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.protocols.fitting: which manifests a protocol takes, and what it refuses."""
+"""Tests of chatreid_plugin.eval.loader: which manifests a benchmark takes, and what it refuses."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.protocols: splits, the camera rule, queries without a match, missing files."""
+"""Tests of chatreid_plugin.eval.loader: splits, the camera rule, queries without a match, missing files."""
 
 import logging
 from collections.abc import Callable
