@@ -72,8 +72,8 @@ def test_says_what_to_do_when_no_query_has_a_match(make_world: MakeWorld, make_s
     assert len(load_benchmark(make_settings(manifest, camera_rule=False)).queries) == 1
 
 
-def test_names_the_protocol_when_it_leaves_no_query(make_world: MakeWorld, make_settings: MakeSettings) -> None:
-    expected = r"no query is left by protocol prcc \(cross-clothes \(camera C in A\), multi-shot, nothing ignored\)"
+def test_names_the_benchmark_when_it_leaves_no_query(make_world: MakeWorld, make_settings: MakeSettings) -> None:
+    expected = r"no query is left by benchmark prcc \(cross-clothes \(camera C in A\), multi-shot, nothing ignored\)"
     with pytest.raises(DataError, match=expected):
         load_benchmark(make_settings(make_world(), protocol="prcc"))
 
