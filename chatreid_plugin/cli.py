@@ -123,7 +123,7 @@ def synth(
     seed: Annotated[int, typer.Option(min=0, help="Names the synthetic people.")] = 0,
 ) -> None:
     """Write a few synthetic pedestrians in a data set's published layout, for trying things without the data."""
-    from .demo.layouts.folder import write_layout
+    from .demo.layouts import write_layout
 
     say(write_layout(name, directory, seed))
 

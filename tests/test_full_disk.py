@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chatreid_plugin.demo.layouts.folder import write_layout
+from chatreid_plugin.demo.layouts import write_layout
 from chatreid_plugin.demo.world import write_world
 from chatreid_plugin.engine.captions.jobs import open_log
 from chatreid_plugin.engine.show import list_examples, write_page

@@ -19,20 +19,21 @@ from .listing import DataSet, Listing, check_places
 
 
 @cache
-def _load_modules() -> tuple[ModuleType, ...]:
+def load_modules() -> tuple[ModuleType, ...]:
+    """Return every module of this folder, by name."""
     names = sorted(module.name for module in iter_modules(datasets.__path__))
     return tuple(import_module(f"{datasets.__name__}.{name}") for name in names)
 
 
 def list_datasets() -> Mapping[str, DataSet]:
     """Return parser's name -> how the data set lies on disk."""
-    tables: Iterator[Mapping[str, DataSet]] = (getattr(module, "DATASETS", {}) for module in _load_modules())
+    tables: Iterator[Mapping[str, DataSet]] = (getattr(module, "DATASETS", {}) for module in load_modules())
     return {name: dataset for table in tables for name, dataset in table.items()}
 
 
 def list_benchmarks() -> Mapping[str, BenchmarkRules]:
     """Return name in the YAML -> how the benchmark is measured."""
-    tables: Iterator[Mapping[str, BenchmarkRules]] = (getattr(module, "BENCHMARKS", {}) for module in _load_modules())
+    tables: Iterator[Mapping[str, BenchmarkRules]] = (getattr(module, "BENCHMARKS", {}) for module in load_modules())
     return {name: rules for table in tables for name, rules in table.items()}
 
 

@@ -8,7 +8,7 @@ import pytest
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets.cloth_changing import list_celebreid, list_deepchange, list_last, list_vcclothes
 from chatreid_plugin.datasets.listing import Crop
-from chatreid_plugin.demo.layouts.long_term import write_celebreid_light, write_deepchange
+from chatreid_plugin.demo.layouts.cloth_changing import write_celebreid_light, write_deepchange
 from chatreid_plugin.errors import ConfigError, DataError
 
 

@@ -24,8 +24,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from chatreid_plugin.cli import app
-from chatreid_plugin.demo.layouts import LAYOUTS
-from chatreid_plugin.demo.layouts.folder import find_layout, write_layout
+from chatreid_plugin.demo.layouts import LAYOUTS, find_layout, write_layout
 from chatreid_plugin.demo.layouts.studio import Studio
 from chatreid_plugin.resources import copy_resources
 from chatreid_plugin.shards import read_json

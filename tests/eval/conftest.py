@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from chatreid_plugin.config import SourceSettings, load_settings
-from chatreid_plugin.demo.layouts.folder import write_layout
+from chatreid_plugin.demo.layouts import write_layout
 from chatreid_plugin.engine.parsing import parse_source
 from chatreid_plugin.engine.sources import describe_origin
 from chatreid_plugin.eval.distributed import Processes

@@ -1,63 +1,63 @@
-"""The synthetic world in the published layouts: one function per data set, a small copy of its folders and files."""
+"""The synthetic world in the published layouts (``chatreid synth``): small copies of their folders and files.
+
+The modules are named as those of ``datasets/``. Each has a table ``LAYOUTS`` of functions, which is found by itself.
+"""
 
 from collections.abc import Callable
-from functools import partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
-from .attribute_sets import write_pa100k, write_peta, write_rapv1, write_rapv2
-from .captioned import write_lupersonmllm, write_mals, write_synthpedes
-from .clothes import write_ltcc, write_prcc
-from .cuhk03 import write_cuhk03_classic, write_cuhk03_new, write_cuhk03_np
-from .infrared import write_llcm, write_regdb, write_sysumm01
-from .long_term import write_celebreid, write_celebreid_light, write_deepchange, write_last, write_vcclothes
-from .market import write_market1501
-from .msmt17 import write_msmt17_market, write_msmt17_v1, write_msmt17_v2
-from .rendered_sets import write_personx, write_randperson_full, write_randperson_subset
-from .small_sets import write_cuhk01, write_cuhk02, write_occludedreid, write_viper
+from ...errors import ConfigError, DataError
+from ...shards import open_folder_atomically
 from .studio import Layout
-from .text import write_cuhkpedes, write_icfgpedes, write_rstpreid, write_ufine6926
 
 
 LayoutWriter = Callable[[Path, int], Layout]
 
-# Parser name -> function(root, seed): writes below root, small, and returns what a parser has to find.
-LAYOUTS: dict[str, LayoutWriter] = {
-    "market1501": write_market1501,
-    "msmt17:v1": write_msmt17_v1,
-    "msmt17:v2": write_msmt17_v2,
-    "msmt17:market": write_msmt17_market,
-    "cuhk03:detected": partial(write_cuhk03_new, boxes="detected"),
-    "cuhk03:labeled": partial(write_cuhk03_new, boxes="labeled"),
-    "cuhk03:detected_np": partial(write_cuhk03_np, boxes="detected"),
-    "cuhk03:labeled_np": partial(write_cuhk03_np, boxes="labeled"),
-    "cuhk03:detected_classic": partial(write_cuhk03_classic, boxes="detected"),
-    "cuhk03:labeled_classic": partial(write_cuhk03_classic, boxes="labeled"),
-    "ltcc": write_ltcc,
-    "prcc": write_prcc,
-    "sysumm01": write_sysumm01,
-    "regdb": write_regdb,
-    "llcm": write_llcm,
-    "cuhkpedes": write_cuhkpedes,
-    "icfgpedes": write_icfgpedes,
-    "rstpreid": write_rstpreid,
-    "ufine6926": write_ufine6926,
-    "synthpedes": write_synthpedes,
-    "lupersonmllm": write_lupersonmllm,
-    "mals": write_mals,
-    "pa100k": write_pa100k,
-    "peta": write_peta,
-    "rapv1": write_rapv1,
-    "rapv2": write_rapv2,
-    "celebreid:full": write_celebreid,
-    "celebreid:light": write_celebreid_light,
-    "deepchange": write_deepchange,
-    "last": write_last,
-    "vcclothes": write_vcclothes,
-    "personx": write_personx,
-    "randperson:subset": write_randperson_subset,
-    "randperson:full": write_randperson_full,
-    "cuhk01": write_cuhk01,
-    "cuhk02": write_cuhk02,
-    "viper": write_viper,
-    "occludedreid": write_occludedreid,
-}
+
+def find_layouts() -> dict[str, LayoutWriter]:
+    """Return what the modules write: parser (and ``:variant``) -> function(root, seed) -> what has to be found."""
+    found: dict[str, LayoutWriter] = {}
+    for name in sorted(module.name for module in iter_modules(__path__)):
+        found |= getattr(import_module(f"{__name__}.{name}"), "LAYOUTS", {})
+    return found
+
+
+LAYOUTS = find_layouts()
+
+
+def find_layout(name: str) -> str:
+    """Return the layout's key: ``name:variant``, or ``name`` for the set's only or first variant.
+
+    Raises:
+        ConfigError: no such layout.
+    """
+    if name in LAYOUTS:
+        return name
+    variants = [key for key in LAYOUTS if key.startswith(f"{name}:")]
+    if not variants:
+        raise ConfigError(f"There is no synthetic layout {name!r}. Known: {', '.join(LAYOUTS)}.")
+    return variants[0]
+
+
+def write_layout(name: str, directory: Path, seed: int = 0) -> str:
+    """Write a small synthetic data set in a published layout and return what to do with it.
+
+    Args:
+        name: of the data set, or ``name:variant``.
+        directory: a folder that does not exist yet, or is empty.
+        seed: names the people; the same seed gives the same files.
+
+    Raises:
+        ConfigError: no such layout.
+        DataError: the folder is not empty or is a file, or the disk is full; nothing is left then.
+    """
+    key = find_layout(name)
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise DataError(f"{directory} is not an empty folder. Name a new one: nothing is overwritten.")
+    with open_folder_atomically(directory) as temporary:
+        layout = LAYOUTS[key](temporary, seed)
+    parser, _, variant = key.partition(":")
+    option = f" --variant {variant}" if variant else ""
+    return f"{len(layout.records)} labelled images. Next: chatreid inspect {parser} {directory}{option}"

@@ -1,6 +1,7 @@
 """CUHK03's layouts: ``cuhk-03.mat`` as MATLAB 7.3 writes it, the new protocol's configurations, and the NP folders."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,13 @@ def write_cuhk03_np(root: Path, seed: int, boxes: str) -> Layout:
         path = f"{boxes}/{_NP_FOLDERS[split]}/{person}_c{view}_{number}.png"
         studio.add(layout, images[name], path, split=split, person=person, camera=view)
     return layout
+
+
+LAYOUTS = {
+    "cuhk03:detected": partial(write_cuhk03_new, boxes="detected"),
+    "cuhk03:labeled": partial(write_cuhk03_new, boxes="labeled"),
+    "cuhk03:detected_np": partial(write_cuhk03_np, boxes="detected"),
+    "cuhk03:labeled_np": partial(write_cuhk03_np, boxes="labeled"),
+    "cuhk03:detected_classic": partial(write_cuhk03_classic, boxes="detected"),
+    "cuhk03:labeled_classic": partial(write_cuhk03_classic, boxes="labeled"),
+}

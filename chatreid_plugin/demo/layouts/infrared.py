@@ -148,3 +148,10 @@ def write_llcm(root: Path, seed: int = 0) -> Layout:
     tested = ",".join(map(str, LLCM_TEST_PEOPLE))
     (root / "idx" / "test_id.txt").write_text(f"{tested}\n", encoding="utf-8")
     return layout
+
+
+LAYOUTS = {
+    "sysumm01": write_sysumm01,
+    "regdb": write_regdb,
+    "llcm": write_llcm,
+}

@@ -90,3 +90,10 @@ def write_msmt17_market(root: Path, seed: int = 0) -> Layout:
             path = f"{'query' if shot.split == 'query' else 'bounding_box_test'}/{name}"
             studio.add(layout, image, path, split=shot.split, person=f"test_{shot.person:04d}", camera=camera)
     return layout
+
+
+LAYOUTS = {
+    "msmt17:v1": write_msmt17_v1,
+    "msmt17:v2": write_msmt17_v2,
+    "msmt17:market": write_msmt17_market,
+}

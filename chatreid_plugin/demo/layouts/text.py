@@ -1,4 +1,4 @@
-"""The layouts of the text-to-image sets: one JSON list of described images, under the published names and fields."""
+"""The layouts of the described sets: the four text-to-image sets, SYNTH-PEDES, LUPerson-MLLM and MALS."""
 
 import json
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...records import Split
+from ..people import Person
 from .msmt17 import list_shots
 from .studio import Layout, Studio
 
@@ -112,3 +113,131 @@ def _write_described(
         layout.skipped["empty caption"] = empty_captions
     (root / file).write_text(json.dumps(records), encoding="utf-8")
     return layout
+
+
+# Order of the colours in MALS's labels; the synthetic people also wear others, which have no label.
+MALS_UPPER = ("black", "white", "red", "purple", "yellow", "blue", "green", "grey")
+MALS_LOWER = ("black", "white", "purple", "yellow", "blue", "green", "pink", "grey", "brown")
+
+
+def write_synthpedes(root: Path, seed: int = 0) -> Layout:
+    """Write ``synthpedes_dataset.json`` and two parts; an accessory is sometimes unknown, one text is malformed."""
+    layout, studio = Layout(root), Studio("synthpedes", seed)
+    records: list[dict[str, Any]] = []
+    for person, index in product(range(1, 5), range(1, 3)):
+        image, captions = studio.photograph(person, person % 3 + 1, index)
+        values = studio.get_person(person).attributes
+        attributes = {
+            "gender": "man" if values["gender"] == "male" else "woman",
+            "hair": values["hair"],
+            "upper_clothes": f"{values['upper_colour']} {values['upper_type']}",
+            "lower_clothes": f"{values['lower_colour']} {values['lower_type']}",
+            "shoes": values["shoes"],
+        }
+        path = f"Part{1 + person % 2}/{person}/{index}.jpg"
+        malformed = (person, index) == (4, 2)
+        texts = [*attributes.values(), values["bag"] if person == 2 else "unknown"]
+        known = attributes | ({"accessory": values["bag"]} if person == 2 else {})
+        studio.add(
+            layout,
+            image,
+            path,
+            split="train",
+            person=str(person),
+            camera=path,
+            captions=captions,
+            attributes={} if malformed else known,
+        )
+        record = {"id": person, "file_path": path, "attributes": [",".join(texts[:5] if malformed else texts)]}
+        records.append(record | {"captions": list(captions), "prompt_caption": ["A person with shoes."]})
+    layout.skipped["attributes that are not six values"] = 1
+    (root / "synthpedes_dataset.json").write_text(json.dumps(records), encoding="utf-8")
+    return layout
+
+
+def write_lupersonmllm(root: Path, seed: int = 0) -> Layout:
+    """Write ``LUPerson-MLLM`` and four caption files; two captions are leftovers of the captioning model's prompt."""
+    layout, studio = Layout(root), Studio("lupersonmllm", seed)
+    files: dict[str, dict[str, str]] = {}
+    for person in range(1, 5):
+        image, first = studio.photograph(person, 1, 0)
+        _, second = studio.photograph(person, 1, 2)
+        name = f"{person:06d}.jpg"
+        captions = dict(zip(("Ts-qwen", "Td-qwen", "Ts-shikra", "Td-shikra"), (*first, *second), strict=True))
+        kept = dict(captions)
+        if person == 2:
+            captions["Td-qwen"] = "[insert description] of the person"
+            captions["Td-shikra"] = "A man <p>"
+            kept = {key: caption for key, caption in captions.items() if not key.startswith("Td")}
+        for key, caption in captions.items():
+            files.setdefault(key, {})[f"/somewhere/LUPerson/{name}"] = caption
+        path = f"LUPerson-MLLM/{name}"
+        studio.add(layout, image, path, split="train", person=name[:-4], camera=path, captions=tuple(kept.values()))
+    (root / "caption").mkdir()
+    for key, content in files.items():
+        (root / "caption" / f"{key}.json").write_text(json.dumps(content), encoding="utf-8")
+    layout.skipped["caption with leftovers of its prompt"] = 2
+    return layout
+
+
+def write_mals(root: Path, seed: int = 0) -> Layout:
+    """Write two folders of ``gene_crop`` and their label files in ``gene_attrs``."""
+    layout, studio = Layout(root), Studio("mals", seed)
+    (root / "gene_attrs").mkdir(parents=True)
+    for folder in ("c_g_a_0", "i_g_a_43"):
+        records: list[dict[str, Any]] = []
+        for index in range(3):
+            number = 1 + index + (3 if folder == "i_g_a_43" else 0)
+            image, captions = studio.photograph(number, 1, index)
+            labels, attributes = _label_mals(studio.get_person(number))
+            path = f"gene_crop/{folder}/{index}.jpg"
+            studio.add(
+                layout,
+                image,
+                path,
+                split="train",
+                person=f"{folder}_{index}",
+                camera=path,
+                captions=captions[:1],
+                attributes=attributes,
+            )
+            record = {"image": path, "caption": captions[0], "image_id": f"{folder}_{index}", "label": labels}
+            records.append(record)
+        (root / "gene_attrs" / f"g_{folder}_attrs.json").write_text(json.dumps(records), encoding="utf-8")
+    return layout
+
+
+def _label_mals(person: Person) -> tuple[list[int], dict[str, str]]:
+    """Return the 27 labels of a person and what they mean; -1 where the synthetic world does not say."""
+    looks = person.attributes
+    long_hair, short_legs = looks["hair"].startswith("long"), looks["lower_type"] in ("shorts", "skirt")
+    hat, backpack, handbag = looks["hat"] != "no hat", "backpack" in looks["bag"], "handbag" in looks["bag"]
+    labels = [looks["gender"] == "male", 1, long_hair, not hat, not backpack, not handbag, -1, -1, short_legs]
+    labels += [looks["lower_type"] != "skirt"]
+    labels += [looks["upper_colour"] != colour for colour in MALS_UPPER]
+    labels += [looks["lower_colour"] != colour for colour in MALS_LOWER]
+    attributes = {
+        "gender": looks["gender"],
+        "age": "older than 18",
+        "hair_length": "long" if long_hair else "short",
+        "hat": "yes" if hat else "no",
+        "backpack": "yes" if backpack else "no",
+        "handbag": "yes" if handbag else "no",
+        "lower_length": "short" if short_legs else "long",
+        "lower_type": "dress or skirt" if looks["lower_type"] == "skirt" else "trousers or shorts",
+    }
+    for name, colours in (("upper_colour", MALS_UPPER), ("lower_colour", MALS_LOWER)):
+        if looks[name] in colours:
+            attributes[name] = looks[name]
+    return [int(label) for label in labels], attributes
+
+
+LAYOUTS = {
+    "cuhkpedes": write_cuhkpedes,
+    "icfgpedes": write_icfgpedes,
+    "rstpreid": write_rstpreid,
+    "ufine6926": write_ufine6926,
+    "synthpedes": write_synthpedes,
+    "lupersonmllm": write_lupersonmllm,
+    "mals": write_mals,
+}

@@ -27,3 +27,8 @@ def write_market1501(root: Path, seed: int = 0) -> Layout:
         studio.save(junk, layout, f"bounding_box_test/-1_c{camera}s1_{index + 1:06d}_00.jpg")
     layout.skipped["junk (identity -1)"] = 3
     return layout
+
+
+LAYOUTS = {
+    "market1501": write_market1501,
+}

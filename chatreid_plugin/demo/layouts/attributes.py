@@ -287,3 +287,11 @@ def write_rapv2(root: Path, seed: int = 0) -> Layout:
 def _save_rap(root: Path, structure: dict[str, Any]) -> None:
     (root / "RAP_annotation").mkdir()
     savemat(root / "RAP_annotation" / "RAP_annotation.mat", {"RAP_annotation": structure})
+
+
+LAYOUTS = {
+    "pa100k": write_pa100k,
+    "peta": write_peta,
+    "rapv1": write_rapv1,
+    "rapv2": write_rapv2,
+}

@@ -1,11 +1,11 @@
-"""Tests of chatreid_plugin.demo.layouts.folder: one synthetic layout in a new folder, whole or not at all."""
+"""Tests of chatreid_plugin.demo.layouts: one synthetic layout in a new folder, whole or not at all."""
 
 from pathlib import Path
 
 import pytest
 
 from chatreid_plugin.demo import layouts
-from chatreid_plugin.demo.layouts.folder import find_layout, write_layout
+from chatreid_plugin.demo.layouts import find_layout, write_layout
 from chatreid_plugin.errors import ConfigError, DataError
 
 
