@@ -100,7 +100,7 @@ def _suggest(name: str) -> str:
 
 
 def list_pattern(source: SourceSettings) -> Listing:
-    """List any folder of crops by ``source.pattern``; ``own_labels`` says what its fields mean.
+    """List any folder of crops by ``source.pattern``; ``make_crop`` says what its fields mean.
 
     Raises:
         ConfigError: the pattern is missing or wrong, or queries are chosen in two ways.
@@ -136,7 +136,7 @@ def list_pattern(source: SourceSettings) -> Listing:
 def list_labelled(source: SourceSettings) -> Listing:
     """List the images that the file ``source.labels`` names, each by its ``path`` below ``root`` and its ``person``.
 
-    ``camera``, ``split``, ``clothes``, ``modality`` and ``caption`` are columns where they are known; ``own_labels``
+    ``camera``, ``split``, ``clothes``, ``modality`` and ``caption`` are columns where they are known; ``make_crop``
     says what their values mean. Rows that name an image again add captions to it.
 
     Raises:
