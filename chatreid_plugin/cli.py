@@ -136,7 +136,7 @@ def parse(
 ) -> None:
     """Read the raw data sets named in CONFIG and write their manifests."""
     from .config import BuildSettings, load_settings
-    from .engine.sources import parse_sources
+    from .engine.manifests import parse_sources
 
     for manifest in parse_sources(load_settings(config, overrides or [], BuildSettings), recheck):
         say(manifest)
@@ -214,7 +214,7 @@ def build(
 ) -> None:
     """Build the three stages' instruction data sets from the manifests."""
     from .config import BuildSettings, load_settings
-    from .engine.runner import build_datasets
+    from .engine.build import build_datasets
 
     settings = load_settings(config, overrides or [], BuildSettings)
     report = build_datasets(settings, dry_run=dry_run, overwrite=overwrite)

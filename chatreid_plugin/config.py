@@ -55,7 +55,7 @@ class SourceSettings(Settings):
     its published train/test splits (RegDB 1 to 10, CUHK03 classic 1 to 20). ``stages`` are those it trains: none
     means that it is only tested, and kept out of training. Sources give records in proportion to their images, times
     ``weight``. ``change`` shares out in what the matches of the image-to-image tasks differ from the query, e.g.
-    ``{camera: 0.5, clothes: 0.5}``; left out, it follows the data set's setting (``engine/shard_jobs.py``), and
+    ``{camera: 0.5, clothes: 0.5}``; left out, it follows the data set's setting (``engine/executors.py``), and
     ``{any: 1}`` is for galleries of one camera. ``pattern`` belongs to the ``pattern`` parser, which reads any folder
     of crops, ``labels`` to the ``list`` parser, which reads a CSV or JSON Lines file (of a text-to-image set it names
     the label file, where several fit), and the keys after them to both; ``queries_per_person`` takes the place of
@@ -175,7 +175,7 @@ class QualitySettings(Settings):
     what can hardly be seen is made up. Aspect, brightness and copies are ours. Stages 2 and 3 ask about poor images,
     as benchmarks do.
 
-    Sizes are in pixels, aspect is height over width, sharpness and brightness as in ``engine/inspection.py``.
+    Sizes are in pixels, aspect is height over width, sharpness and brightness as in ``engine/image_facts.py``.
     ``near_duplicate_bits`` is how many of 256 bits the hash of a copy may differ in: 0 drops identical hashes only.
 
     The defaults drop what hardly shows a person, and none of 768 real and 3,300 synthetic crops they were tried on:

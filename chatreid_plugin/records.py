@@ -33,7 +33,7 @@ class ImageRecord:
         attributes: attribute name to value, e.g. ``{"upper_colour": "red"}``.
         content_hash: of the file's bytes, hexadecimal; empty if nobody looked at the file.
         perceptual_hash: pHash, 256 bits, hexadecimal; empty if nobody looked.
-        sharpness: variance of the Laplacian (``engine/inspection.py``); None if nobody looked.
+        sharpness: variance of the Laplacian (``engine/image_facts.py``); None if nobody looked.
         brightness: mean grey level, 0 to 255; None if nobody looked.
     """
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import xxhash
 
@@ -24,6 +25,8 @@ from .records import IMAGE_RECORD_SCHEMA, ImageRecord, convert_image_record_to_r
 from .regular_files import check_regular, leaves_root, open_regular, read_regular
 
 
+# pyarrow makes its compute functions when this is imported, so that no type checker knows them.
+pc: Any = pyarrow.compute
 # The escapes of UTF-16's surrogates, which belong together in pairs.
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -312,6 +315,19 @@ def make_manifest_table(records: Iterable[ImageRecord]) -> pa.Table:
     return _make_table("The manifest", rows, IMAGE_RECORD_SCHEMA)
 
 
+def list_records(table: pa.Table) -> list[ImageRecord]:
+    """Return the records of a table of ``IMAGE_RECORD_SCHEMA``."""
+    return [convert_row_to_image_record(row) for row in table.to_pylist()]
+
+
+def keep_records(table: pa.Table, records: Collection[ImageRecord]) -> pa.Table:
+    """Return the rows of a table that are among the records, which are some of its own."""
+    if len(records) == table.num_rows:
+        return table
+    ids = pa.array([record.image_id for record in records], pa.string())
+    return table.filter(pc.is_in(table["image_id"], ids))
+
+
 def read_manifest_provenance(path: Path) -> dict[str, Any]:
     """Return the provenance of a manifest.
 
@@ -380,4 +396,4 @@ def read_manifest(path: Path) -> tuple[list[ImageRecord], Path]:
         DataError: the manifest or its provenance is missing or unreadable.
     """
     table, root = read_manifest_table(path)
-    return [convert_row_to_image_record(row) for row in table.to_pylist()], root
+    return list_records(table), root

@@ -72,7 +72,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     from chatreid_plugin.demo.people import sample_people
     from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
     from chatreid_plugin.demo.world import write_world
-    from chatreid_plugin.engine.runner import build_datasets
+    from chatreid_plugin.engine.build import build_datasets
 
     root = tmp_path_factory.mktemp("workshop")
     write_world(root / "world", train_people=10, test_people=2, cameras=2, images_per_camera=2)

@@ -63,7 +63,7 @@ def test_parse_hands_the_settings_over_and_prints_the_manifests(
 ) -> None:
     replace_module(
         monkeypatch,
-        "chatreid_plugin.engine.sources",
+        "chatreid_plugin.engine.manifests",
         parse_sources=lambda settings, recheck: [settings.manifest_dir / f"seed{settings.seed}_{recheck}"],
     )
     assert run(monkeypatch, "parse", config, "seed=7", "manifest_dir=made") == 0
@@ -78,7 +78,7 @@ def test_build_hands_its_flags_over(
     def build_datasets(settings: Any, dry_run: bool, overwrite: bool) -> SimpleNamespace:
         return SimpleNamespace(render=lambda: f"{settings.records} {(dry_run, overwrite)}")
 
-    replace_module(monkeypatch, "chatreid_plugin.engine.runner", build_datasets=build_datasets)
+    replace_module(monkeypatch, "chatreid_plugin.engine.build", build_datasets=build_datasets)
     assert run(monkeypatch, "build", config, *flags) == 0
     assert capsys.readouterr().out == f"{{'stage1': 10}} {expected}\n"
 
@@ -207,7 +207,7 @@ def test_own_error_is_one_message_and_its_exit_code(
     def fail(*_: Any) -> None:
         raise kind("what, where, what to do")
 
-    replace_module(monkeypatch, "chatreid_plugin.engine.sources", parse_sources=fail)
+    replace_module(monkeypatch, "chatreid_plugin.engine.manifests", parse_sources=fail)
     assert run(monkeypatch, "parse", config) == kind.exit_code
     assert capsys.readouterr().err == "chatreid: what, where, what to do\n"
 
@@ -217,7 +217,7 @@ def test_interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, config: st
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    replace_module(monkeypatch, "chatreid_plugin.engine.sources", parse_sources=interrupt)
+    replace_module(monkeypatch, "chatreid_plugin.engine.manifests", parse_sources=interrupt)
     assert run(monkeypatch, "parse", config, main=main) == 130
 
 

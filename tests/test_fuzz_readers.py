@@ -30,7 +30,7 @@ from chatreid_plugin.datasets.label_files import read_lines, read_matlab
 from chatreid_plugin.datasets.registry import list_source
 from chatreid_plugin.engine.annotations import attach_annotations
 from chatreid_plugin.engine.captions.requests import encode_image
-from chatreid_plugin.engine.inspection import inspect_image
+from chatreid_plugin.engine.image_facts import inspect_image
 from chatreid_plugin.errors import ChatReIDError
 from chatreid_plugin.records import IMAGE_RECORD_SCHEMA, ImageRecord
 from chatreid_plugin.shards import (

@@ -10,7 +10,7 @@ import pytest
 from chatreid_plugin.archives import map_array, open_archive
 from chatreid_plugin.config import BuildSettings, load_settings
 from chatreid_plugin.crops import open_crop
-from chatreid_plugin.engine.inspection import inspect_image
+from chatreid_plugin.engine.image_facts import inspect_image
 from chatreid_plugin.errors import ChatReIDError
 from chatreid_plugin.records import IMAGE_RECORD_SCHEMA
 from chatreid_plugin.regular_files import check_regular, read_regular

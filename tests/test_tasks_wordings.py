@@ -8,7 +8,7 @@ import pytest
 
 from chatreid_plugin.answers import render_turns
 from chatreid_plugin.config import BuildSettings
-from chatreid_plugin.engine.runner import build_datasets
+from chatreid_plugin.engine.build import build_datasets
 from chatreid_plugin.engine.show import list_examples
 from chatreid_plugin.records import (
     INSTRUCTION_SCHEMA,

@@ -9,11 +9,9 @@ from itertools import accumulate
 from ..config import BuildSettings, Change
 from ..errors import DataError
 from ..tasks import ORDINALS
-from .attribute_queries import build_attribute_query
 from .dialogues import draw_dialogue
-from .drafts import Draft
-from .draws import Numbers, pick
-from .sampler import NO_MATCHES, ImagePool, draw_gallery, draw_gallery_size, draw_sizes
+from .pool import Draft, Numbers, pick
+from .sampler import NO_MATCHES, ImagePool, build_attribute_query, draw_gallery, draw_gallery_size, draw_sizes
 
 
 # Tokens kept free for the chat frame, the wording and the answer; the longest of the table need fewer, captions and

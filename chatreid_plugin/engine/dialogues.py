@@ -12,10 +12,8 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .attribute_queries import draw_asked, find_rarest, make_check
-from .drafts import Draft, DraftTurn
-from .draws import draw_among, pick
-from .sampler import ImagePool
+from .pool import Draft, DraftTurn, draw_among, pick
+from .sampler import ImagePool, draw_asked, find_rarest, make_check
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from ..archives import Array, read_features
 from ..config import COLOUR, BuildSettings
 from ..errors import DataError
 from ..shards import digest_file
-from .image_table import LOOK_ALIKES, ImageTable, SourceRows
 from .look_alikes import NEAREST, Nearest
+from .manifests import find_manifest
+from .pool import LOOK_ALIKES, ImageTable, SourceRows
 from .sampler import ImagePool
-from .sources import find_manifest
 
 
 # Stage 1 shows one image a record, and no negatives.

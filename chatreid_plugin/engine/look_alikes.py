@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ..archives import Array, normalise
-from .draws import Numbers, number, view
+from .pool import Numbers, number, view
 
 
 Codes = npt.NDArray[np.int64]

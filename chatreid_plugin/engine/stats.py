@@ -23,13 +23,12 @@ from ..errors import DataError
 from ..images import ImagePolicy, count_visual_tokens
 from ..printing import render_table
 from ..records import list_missing_columns
-from ..shards import open_parquet
+from ..shards import open_parquet, pc
 from ..tasks import LETTER_KINDS, Task
-from .arrow_compute import pc
 from .builders import TOKENS_AROUND_IMAGE
+from .manifests import find_manifest
 from .sampler import compute_size_probabilities
 from .show import BuiltDataset, list_datasets, read_build_settings
-from .sources import find_manifest
 
 
 IntArray = npt.NDArray[np.int64]

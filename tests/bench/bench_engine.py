@@ -22,7 +22,7 @@ import yaml
 
 from chatreid_plugin.config import BuildSettings, load_settings
 from chatreid_plugin.engine.look_alikes import Appearances, find_nearest
-from chatreid_plugin.engine.sources import describe_origin, find_manifest
+from chatreid_plugin.engine.manifests import describe_origin, find_manifest
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import write_manifest
 

@@ -41,9 +41,8 @@ from model_work import (
 from PIL import Image
 
 from chatreid_plugin.config import BuildSettings, load_settings
-from chatreid_plugin.engine.plan import name_dataset
-from chatreid_plugin.engine.runner import build_datasets
-from chatreid_plugin.engine.sources import describe_origin, find_manifest
+from chatreid_plugin.engine.build import build_datasets, name_dataset
+from chatreid_plugin.engine.manifests import describe_origin, find_manifest
 from chatreid_plugin.records import INSTRUCTION_SCHEMA, ImageRecord, convert_row_to_instruction
 from chatreid_plugin.shards import read_shard, write_json, write_manifest
 from chatreid_plugin.tasks import list_stage_tasks

@@ -27,7 +27,7 @@ from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.demo.people import sample_people
 from chatreid_plugin.demo.tiny_model import TinySizes, write_tiny_model
 from chatreid_plugin.demo.world import write_world
-from chatreid_plugin.engine.runner import build_datasets
+from chatreid_plugin.engine.build import build_datasets
 from chatreid_plugin.training.model import find_part, list_trained_parts
 
 

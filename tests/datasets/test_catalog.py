@@ -11,7 +11,7 @@ from chatreid_plugin.datasets.catalog import CATALOG_FILE, CatalogEntry, Count, 
 from chatreid_plugin.datasets.listing import Crop
 from chatreid_plugin.datasets.registry import list_datasets, list_source
 from chatreid_plugin.demo.layouts import LAYOUTS
-from chatreid_plugin.engine.parsing import parse_source
+from chatreid_plugin.engine.manifests import parse_source
 from chatreid_plugin.errors import ConfigError, DataError
 
 

@@ -9,7 +9,7 @@ from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets.catalog import read_catalog
 from chatreid_plugin.datasets.registry import list_datasets
 from chatreid_plugin.demo.layouts import LAYOUTS
-from chatreid_plugin.engine.parsing import parse_source
+from chatreid_plugin.engine.manifests import parse_source
 from chatreid_plugin.records import ImageRecord
 
 

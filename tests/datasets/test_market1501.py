@@ -12,7 +12,7 @@ from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets import catalog
 from chatreid_plugin.datasets.registry import list_source
 from chatreid_plugin.demo.world import FILE_NAME, WorldSummary
-from chatreid_plugin.engine.parsing import parse_source
+from chatreid_plugin.engine.manifests import parse_source
 from chatreid_plugin.errors import DataError
 
 

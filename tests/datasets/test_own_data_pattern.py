@@ -10,7 +10,7 @@ from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.datasets.own_data import compile_pattern
 from chatreid_plugin.datasets.registry import list_source
 from chatreid_plugin.engine.inspect import SPLITS
-from chatreid_plugin.engine.parsing import parse_source
+from chatreid_plugin.engine.manifests import parse_source
 from chatreid_plugin.errors import ConfigError, DataError
 
 

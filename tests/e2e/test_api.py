@@ -19,7 +19,7 @@ import yaml
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.engine.captions.endpoint import caption_images
-from chatreid_plugin.engine.sources import parse_sources
+from chatreid_plugin.engine.manifests import parse_sources
 from chatreid_plugin.errors import DataError, UpstreamError
 from chatreid_plugin.eval.backends.http import HttpScorer
 from chatreid_plugin.eval_settings import EvalSettings

@@ -10,8 +10,7 @@ import pytest
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.demo.layouts import LAYOUTS
-from chatreid_plugin.engine.plan import name_dataset
-from chatreid_plugin.engine.runner import build_datasets
+from chatreid_plugin.engine.build import build_datasets, name_dataset
 from chatreid_plugin.tasks import list_stage_tasks
 
 

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from chatreid_plugin.config import BuildSettings
-from chatreid_plugin.engine.runner import build_datasets
+from chatreid_plugin.engine.build import build_datasets
 from chatreid_plugin.training.checkpoint import MARKER
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.engine.annotations import attach_annotations
-from chatreid_plugin.engine.parsing import parse_source
+from chatreid_plugin.engine.manifests import parse_source
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import ImageRecord
 

@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 from chatreid_plugin.answers import read_answer, render_answer
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.builders import BUILDERS, build_draft, explain_missing
-from chatreid_plugin.engine.drafts import Draft, PlacedDraft, assemble_records
+from chatreid_plugin.engine.executors import PlacedDraft, assemble_records
+from chatreid_plugin.engine.pool import Draft
 from chatreid_plugin.engine.sampler import ImagePool
 from chatreid_plugin.engine.stats import compute_gallery_shares, compute_match_shares
 from chatreid_plugin.errors import DataError

@@ -9,7 +9,7 @@ import pytest
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.builders import build_draft
-from chatreid_plugin.engine.drafts import Draft
+from chatreid_plugin.engine.pool import Draft
 from chatreid_plugin.engine.sampler import ImagePool
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import ImageRecord

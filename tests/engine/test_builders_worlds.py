@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from chatreid_plugin.answers import read_answer, render_answer, render_turns
 from chatreid_plugin.config import BuildSettings, Change
 from chatreid_plugin.engine.builders import build_draft, explain_missing
-from chatreid_plugin.engine.drafts import PlacedDraft, assemble_records
-from chatreid_plugin.engine.image_table import ImageTable, combine_images
+from chatreid_plugin.engine.executors import PlacedDraft, assemble_records
+from chatreid_plugin.engine.pool import ImageTable, combine_images
 from chatreid_plugin.engine.sampler import ImagePool
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.images import ImagePolicy, count_visual_tokens

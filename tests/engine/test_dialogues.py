@@ -10,7 +10,8 @@ import pytest
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.builders import TEXT_TOKENS, TURN_TOKENS, build_draft, explain_missing
-from chatreid_plugin.engine.drafts import Draft, PlacedDraft, assemble_records
+from chatreid_plugin.engine.executors import PlacedDraft, assemble_records
+from chatreid_plugin.engine.pool import Draft
 from chatreid_plugin.engine.sampler import ImagePool
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import ImageRecord, Instruction, convert_row_to_instruction

@@ -11,7 +11,7 @@ import pytest
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine import executors
-from chatreid_plugin.engine.runner import build_datasets
+from chatreid_plugin.engine.build import build_datasets
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import INSTRUCTION_SCHEMA
 from chatreid_plugin.shards import read_shard

@@ -14,7 +14,7 @@ from PIL import Image
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.demo.world import WorldSummary
-from chatreid_plugin.engine.runner import build_datasets
+from chatreid_plugin.engine.build import build_datasets
 from chatreid_plugin.engine.stats import Statistics, compute_statistics
 from chatreid_plugin.engine.stats_page import (
     build_sections,

@@ -20,8 +20,7 @@ from PIL import Image
 from chatreid_plugin.config import SourceSettings, load_settings
 from chatreid_plugin.datasets.registry import list_benchmarks
 from chatreid_plugin.demo.layouts import write_layout
-from chatreid_plugin.engine.parsing import parse_source
-from chatreid_plugin.engine.sources import describe_origin
+from chatreid_plugin.engine.manifests import describe_origin, parse_source
 from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import resize_by_policy

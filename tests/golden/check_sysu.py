@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.io import loadmat
 
 from chatreid_plugin.config import SourceSettings
-from chatreid_plugin.engine.parsing import parse_source
+from chatreid_plugin.engine.manifests import parse_source
 from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import Results
 from chatreid_plugin.eval_settings import EvalSettings

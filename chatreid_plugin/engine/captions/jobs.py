@@ -15,7 +15,7 @@ from ...config import BuildSettings, CaptioningSettings, SourceSettings
 from ...errors import ConfigError, DataError
 from ...records import ImageRecord
 from ...shards import read_manifest
-from ..sources import find_manifest
+from ..manifests import find_manifest
 from .requests import Description
 
 

@@ -1,17 +1,29 @@
-"""Leaves out training images that are too small, too blurred, too dark or copies of another, each for one reason."""
+"""Which training images a stage trains on: those of people who are not held out, in some stages of good quality only.
+
+``quality`` leaves out images that are too small, too blurred, too dark or copies of another, each for one reason.
+``validation_share`` gives part of each source's people to data sets of their own; LLaMA-Factory's ``val_size`` holds
+out records instead, and the people in those train in others.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
+import xxhash
 
-from ...config import QualitySettings
+from ...config import BuildSettings, QualitySettings
+from ...errors import DataError
+from ...printing import say
 from ...records import ImageRecord
+from ...shards import keep_records, list_records, pc
 from .hashing import Rows, find_close_pairs_within, find_first_equal, select_hashed
 
 
 NEAR_DUPLICATE = "near_duplicate_bits"
+# Fewer have no negatives to draw.
+FEWEST_PEOPLE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +123,96 @@ def _find_copies(records: Sequence[ImageRecord], groups: Rows, bits: int) -> dic
         if near is not None:
             copies[index] = near
     return {int(rows[index]): distance for index, distance in copies.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one side is built from.
+
+    Attributes:
+        settings: the recipe; its records are those of this side.
+        images: of each source that trains a stage.
+        held_out: the side that is only evaluated on.
+        stages: those that are built from these images.
+    """
+
+    settings: BuildSettings
+    images: list[pa.Table]
+    held_out: bool = False
+    stages: tuple[int, ...] = (1, 2, 3)
+
+
+def split_people(images: Sequence[pa.Table], settings: BuildSettings) -> list[Part]:
+    """Return what trains and, with ``validation_share``, what is held out; no identity is in both.
+
+    Who is held out depends on the seed and the identities alone. An identity is known by its name within a source:
+    the same person in two sources under two names may be on both sides.
+
+    Raises:
+        DataError: a source has too few identities for two sides.
+    """
+    share = settings.validation_share
+    if share == 0:
+        return [Part(settings, list(images))]
+    sides = [_split_source(table, settings) for table in images]
+    fewer = {stage: max(1, round(count * share)) for stage, count in settings.records.items()}
+    return [
+        Part(settings, [training for training, _ in sides]),
+        Part(settings.model_copy(update={"records": fewer}), [held_out for _, held_out in sides], held_out=True),
+    ]
+
+
+def _split_source(table: pa.Table, settings: BuildSettings) -> tuple[pa.Table, pa.Table]:
+    people: list[str] = sorted(pc.unique(table["person_id"]).to_pylist())
+    count = max(FEWEST_PEOPLE, round(settings.validation_share * len(people)))
+    if len(people) - count < FEWEST_PEOPLE:
+        raise DataError(
+            f"validation_share: {settings.validation_share} would hold out {count} of the {len(people)} identities of "
+            f"{people[0].partition(':')[0]}; training and validation need {FEWEST_PEOPLE} each. Set it to 0 or lower."
+        )
+    drawn = sorted(people, key=lambda person: xxhash.xxh3_64_intdigest(f"{settings.seed}/{person}".encode()))[:count]
+    held_out = pc.is_in(table["person_id"], value_set=pa.array(drawn, table.schema.field("person_id").type))
+    return table.filter(pc.invert(held_out)), table.filter(held_out)
+
+
+def screen_part(part: Part) -> list[Part]:
+    """Return a part for the stages that ``quality`` screens and one for the others, each with the images it trains.
+
+    People are held out before, so that nobody trains in one stage and is held out in another.
+
+    Raises:
+        DataError: a source has no images left.
+    """
+    quality = part.settings.quality
+    asked = sorted(int(name.removeprefix("stage")) for name in part.settings.records)
+    screened = [stage for stage in asked if quality is not None and stage in quality.stages]
+    others = [stage for stage in asked if stage not in screened]
+    if not screened:
+        return [part]
+    parts = [replace(part, stages=tuple(screened), images=_screen(_list_trained(part, screened), part.settings))]
+    return [*parts, replace(part, stages=tuple(others), images=_list_trained(part, others))] if others else parts
+
+
+def _list_trained(part: Part, stages: Sequence[int]) -> list[pa.Table]:
+    """Return the images of the sources that train one of the stages; all of them if none does, for the report."""
+    trained = {source.name for source in part.settings.sources if set(source.stages) & set(stages)}
+    return [table for table in part.images if table["dataset"][0].as_py() in trained] or part.images
+
+
+def _screen(tables: Sequence[pa.Table], settings: BuildSettings) -> list[pa.Table]:
+    return [keep_records(table, _filter_source(list_records(table), settings)) for table in tables]
+
+
+def _filter_source(records: list[ImageRecord], settings: BuildSettings) -> list[ImageRecord]:
+    assert settings.quality is not None
+    result = filter_records(records, settings.quality)
+    name = records[0].dataset
+    for reason, count in Counter(drop.reason for drop in result.dropped).items():
+        stages = " and ".join(map(str, settings.quality.stages))
+        say(f"{name} left out of Stage {stages}: {count} (quality.{reason})", aside=True)
+    if not result.kept:
+        raise DataError(
+            f"Source {name}: `quality` drops all {len(records)} training images. `chatreid filter CONFIG --dry-run` "
+            "shows why."
+        )
+    return result.kept

@@ -7,20 +7,31 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
 from ...config import BuildSettings, QualitySettings, SourceSettings
+from ...crops import open_crop, save_image
 from ...errors import ConfigError, DataError
 from ...records import ImageRecord
 from ...shards import open_atomically, read_manifest, read_manifest_provenance
-from ..sources import find_manifest, is_current
-from .audit import audit_records, read_tested_manifests, select_tested
-from .contact_sheet import SheetRow, write_contact_sheet
-from .leaks import AuditReport, check_table_name, write_leaks
+from ..manifests import find_manifest, is_current
+from .audit import AuditReport, audit_records, check_table_name, read_tested_manifests, select_tested, write_leaks
 from .quality import Drop, filter_records
 
 
 _EXAMPLES = 8
-# What engine/parsing.py calls it.
+# What engine/manifests.py calls it.
 _UNDECODABLE = "cannot be decoded"
+# Of a contact sheet, in pixels.
+_CELL = (96, 192)
+_GAP = 8
+_LINE = 18
+_FONT_SIZE = 12
+_COLUMNS = 8
+_PAPER, _INK, _GREY = "white", "black", "#b0b0b0"
+
+# Of a contact sheet: the line above a row, and at most 8 image files with the text below each.
+SheetRow = tuple[str, Sequence[tuple[Path, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +159,7 @@ def _arrange_examples(dropped: Sequence[Drop], quality: QualitySettings, root: P
         # Spread over the source, whose neighbours show the same person.
         chosen = [found[number * count // _EXAMPLES] for number in range(_EXAMPLES)] if count > _EXAMPLES else found
         label = f"{reason} {getattr(quality, reason):g}: {count:,} of {images:,} images"
-        rows.append(SheetRow(label, [(root / drop.record.path, f"{drop.value:.4g}") for drop in chosen]))
+        rows.append((label, [(root / drop.record.path, f"{drop.value:.4g}") for drop in chosen]))
     return rows
 
 
@@ -184,3 +195,36 @@ def audit_sources(settings: BuildSettings, write: Path | None = None) -> AuditRe
     if write is not None:
         write_leaks(write, report.leaks)
     return report
+
+
+def draw_contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
+    """Return an RGB picture of the rows; an image that cannot be read is a grey box.
+
+    Crops are scaled to fit 96 x 192 pixels, their shape kept.
+    """
+    height = 2 * _LINE + _CELL[1] + _GAP
+    sheet = Image.new("RGB", (_GAP + _COLUMNS * (_CELL[0] + _GAP), _GAP + height * len(rows)), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_FONT_SIZE)
+    for number, (label, cells) in enumerate(rows):
+        top = _GAP + height * number
+        draw.text((_GAP, top), label, _INK, font)
+        for column, (path, text) in enumerate(cells[:_COLUMNS]):
+            left = _GAP + column * (_CELL[0] + _GAP)
+            sheet.paste(_draw_cell(path), (left, top + _LINE))
+            draw.text((left, top + _LINE + _CELL[1]), text, _INK, font)
+    return sheet
+
+
+def _draw_cell(path: Path) -> Image.Image:
+    try:
+        crop = open_crop(path)
+    except DataError:
+        return Image.new("RGB", _CELL, _GREY)
+    return ImageOps.pad(crop, _CELL, color=_PAPER)
+
+
+def write_contact_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
+    """Write a contact sheet as PNG, atomically."""
+    with open_atomically(path) as temporary:
+        save_image(draw_contact_sheet(rows), temporary, format="PNG")

@@ -12,9 +12,15 @@ from PIL import Image
 
 from chatreid_plugin.config import BuildSettings, SourceSettings
 from chatreid_plugin.demo.world import WorldSummary, write_world
-from chatreid_plugin.engine.parsing import parse_source
-from chatreid_plugin.engine.screening.audit import apply_leak_rule, audit_records, read_tested_manifests, select_tested
-from chatreid_plugin.engine.screening.leaks import AuditReport, write_leaks
+from chatreid_plugin.engine.manifests import parse_source
+from chatreid_plugin.engine.screening.audit import (
+    AuditReport,
+    apply_leak_rule,
+    audit_records,
+    read_tested_manifests,
+    select_tested,
+    write_leaks,
+)
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.records import ImageRecord, Split
 from chatreid_plugin.shards import write_manifest

@@ -11,8 +11,8 @@ from PIL import Image, ImageFilter
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.demo.layouts import LAYOUTS
+from chatreid_plugin.engine.manifests import parse_sources
 from chatreid_plugin.engine.screening.reports import audit_sources, filter_sources
-from chatreid_plugin.engine.sources import parse_sources
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.shards import read_json_lines
 

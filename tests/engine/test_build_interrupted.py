@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.engine.runner: builds by the command line that are killed, or that fill the disk, go on."""
+"""Tests of chatreid_plugin.engine.build: builds by the command line that are killed, or that fill the disk, go on."""
 
 import os
 import random
@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from chatreid_plugin.config import BuildSettings, load_settings
-from chatreid_plugin.engine.sources import describe_origin, find_manifest
+from chatreid_plugin.engine.manifests import describe_origin, find_manifest
 from chatreid_plugin.locks import LOCK_NAME
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import write_manifest

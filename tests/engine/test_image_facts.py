@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.engine.inspection: damage is named, and the facts of an image say what they should."""
+"""Tests of chatreid_plugin.engine.image_facts: damage is named, and the facts of an image say what they should."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from chatreid_plugin.demo.layouts.studio import Studio
-from chatreid_plugin.engine import inspection
-from chatreid_plugin.engine.inspection import ImageFacts, inspect_image, inspect_images
+from chatreid_plugin.engine import image_facts
+from chatreid_plugin.engine.image_facts import ImageFacts, inspect_image, inspect_images
 from chatreid_plugin.errors import DataError
 
 
@@ -112,7 +112,7 @@ def test_image_larger_than_pillow_accepts_is_named(
 def test_number_of_workers_does_not_matter(
     tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspection, "SMALLEST_PARALLEL", 2)
+    monkeypatch.setattr(image_facts, "SMALLEST_PARALLEL", 2)
     paths = [make_image(tmp_path / f"{number}.jpg", (20 + number, 40)).name for number in range(6)]
     content = (tmp_path / paths[3]).read_bytes()
     (tmp_path / paths[3]).write_bytes(content[: len(content) // 2])
@@ -123,6 +123,6 @@ def test_number_of_workers_does_not_matter(
 
 
 def test_few_images_start_no_process(tmp_path: Path, make_image: MakeImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "open_pool", lambda *rest: pytest.fail("a process was started"))
+    monkeypatch.setattr(image_facts, "open_pool", lambda *rest: pytest.fail("a process was started"))
     paths = [make_image(tmp_path / f"{number}.jpg").name for number in range(3)]
     assert len(inspect_images(tmp_path, paths, "own", 2)) == 3

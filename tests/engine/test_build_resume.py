@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.engine.runner: killed builds go on, and what other settings left is never mixed in."""
+"""Tests of chatreid_plugin.engine.build: killed builds go on, and what other settings left is never mixed in."""
 
 import json
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import pytest
 
 from chatreid_plugin import tasks
 from chatreid_plugin.config import BuildSettings
-from chatreid_plugin.engine import shard_jobs
-from chatreid_plugin.engine.runner import build_datasets
+from chatreid_plugin.engine import executors
+from chatreid_plugin.engine.build import build_datasets
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.locks import hold_folder, share_folder
 from chatreid_plugin.tasks import TASKS
@@ -34,7 +34,7 @@ def test_killed_build_goes_on_to_the_same_bytes(
     whole = list_files(build_datasets(make_recipe(output_dir=tmp_path / "whole")).output_dir, "*.parquet")
     recipe = make_recipe(output_dir=tmp_path / "killed")
     written: list[str] = []
-    write_table = shard_jobs.write_table
+    write_table = executors.write_table
 
     def write_and_die(path: Path, *rest: Any) -> None:
         if len(written) == 4:
@@ -42,7 +42,7 @@ def test_killed_build_goes_on_to_the_same_bytes(
         written.append(path.relative_to(recipe.output_dir).as_posix())
         write_table(path, *rest)
 
-    monkeypatch.setattr(shard_jobs, "write_table", write_and_die)
+    monkeypatch.setattr(executors, "write_table", write_and_die)
     with pytest.raises(KeyboardInterrupt):
         build_datasets(recipe)
     # Three shards of the first data set, and the second one dies in its second shard.
@@ -54,7 +54,7 @@ def test_killed_build_goes_on_to_the_same_bytes(
     assert list(read_entries(recipe.output_dir)) == ["chatreid_stage1_image_captioning"]
 
     kept = {name: (recipe.output_dir / name).stat().st_mtime_ns for name in written}
-    monkeypatch.setattr(shard_jobs, "write_table", write_table)
+    monkeypatch.setattr(executors, "write_table", write_table)
     report = build_datasets(recipe)
     assert report.reused == ["chatreid_stage1_image_captioning"]
     assert list_files(recipe.output_dir, "*.parquet") == whole
@@ -66,7 +66,7 @@ def test_finished_build_is_used_again(make_recipe: MakeRecipe, monkeypatch: pyte
     recipe = make_recipe()
     first = build_datasets(recipe)
     before = list_files(recipe.output_dir)
-    monkeypatch.setattr(shard_jobs, "write_table", lambda *rest: pytest.fail("a shard was written again"))
+    monkeypatch.setattr(executors, "write_table", lambda *rest: pytest.fail("a shard was written again"))
     second = build_datasets(recipe)
     assert second.datasets == first.datasets
     assert second.reused == list(first.datasets)
@@ -160,7 +160,7 @@ def test_shards_of_a_killed_overwriting_never_pass_for_the_old_recipes(
     build_datasets(recipe)
     before = list_files(recipe.output_dir, "*.parquet")
 
-    write_table = shard_jobs.write_table
+    write_table = executors.write_table
 
     def write_one_and_die(path: Path, *rest: Any) -> None:
         if path.name != "00000.parquet":
@@ -168,7 +168,7 @@ def test_shards_of_a_killed_overwriting_never_pass_for_the_old_recipes(
         write_table(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_jobs, "write_table", write_one_and_die)
+        patch.setattr(executors, "write_table", write_one_and_die)
         with pytest.raises(KeyboardInterrupt):
             build_datasets(other, overwrite=True)
     build_datasets(recipe, overwrite=True)

@@ -1,10 +1,12 @@
 """The training images of a recipe in columns, in one file that every worker process maps into its memory.
 
-Columns instead of ImageRecords: a million images take some hundred megabytes once, not some gigabytes in each process.
+An image is a row from here on, and a record that is drawn (``Draft``) holds rows and numbers. Columns instead of
+ImageRecords: a million images take some hundred megabytes once, not some gigabytes in each process.
 """
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,9 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from ..images import ImagePolicy, count_visual_tokens
-from ..shards import open_atomically
-from .arrow_compute import pc
-from .draws import number
+from ..shards import open_atomically, pc
 
 
 Codes = npt.NDArray[np.int64]
@@ -220,3 +220,141 @@ class ImageTable:
 
 def _encode(column: pa.Array) -> Codes:
     return pc.fill_null(column.dictionary_encode().indices, -1).to_numpy().astype(np.int64)
+
+
+# An array as a memoryview: compact like the array, and its items are plain ints.
+Numbers = memoryview
+_GUESSES = 8
+_SMALLEST_SPARSE = 1 << 20
+
+
+def view(numbers: npt.NDArray[np.integer]) -> Numbers:
+    """Return an array of numbers as a memoryview of 64-bit integers."""
+    return np.ascontiguousarray(numbers, dtype=np.int64).data
+
+
+def number(*labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return numbers 0, 1, ... that are equal where all labels (from -1) are."""
+    combined = np.zeros(len(labels[0]), dtype=np.int64)
+    for codes in labels:
+        # Numbered again each time, so that products stay far below 64 bits.
+        combined = combined * (int(codes.max(initial=0)) + 2) + codes + 1
+        if combined.max(initial=0) > _SMALLEST_SPARSE + 4 * len(combined):
+            combined = np.unique(combined, return_inverse=True)[1]
+        else:
+            # Sorting is ten times slower than counting, as long as there is a place for every label.
+            combined = (np.cumsum(np.bincount(combined) > 0) - 1)[combined]
+    return combined
+
+
+class Groups:
+    """Rows by label, compactly: no object per group, so that a million identities cost no more than a million rows.
+
+    Attributes:
+        labels: the label of each row, from 0.
+    """
+
+    def __init__(self, labels: npt.NDArray[np.int64], members: npt.NDArray[np.int64] | None = None) -> None:
+        """Group rows by label.
+
+        Args:
+            labels: one for each row, numbers from -1.
+            members: what stands in the groups instead of the rows' own numbers.
+        """
+        labels = number(labels)
+        order = np.argsort(labels, kind="stable")
+        self.labels = view(labels)
+        self._order = view(order if members is None else members[order])
+        self._starts = view(np.concatenate([[0], np.cumsum(np.bincount(labels))]))
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def list_alike(self, row: int) -> Numbers:
+        """Return the rows (or members) with the same label as ``row``, in their order."""
+        label = self.labels[row]
+        return self._order[self._starts[label] : self._starts[label + 1]]
+
+
+def pick(rng: random.Random, options: Sequence[int] | Numbers) -> int:
+    """Return one of the options."""
+    return options[int(rng.random() * len(options))]
+
+
+def draw_among(
+    rng: random.Random,
+    among: Sequence[int] | Numbers,
+    accept: Callable[[int], bool],
+    count: int,
+    taken: Iterable[int] = (),
+    look_at_all: bool = True,
+) -> list[int]:
+    """Return up to ``count`` different accepted options that are not ``taken``, in random order.
+
+    Guesses first, since nearly every option is accepted and there may be a million.
+
+    Args:
+        rng: the source of randomness.
+        among: the options, without repeats.
+        accept: says whether an option will do.
+        count: how many are wanted.
+        taken: options that are not wanted.
+        look_at_all: look at every option when guessing does not find enough; else fewer are returned.
+    """
+    avoided = set(taken)
+    chosen: list[int] = []
+    if not among:
+        return chosen
+    for _ in range(_GUESSES * count):
+        if len(chosen) == count:
+            return chosen
+        option = pick(rng, among)
+        if option not in avoided and accept(option):
+            avoided.add(option)
+            chosen.append(option)
+    if look_at_all and len(chosen) < count:
+        left = [option for option in among if option not in avoided and accept(option)]
+        chosen += rng.sample(left, min(count - len(chosen), len(left)))
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTurn:
+    """A further turn of a dialogue, by numbers; see ``records.Turn``.
+
+    Attributes:
+        matches: positions (0-based) of the right answers in the gallery.
+        confirmed: position of the image that the user confirms, if any.
+        caption: number of the caption that is added, or None.
+        attribute: number of the attribute that is added, or None.
+    """
+
+    matches: Sequence[int]
+    confirmed: int | None = None
+    caption: int | None = None
+    attribute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One record, by numbers: images are rows of the pool, captions and attributes numbers in the table.
+
+    Attributes:
+        images: the query image(s) first, then the gallery.
+        query_images: how many of them are the query.
+        matches: positions (0-based) of the right answers in the gallery or among the captions.
+        match: yes or no.
+        text: number of the caption that is the answer.
+        captions: what the prompt quotes.
+        attributes: (position of the image, number of the attribute); position -1 is what the query asks for.
+        turns: of a dialogue, what is asked after the first answer.
+    """
+
+    images: Sequence[int]
+    query_images: int
+    matches: Sequence[int] = ()
+    match: bool | None = None
+    text: int | None = None
+    captions: Sequence[int] = ()
+    attributes: Sequence[tuple[int, int]] = ()
+    turns: Sequence[DraftTurn] = ()

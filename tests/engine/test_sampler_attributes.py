@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.engine.attribute_queries: what is asked, who fits and who does not."""
+"""Tests of chatreid_plugin.engine.sampler: queries by attributes, what is asked, who fits and who does not."""
 
 import random
 from collections import Counter
@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 from scipy.stats import chisquare
 
-from chatreid_plugin.engine.attribute_queries import MOST_ATTRIBUTES, AttributeQuery, build_attribute_query
-from chatreid_plugin.engine.image_table import ImageTable, combine_images
-from chatreid_plugin.engine.sampler import ImagePool
+from chatreid_plugin.engine.pool import ImageTable, combine_images
+from chatreid_plugin.engine.sampler import MOST_ATTRIBUTES, AttributeQuery, ImagePool, build_attribute_query
 from chatreid_plugin.images import ImagePolicy
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import make_manifest_table
