@@ -160,10 +160,12 @@ def _ask_about_all(settings: CaptioningSettings, run: CaptionRun) -> None:
         waiting = ((job, record) for job in run.jobs for record in job.waiting)
         for (job, record), answer in client.map(ask, waiting):
             try:
-                run.keep_answer(job, record, answer.result())
+                description = answer.result()
             except (DataError, *FAILURES) as failure:
                 run.keep_failure(job, record, str(failure))
                 run.check_budget()
+            else:
+                run.keep_answer(job, record, description)
             price = compute_price(settings, client.input_tokens, client.output_tokens)
             used = f"{client.input_tokens + client.output_tokens} tokens" + ("" if price is None else f", {price:.2f}")
             run.bar.set_postfix_str(f"{len(run.reasons)} failed, {used}", refresh=False)

@@ -9,6 +9,7 @@ import pytest
 
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.engine.captions.endpoint import caption_images
+from chatreid_plugin.engine.captions.jobs import CaptionRun
 from chatreid_plugin.errors import DataError, UpstreamError
 from chatreid_plugin.openai_client import READINGS
 
@@ -201,6 +202,18 @@ def test_damaged_image_is_a_failure(api: Any, make: MakeRecipe, tmp_path: Path, 
     caption_images(settings)
     assert set(read_failures()) == {"001.jpg", "002.jpg"}
     assert "cannot be read as an image" in read_failures()["001.jpg"]
+
+
+def test_answers_that_cannot_be_kept_are_no_failures_of_images(
+    api: Any, make: MakeRecipe, monkeypatch: pytest.MonkeyPatch, read_failures: ReadFailures
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(CaptionRun, "keep_answer", refuse)
+    with pytest.raises(DataError, match="the disk is full"):
+        caption_images(make(max_failures=1))
+    assert read_failures() == {}
 
 
 def test_absurd_usage_does_not_stop_the_run(api: Any, make: MakeRecipe, read_answers: ReadAnswers) -> None:
