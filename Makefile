@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt chatreid_autoload.pth chatreid_autoload.start
+$(STAMP): pyproject.toml constraints.txt $(wildcard chatreid_plugin/autoload/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt

@@ -199,8 +199,7 @@ def find_autoload_file() -> str | None:
     """Return the ``.pth`` file in the folders of the installed packages, None if there is none."""
     for folder in dict.fromkeys([sysconfig.get_path("purelib"), *sys.path]):
         path = Path(folder) / "chatreid_autoload.pth"
-        # The repository keeps the file that goes into the wheel; there it does nothing.
-        if path.is_file() and not (path.parent / "pyproject.toml").exists():
+        if path.is_file():
             return str(path)
     return None
 

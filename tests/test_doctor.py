@@ -144,13 +144,12 @@ def test_overrides_need_a_recipe(arguments: list[str]) -> None:
     assert "--yaml" in result.output
 
 
-def test_autoload_file_of_the_repository_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autoload_file_is_searched_where_packages_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: str(tmp_path / "site"))
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    (tmp_path / "chatreid_autoload.pth").touch()
-    (tmp_path / "pyproject.toml").touch()
+    # A checkout on the path holds the file inside the package, where it does nothing.
+    monkeypatch.setattr(sys, "path", [str(Path(doctor.__file__).parents[1]), str(tmp_path)])
     assert doctor.find_autoload_file() is None
-    (tmp_path / "pyproject.toml").unlink()
+    (tmp_path / "chatreid_autoload.pth").touch()
     assert doctor.find_autoload_file() == str(tmp_path / "chatreid_autoload.pth")
 
 

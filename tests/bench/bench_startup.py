@@ -22,7 +22,7 @@ def make_environment(folder: Path, with_plugin: bool) -> Path:
     site_packages = next(folder.glob("lib/python*/site-packages"))
     if with_plugin:
         shutil.copytree(ROOT / "chatreid_plugin", site_packages / "chatreid_plugin")
-        shutil.copy(ROOT / "chatreid_autoload.pth", site_packages)
+        shutil.copy(ROOT / "chatreid_plugin" / "autoload" / "chatreid_autoload.pth", site_packages)
     return folder / "bin" / "python"
 
 

@@ -47,7 +47,7 @@ END
   "$python" -m pip --python "$work/env/bin/python" install --quiet --no-index --no-deps --no-compile --ignore-installed \
     "$WHEELS"/*.whl || return
   echo "$repository" >"$site/_chatreid_plugin.pth" # read before chatreid_autoload.pth
-  cp "$repository/chatreid_autoload.pth" "$site/" || return
+  cp "$repository/chatreid_plugin/autoload/chatreid_autoload.pth" "$site/" || return
   # LLaMA-Factory takes torchrun from PATH; the one of $python would start that interpreter.
   printf '#!/bin/sh\nexec "%s" -m torch.distributed.run "$@"\n' "$work/env/bin/python" >"$work/env/bin/torchrun"
   chmod +x "$work/env/bin/torchrun"

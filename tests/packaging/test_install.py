@@ -48,6 +48,7 @@ def test_wheel_holds_the_loading_files_and_the_recipes_only(wheel: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     assert {"chatreid_autoload.pth", "chatreid_autoload.start", "chatreid_plugin/_autoload.py"} <= set(names)
     assert {f"chatreid_plugin/resources/{name}" for name in SHIPPED} <= set(names)
+    assert not any("/autoload/" in name for name in names)
     roots = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert roots == {"chatreid_plugin", "chatreid_autoload.pth", "chatreid_autoload.start"}
     assert {Path(name).name for name in names if "resources/dataset_info/" in name} == {
