@@ -34,7 +34,7 @@ TRAINING: Values = {
     "template": "chatreid",
     "cutoff_len": 2048,  # the data engine counts with it
     "chatreid_lazy": True,
-    "chatreid_over_cutoff": "thin",
+    "chatreid_over_cutoff": "trim",
     "chatreid_bad_image": "raise",
     "dataloader_num_workers": 4,
     "logging_steps": 10,

@@ -26,7 +26,7 @@ from .checkpoint import (
     find_local_checkpoint,
 )
 from .compat import ARGUMENT_LISTS, get_function
-from .cutoff import OVER_CUTOFF, start_thinned_list
+from .cutoff import OVER_CUTOFF, start_trimmed_list
 from .dataset_info import expand_stages
 from .images import BAD_IMAGE, start_bad_image_list
 from .recipe_checks import refuse_pitfalls
@@ -68,9 +68,9 @@ class ChatReIDDataArguments(DataArguments):
     )
 
     chatreid_over_cutoff: str = field(
-        default="thin",
+        default="trim",
         metadata={
-            "help": "A record over cutoff_len: `thin` leaves out gallery images that are no match, `raise` stops."
+            "help": "A record over cutoff_len: `trim` leaves out gallery images that are no match, `raise` stops."
         },
     )
 
@@ -89,8 +89,10 @@ class ChatReIDDataArguments(DataArguments):
         ImagePolicy(self.chatreid_stage, self.chatreid_aspect)  # type: ignore[arg-type]  # it refuses wrong values
         if self.chatreid_projector not in ("encoder", "decoder"):
             raise ConfigError(f"chatreid_projector must be encoder or decoder, not {self.chatreid_projector!r}.")
+        if self.chatreid_over_cutoff == "thin":
+            raise ConfigError("chatreid_over_cutoff: thin is now called trim; write chatreid_over_cutoff: trim.")
         if self.chatreid_over_cutoff not in OVER_CUTOFF:
-            raise ConfigError(f"chatreid_over_cutoff must be thin or raise, not {self.chatreid_over_cutoff!r}.")
+            raise ConfigError(f"chatreid_over_cutoff must be trim or raise, not {self.chatreid_over_cutoff!r}.")
         if self.chatreid_bad_image not in BAD_IMAGE:
             raise ConfigError(f"chatreid_bad_image must be raise or skip, not {self.chatreid_bad_image!r}.")
         if self.chatreid_bad_image == "skip" and not self.chatreid_lazy:
@@ -127,7 +129,7 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
         take_recorded_prompt(model_args, data_args)
     setattr(training_args, ATTRIBUTE, find_prompt(data_args))
     refuse_pitfalls(model_args, data_args, training_args, finetuning_args)
-    start_thinned_list(training_args)
+    start_trimmed_list(training_args)
     start_bad_image_list(data_args, training_args)
     finetuning_args.chatreid_stage = data_args.chatreid_stage
     finetuning_args.chatreid_projector = data_args.chatreid_projector

@@ -3,7 +3,7 @@
 Stock LLaMA-Factory cuts the token ids: image tokens without their image stop the model steps later with a shape
 mismatch, and a cut answer is learnt as it is.
 
-``chatreid_thinned.txt`` in the output folder has a line for each record that lost images: record id, tab, images left
+``chatreid_trimmed.txt`` in the output folder has a line for each record that lost images: record id, tab, images left
 out. Several processes write it: data loader workers in lazy mode, mapping processes in the eager one.
 """
 
@@ -34,12 +34,12 @@ from ..tasks import LETTER_KINDS, get_task
 from .compat import get_function
 
 
-OVER_CUTOFF = ("thin", "raise")
+OVER_CUTOFF = ("trim", "raise")
 RECORD_COLUMN = "_chatreid_record"
-LIST_NAME = "chatreid_thinned.txt"
+LIST_NAME = "chatreid_trimmed.txt"
 # The environment reaches data loader workers and mapping processes, forked or spawned; as a field of the guard the
 # path would be a part of the key of datasets' map cache.
-LIST_VARIABLE = "CHATREID_THINNED_LIST"
+LIST_VARIABLE = "CHATREID_TRIMMED_LIST"
 # A few megabytes; the tasks, their wordings and 26 gallery sizes make some hundred texts without captions.
 REMEMBERED_TEXTS = 2048
 PACKAGE = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def drop_distractor(record: Instruction) -> tuple[Instruction, int] | None:
     def move(indices: Sequence[int]) -> tuple[int, ...]:
         return tuple(index - (index > dropped) for index in indices)
 
-    thinned = replace(
+    trimmed = replace(
         record,
         images=record.images[:position] + record.images[position + 1 :],
         answer=Answer(move(record.answer.indices)),
@@ -115,7 +115,7 @@ def drop_distractor(record: Instruction) -> tuple[Instruction, int] | None:
             for turn in record.turns
         ),
     )
-    return thinned, position
+    return trimmed, position
 
 
 class RememberingTokenizer:
@@ -152,7 +152,7 @@ class CutoffGuard:
         processor: LLaMA-Factory's.
         uncut: the same, but it neither packs nor cuts, and writes one image token for each image. The guard repeats
             the tokens: a tokenizer that has to find hundreds of them in a text takes most of its time for that.
-        over_cutoff: ``thin`` or ``raise``.
+        over_cutoff: ``trim`` or ``raise``.
         generate: prompt and answer are apart, as for ``predict_with_generate``.
     """
 
@@ -168,7 +168,7 @@ class CutoffGuard:
         """Return the processor's columns for a batch of aligned records.
 
         Raises:
-            DataError: a record is too long, and cannot or must not be thinned.
+            DataError: a record is too long, and cannot or must not be trimmed.
         """
         columns = {name: values for name, values in examples.items() if name != RECORD_COLUMN}
         packed: Sequence[Any] = examples.get(RECORD_COLUMN) or [None] * len(columns["_prompt"])
@@ -186,7 +186,7 @@ class CutoffGuard:
         return {name: [value for result in encoded for value in result.get(name, ())] for name in names}
 
     def _fit(self, row: dict[str, Any], packed: str) -> tuple[dict[str, Any], Mapping[str, list[Any]]]:
-        """Return an aligned record that fits, thinned if need be, and its columns."""
+        """Return an aligned record that fits, trimmed if need be, and its columns."""
         cutoff = self.processor.data_args.cutoff_len
         result, length = self._encode(row)
         if length <= cutoff:
@@ -195,14 +195,14 @@ class CutoffGuard:
         record = convert_row_to_instruction(values)
         fitted, images = row, list(row["_images"])
         while length > cutoff:
-            smaller = drop_distractor(record) if self.over_cutoff == "thin" else None
+            smaller = drop_distractor(record) if self.over_cutoff == "trim" else None
             if smaller is None:
                 raise DataError(_explain(record, length, cutoff, len(row["_images"]) - len(images), self.over_cutoff))
             record, position = smaller
             del images[position]
             fitted = row | make_messages(record, own_prompts) | {"_images": images}
             result, length = self._encode(fitted)
-        note_thinned(record.id, len(row["_images"]) - len(images))
+        note_trimmed(record.id, len(row["_images"]) - len(images))
         return fitted, result
 
     def _encode(self, row: Mapping[str, Any]) -> tuple[Mapping[str, list[Any]], int]:
@@ -239,7 +239,7 @@ def _explain(record: Instruction, length: int, cutoff: int, dropped: int, over_c
     needs = f"Record {record.id} needs {length} tokens, but cutoff_len is {cutoff}"
     remedy = f"Set cutoff_len: {length} or more, or a smaller image_max_pixels"
     if over_cutoff == "raise" and drop_distractor(record) is not None:
-        return f"{needs} and chatreid_over_cutoff is raise. {remedy}, or chatreid_over_cutoff: thin."
+        return f"{needs} and chatreid_over_cutoff is raise. {remedy}, or chatreid_over_cutoff: trim."
     if dropped:
         return f"{needs}, even after {dropped} gallery image(s) that are no match have been left out. {remedy}."
     return f"{needs}, and it has no gallery images that could be left out. {remedy}."
@@ -257,7 +257,7 @@ def guard_processors(module: ModuleType) -> None:
         if stage != "sft" or not str(data_args.template).startswith("chatreid"):
             return dataset_processor
         # getattr: LLaMA-Factory's own DataArguments, made in Python, do not have the key.
-        over_cutoff = getattr(data_args, "chatreid_over_cutoff", "thin")
+        over_cutoff = getattr(data_args, "chatreid_over_cutoff", "trim")
         uncut_args = copy.copy(data_args)
         uncut_args.cutoff_len, uncut_args.packing = sys.maxsize, False
         uncut_template = copy.copy(template)
@@ -270,7 +270,7 @@ def guard_processors(module: ModuleType) -> None:
     module._get_dataset_processor = get_guarded_processor  # type: ignore[attr-defined]
 
 
-def note_thinned(record_id: str, images: int) -> None:
+def note_trimmed(record_id: str, images: int) -> None:
     """Write down that a record has lost this many images; nothing outside a run."""
     path = os.environ.get(LIST_VARIABLE)
     if path is None:
@@ -281,8 +281,8 @@ def note_thinned(record_id: str, images: int) -> None:
         file.write(f"{record_id}\t{images}\n")
 
 
-def start_thinned_list(training_args: Any) -> None:
-    """Make ``chatreid_thinned.txt`` in the output folder this run's list; a resumed run continues it."""
+def start_trimmed_list(training_args: Any) -> None:
+    """Make ``chatreid_trimmed.txt`` in the output folder this run's list; a resumed run continues it."""
     path = Path(training_args.output_dir) / LIST_NAME
     os.environ[LIST_VARIABLE] = str(path.absolute())
     if training_args.process_index == 0 and training_args.resume_from_checkpoint is None:
@@ -295,14 +295,14 @@ def _read_list(path: Path) -> dict[str, int]:
     return {record_id: int(images) for record_id, images in (line.split("\t") for line in lines)}
 
 
-def describe_thinned() -> str | None:
-    """Return what the list says so far, each record counted once; None if nothing has been thinned."""
+def describe_trimmed() -> str | None:
+    """Return what the list says so far, each record counted once; None if nothing has been trimmed."""
     path = Path(os.environ.get(LIST_VARIABLE, LIST_NAME))
-    thinned = _read_list(path)
-    if not thinned:
+    trimmed = _read_list(path)
+    if not trimmed:
         return None
-    images = sum(thinned.values())
-    return f"{len(thinned)} record(s) over cutoff_len lost {images} gallery image(s); {path} lists them."
+    images = sum(trimmed.values())
+    return f"{len(trimmed)} record(s) over cutoff_len lost {images} gallery image(s); {path} lists them."
 
 
 def _list_image_records(dataset: Any, column: str) -> Iterator[pa.Array]:
@@ -313,7 +313,7 @@ def _list_image_records(dataset: Any, column: str) -> Iterator[pa.Array]:
 
 
 def note_mapped(aligned: Any, tokens: Any) -> None:
-    """Write down what a map has thinned, where its result comes from datasets' cache and nothing was tokenized.
+    """Write down what a map has trimmed, where its result comes from datasets' cache and nothing was tokenized.
 
     Args:
         aligned: the data set with ``_images`` before the map.
@@ -331,10 +331,10 @@ def note_mapped(aligned: Any, tokens: Any) -> None:
     known = _read_list(Path(path))
     for record_id, images in lost.items():
         if images and record_id and record_id not in known:
-            note_thinned(record_id, images)
+            note_trimmed(record_id, images)
 
 
-def copy_thinned(folder: Path, back: bool = False) -> None:
+def copy_trimmed(folder: Path, back: bool = False) -> None:
     """Keep the run's list beside saved tokens, or bring it ``back`` with them.
 
     Args:
@@ -350,8 +350,8 @@ def copy_thinned(folder: Path, back: bool = False) -> None:
         shutil.copyfile(source, target)
 
 
-class ThinnedReport(TrainerCallback):
-    """Says at the end of each epoch, on the first process, how many records have been thinned so far.
+class TrimmedReport(TrainerCallback):
+    """Says at the end of each epoch, on the first process, how many records have been trimmed so far.
 
     Data loader workers tokenize, so this process reads the list that they write. Without a shared file system, the
     list holds the first node's records alone.
@@ -359,6 +359,6 @@ class ThinnedReport(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Print one line if there is something to say."""
-        line = describe_thinned() if state.is_world_process_zero else None
+        line = describe_trimmed() if state.is_world_process_zero else None
         if line is not None:
             say(f"chatreid: {line}", aside=True)

@@ -222,8 +222,8 @@ def check_length(sample: Sample, longest: Instruction, tokens: int, recipe: Reci
     if tokens > recipe.cutoff_len:
         found += f" (record {longest.id})"
         advice = f"Set cutoff_len: {-(-tokens // 8) * 8} or build with smaller galleries"
-        if recipe.data.chatreid_over_cutoff == "thin":
-            return Finding(f"length {sample.name}", "warning", f"{found}: its gallery will be thinned", advice)
+        if recipe.data.chatreid_over_cutoff == "trim":
+            return Finding(f"length {sample.name}", "warning", f"{found}: its gallery will be trimmed", advice)
         return Finding(f"length {sample.name}", "error", found, advice)
     return Finding(f"length {sample.name}", "ok", found)
 

@@ -20,7 +20,7 @@ from ..shards import FORMATTING, read_json, write_json
 from ..tasks import TASKS
 from ..upstream import get_upstream
 from .compat import get_function
-from .cutoff import copy_thinned
+from .cutoff import copy_trimmed
 from .dataset_info import find_image_root, find_own_prompts
 
 
@@ -146,7 +146,7 @@ def guard_tokenized_path(module: ModuleType) -> None:
         if folder.is_dir() and any(folder.iterdir()):
             check_stamp(folder, stamp)
             if training_args.process_index == 0:
-                copy_thinned(folder, back=True)
+                copy_trimmed(folder, back=True)
             return get_dataset(*arguments)
         temporary = folder.with_name(f".{folder.name}.chatreid.tmp")
         # The first process before all others: those would take what a killed run left for finished tokens.
@@ -160,7 +160,7 @@ def guard_tokenized_path(module: ModuleType) -> None:
         finally:
             data_args.tokenized_path = str(folder)
         if training_args.should_save:
-            copy_thinned(temporary)
+            copy_trimmed(temporary)
             write_json(temporary / STAMP, stamp)
             shutil.rmtree(folder, ignore_errors=True)  # empty, as seen above
             os.replace(temporary, folder)

@@ -25,7 +25,7 @@ from ..system_prompts import read_system_prompt, write_system_prompt
 from ..tasks import find_default_system
 from ..upstream import get_upstream
 from .compat import get_function
-from .cutoff import ThinnedReport
+from .cutoff import TrimmedReport
 from .model import find_part
 from .recipe_model import TEMPLATE_FAMILIES
 
@@ -176,7 +176,7 @@ def extend_tuner(module: ModuleType) -> None:
 
     @wraps(training_function)
     def train_with_callbacks(config: dict[str, Any]) -> None:
-        callbacks = [*(config.get("callbacks") or ()), ThinnedReport(), PromptRecord()]
+        callbacks = [*(config.get("callbacks") or ()), TrimmedReport(), PromptRecord()]
         training_function(config | {"callbacks": callbacks})
 
     @wraps(export_model)

@@ -20,7 +20,7 @@ LONG = Instruction("long-1", "standard_reid", IMAGES, 1, Answer(indices=(2, 6)),
 SHORT = replace(LONG, id="short-1", images=IMAGES[:3], answer=Answer(indices=(1,)))
 PAIR = Instruction("pair-1", "image_to_image_one_to_one", IMAGES[:2], 1, Answer(match=True), dataset="tiny")
 # What is left when the last distractors, gallery images 7, 5 and 4, are left out; match 6 becomes the fifth, E.
-THINNED = replace(LONG, images=tuple(IMAGES[n] for n in (0, 1, 2, 3, 4, 7)), answer=Answer(indices=(2, 4)))
+TRIMMED = replace(LONG, images=tuple(IMAGES[n] for n in (0, 1, 2, 3, 4, 7)), answer=Answer(indices=(2, 4)))
 UNCUT = 4096
 
 
@@ -31,10 +31,10 @@ def list_image_runs(row: Any, tokenizer: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("lazy", [True, False])
-def test_thinned_record_is_the_record_without_the_images(
+def test_trimmed_record_is_the_record_without_the_images(
     load_records: Callable[..., Any], tokenizer_module: dict[str, Any], lazy: bool
 ) -> None:
-    wanted, short, full = load_records(THINNED, SHORT, LONG, cutoff_len=UNCUT)
+    wanted, short, full = load_records(TRIMMED, SHORT, LONG, cutoff_len=UNCUT)
     length = len(wanted["input_ids"])
     assert len(short["input_ids"]) < length < len(full["input_ids"])
     found, other = load_records(LONG, SHORT, cutoff_len=length, chatreid_lazy=lazy)
@@ -66,7 +66,7 @@ def test_long_record_is_refused_as_configured(load_records: Callable[..., Any], 
     length = len(full["input_ids"])
     message = (
         f"Record long-1 needs {length} tokens, but cutoff_len is {length - 1} and chatreid_over_cutoff is raise. "
-        f"Set cutoff_len: {length} or more, or a smaller image_max_pixels, or chatreid_over_cutoff: thin"
+        f"Set cutoff_len: {length} or more, or a smaller image_max_pixels, or chatreid_over_cutoff: trim"
     )
     with pytest.raises(DataError, match=message):
         load_records(LONG, cutoff_len=length - 1, chatreid_over_cutoff="raise", chatreid_lazy=lazy)
@@ -74,7 +74,7 @@ def test_long_record_is_refused_as_configured(load_records: Callable[..., Any], 
 
 
 @pytest.mark.parametrize("lazy", [True, False])
-def test_record_that_cannot_be_thinned_is_an_error(load_records: Callable[..., Any], lazy: bool) -> None:
+def test_record_that_cannot_be_trimmed_is_an_error(load_records: Callable[..., Any], lazy: bool) -> None:
     message = r"Record pair-1 needs \d+ tokens, but cutoff_len is 40, and it has no gallery images"
     with pytest.raises(DataError, match=message):
         load_records(PAIR, cutoff_len=40, chatreid_lazy=lazy)
@@ -84,24 +84,26 @@ def test_matches_and_one_other_image_stay_even_if_the_record_is_then_refused(loa
     smallest = replace(LONG, images=tuple(IMAGES[n] for n in (0, 1, 3, 7)), answer=Answer(indices=(1, 2)))
     (row,) = load_records(smallest, cutoff_len=UNCUT)
     length = len(row["input_ids"])
-    (thinned,) = load_records(LONG, cutoff_len=length)
-    assert thinned["input_ids"] == row["input_ids"]
+    (trimmed,) = load_records(LONG, cutoff_len=length)
+    assert trimmed["input_ids"] == row["input_ids"]
     with pytest.raises(DataError, match=f"needs {length} tokens, .*even after 5 gallery image"):
         load_records(LONG, cutoff_len=length - 1)
 
 
 def test_wrong_value_of_the_key(load_records: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match="chatreid_over_cutoff must be thin or raise, not 'cut'"):
+    with pytest.raises(ConfigError, match="chatreid_over_cutoff must be trim or raise, not 'cut'"):
         load_records(SHORT, chatreid_over_cutoff="cut")
+    with pytest.raises(ConfigError, match="thin is now called trim; write chatreid_over_cutoff: trim"):
+        load_records(SHORT, chatreid_over_cutoff="thin")
 
 
 def test_attributes_follow_their_images() -> None:
     attributes = tuple(Attribute(n, "hat", f"kind {n}") for n in (-1, 0, 3, 6, 8))
     record = replace(LONG, answer=Answer(indices=(2, 7)), attributes=attributes)
-    thinned, position = drop_distractor(record) or (record, -1)
+    trimmed, position = drop_distractor(record) or (record, -1)
     assert position == 7
-    assert thinned.answer.indices == (2, 6)
-    assert [(a.image, a.value) for a in thinned.attributes] == [
+    assert trimmed.answer.indices == (2, 6)
+    assert [(a.image, a.value) for a in trimmed.attributes] == [
         (-1, "kind -1"),
         (0, "kind 0"),
         (3, "kind 3"),
@@ -112,17 +114,17 @@ def test_attributes_follow_their_images() -> None:
     assert (drop_distractor(replace(record, attributes=tuple(dropped))) or (record, 0))[0].attributes == ()
 
 
-def test_packed_records_are_thinned_and_not_cut(
+def test_packed_records_are_trimmed_and_not_cut(
     load_records: Callable[..., Any], tokenizer_module: dict[str, Any]
 ) -> None:
-    wanted = load_records(THINNED, cutoff_len=UNCUT)[0]["input_ids"]
+    wanted = load_records(TRIMMED, cutoff_len=UNCUT)[0]["input_ids"]
     cutoff = -(-len(wanted) // 8) * 8
     packed = load_records(LONG, SHORT, cutoff_len=cutoff, chatreid_lazy=False, packing=True)
     found = next(row for row in packed if len(row["images"]) == 6)
     assert found["input_ids"][: len(wanted)] == wanted
 
 
-def test_prompt_of_generation_is_thinned(parse: Callable[..., Any], tokenizer_module: dict[str, Any]) -> None:
+def test_prompt_of_generation_is_trimmed(parse: Callable[..., Any], tokenizer_module: dict[str, Any]) -> None:
     from llamafactory.data import get_template_and_fix_tokenizer, loader
 
     from chatreid_plugin.records import convert_instruction_to_row
@@ -139,7 +141,7 @@ def test_prompt_of_generation_is_thinned(parse: Callable[..., Any], tokenizer_mo
         row = convert_record(record, "/images") | {RECORD_COLUMN: pack_record(convert_instruction_to_row(record), ())}
         return processor.preprocess_dataset({name: [value] for name, value in row.items()})
 
-    wanted = encode(THINNED, UNCUT)
+    wanted = encode(TRIMMED, UNCUT)
     length = len(wanted["input_ids"][0]) + len(wanted["labels"][0])
     found = encode(LONG, length)
     assert found["input_ids"] == wanted["input_ids"] and found["labels"] == wanted["labels"]

@@ -1,4 +1,4 @@
-"""The list of thinned records: written by whoever tokenizes, found again with cached and saved tokens, reported."""
+"""The list of trimmed records: written by whoever tokenizes, found again with cached and saved tokens, reported."""
 
 import subprocess
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.records import Answer, ImageReference, Instruction
-from chatreid_plugin.training.cutoff import LIST_NAME, LIST_VARIABLE, ThinnedReport, describe_thinned
+from chatreid_plugin.training.cutoff import LIST_NAME, LIST_VARIABLE, TrimmedReport, describe_trimmed
 
 
 IMAGES = tuple(ImageReference(f"{n}.jpg", 56 + 14 * (n % 3), 112 + 28 * (n % 4)) for n in range(9))
@@ -39,12 +39,12 @@ def cutoff(load: Callable[..., Any]) -> int:
 def test_list_and_report_count_each_record_once(
     load: Callable[..., Any], cutoff: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    report, control = ThinnedReport(), SimpleNamespace()
-    assert describe_thinned() is None
+    report, control = TrimmedReport(), SimpleNamespace()
+    assert describe_trimmed() is None
     report.on_epoch_end(None, SimpleNamespace(is_world_process_zero=True), control)
     rows = load(cutoff_len=cutoff)  # the example that is printed is read here
     _ = rows[0], rows[1]
-    path = tmp_path / "out" / "chatreid_thinned.txt"
+    path = tmp_path / "out" / "chatreid_trimmed.txt"
     assert path.read_text() == "long-1\t1\n" * 2
     capsys.readouterr()
     report.on_epoch_end(None, SimpleNamespace(is_world_process_zero=False), control)
@@ -56,16 +56,16 @@ def test_list_and_report_count_each_record_once(
 def test_a_new_run_starts_a_new_list(
     parse: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "out" / "chatreid_thinned.txt"
+    path = tmp_path / "out" / "chatreid_trimmed.txt"
     path.parent.mkdir()
     path.write_text("old\t1\n")
     monkeypatch.setenv(LIST_VARIABLE, "elsewhere")
     for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):  # the marks of a whole checkpoint
         (tmp_path / name).touch()
     parse(3, resume_from_checkpoint=str(tmp_path))
-    assert path.exists() and describe_thinned() is not None
+    assert path.exists() and describe_trimmed() is not None
     parse(3)
-    assert not path.exists() and describe_thinned() is None
+    assert not path.exists() and describe_trimmed() is None
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -98,6 +98,6 @@ def test_epoch_ends_with_one_line_when_workers_tokenize(
     result = run_llamafactory("train", "examples/stage2.yaml", overrides=overrides)
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [line for line in result.stderr.splitlines() if "over cutoff_len lost" in line]
-    listed = {line.split("\t")[0] for line in (tmp_path / "out" / "chatreid_thinned.txt").read_text().splitlines()}
+    listed = {line.split("\t")[0] for line in (tmp_path / "out" / "chatreid_trimmed.txt").read_text().splitlines()}
     assert len(lines) == 1 and f"chatreid: {len(listed)} record(s)" in lines[0]
     assert len(listed) > 1

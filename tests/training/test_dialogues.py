@@ -1,4 +1,4 @@
-"""Records of several turns through LLaMA-Factory's own multi-turn path: messages, labels, thinning, generation."""
+"""Records of several turns through LLaMA-Factory's own multi-turn path: messages, labels, trimming, generation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ LONG = Instruction(
     turns=(Turn((1, 6), 6, "A man with a bag."), Turn((1,), None, "", "hat", "cap")),
 )
 # Without the last images that no turn names, 7, 5 and 4.
-THINNED = replace(
+TRIMMED = replace(
     LONG,
     images=tuple(IMAGES[n] for n in (0, 1, 2, 3, 6)),
     answer=Answer((2, 4)),
@@ -73,8 +73,8 @@ def test_loss_is_on_each_answer_and_on_nothing_else(
 
 
 @pytest.mark.parametrize("lazy", [True, False])
-def test_thinned_dialogue_is_the_one_without_the_images(load_records: Callable[..., Any], lazy: bool) -> None:
-    (wanted,) = load_records(THINNED, cutoff_len=UNCUT)
+def test_trimmed_dialogue_is_the_one_without_the_images(load_records: Callable[..., Any], lazy: bool) -> None:
+    (wanted,) = load_records(TRIMMED, cutoff_len=UNCUT)
     (found,) = load_records(LONG, cutoff_len=len(wanted["input_ids"]), chatreid_lazy=lazy)
     assert found["input_ids"] == wanted["input_ids"] and found["labels"] == wanted["labels"]
     assert [Path(image["path"]).name for image in found["images"]] == [f"{n}.jpg" for n in (0, 1, 2, 3, 6)]

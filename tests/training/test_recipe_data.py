@@ -93,15 +93,15 @@ def test_record_that_does_not_fit_its_task_is_an_error(
     assert state == "error" and "Record made-0" in text and "no answer text" in text
 
 
-def test_record_over_the_cutoff_is_an_error_unless_it_is_thinned(read_recipe: ReadRecipe) -> None:
+def test_record_over_the_cutoff_is_an_error_unless_it_is_trimmed(read_recipe: ReadRecipe) -> None:
     longest = max(int(text.split(" has ")[1].split()[0]) for text in list_lengths(read_recipe(2, dataset=MANY)))
     fits = {"dataset": MANY, "cutoff_len": longest}
     short = {"dataset": MANY, "cutoff_len": longest - 1}
     assert find_faults(read_recipe(2, **fits)) == []
     ((state, text),) = find_faults(read_recipe(2, **short, chatreid_over_cutoff="raise"))
     assert state == "error" and f"Set cutoff_len: {-(-longest // 8) * 8}" in text
-    ((state, text),) = find_faults(read_recipe(2, **short, chatreid_over_cutoff="thin"))
-    assert state == "warning" and "thinned" in text
+    ((state, text),) = find_faults(read_recipe(2, **short, chatreid_over_cutoff="trim"))
+    assert state == "warning" and "trimmed" in text
 
 
 def list_lengths(recipe: Recipe) -> list[str]:

@@ -57,7 +57,7 @@ def test_saved_tokens_are_read_from_another_working_directory(
 CHANGES: dict[str, tuple[Any, str]] = {
     "cutoff_len": (1024, "cutoff_len is 1024, was 4096"),
     "chatreid_aspect": ("keep", "chatreid_aspect is keep, was stretch"),
-    "chatreid_over_cutoff": ("raise", "chatreid_over_cutoff is raise, was thin"),
+    "chatreid_over_cutoff": ("raise", "chatreid_over_cutoff is raise, was trim"),
     "dataset": ("chatreid_stage1_image_captioning", "dataset chatreid_stage1_image_captioning: records is "),
     "media_dir": ("/moved", "images is /moved, was "),
     "train_on_prompt": (True, "train_on_prompt is True, was False"),

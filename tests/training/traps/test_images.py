@@ -98,7 +98,7 @@ def test_trap_02_cutoff_never_cuts_image_tokens(
             assert kept == runs[: len(kept)]
             assert len(found["input_ids"][0]) <= cutoff and found["labels"][0][-2:] == whole["labels"][0][-2:]
             outcomes.add(len(kept))
-    assert outcomes == {4, 3, "refused"}  # whole, thinned by one image, and too short for a question
+    assert outcomes == {4, 3, "refused"}  # whole, trimmed by one image, and too short for a question
 
 
 def test_trap_07_a_damaged_file_is_named_or_its_record_replaced(data: Any, collate: Callable[..., Any]) -> None:
