@@ -238,7 +238,7 @@ def test_wrong_source_setting_is_refused(changes: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocol": "dukemtmc"}, "'market1501', 'msmt17'"),
+        ({"protocol": "dukemtmc"}, "market1501, msmt17"),
         ({"backend": "transformers"}, "needs model_name_or_path"),
         ({"filter": "npz"}, "needs filter_features"),
         ({"backend": "http", "model": "m", "image_order": "both"}, "asked query_first only"),

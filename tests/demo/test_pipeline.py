@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
@@ -27,7 +28,7 @@ def test_quick_demo_goes_the_whole_way_and_does_nothing_twice(
         stdout.write((done.stdout + done.stderr).encode())
         return done
 
-    monkeypatch.setattr(pipeline.subprocess, "run", run)
+    monkeypatch.setattr(pipeline, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
     folder = tmp_path / "demo"
     pipeline.run_demo(folder, quick=True, seed=3)
     printed = capsys.readouterr().out
