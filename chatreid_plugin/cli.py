@@ -277,7 +277,8 @@ def eval(context: typer.Context) -> None:
 def serve(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or hub name.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of eval/*.yaml, e.g. dtype=bfloat16.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Section model of eval/*.yaml: model.dtype=bfloat16."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -302,24 +303,28 @@ def embed(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Of `chatreid parse`.")],
     output: Annotated[Path, typer.Argument(metavar="OUT.npz", help="Gets `paths` and `features`.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of eval/*.yaml, e.g. dtype=bfloat16.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Section model of eval/*.yaml: model.dtype=bfloat16."),
     ] = None,
     stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
     split: Annotated[
         list[str] | None, typer.Option(help="train, val, query or gallery; repeatable; all by default.")
     ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the images are; where the manifest says by default.")
+    ] = None,
 ) -> None:
     """Write the vision features of a manifest's images, for filters and trackers; a killed run goes on."""
     from .eval.embedding import embed_manifest
 
-    say(embed_manifest(checkpoint, manifest, output, overrides or [], stage, split or []).render())
+    say(embed_manifest(checkpoint, manifest, output, overrides or [], stage, split or [], image_root).render())
 
 
 @app.command()
 def rank(
     gallery: Annotated[Path, typer.Argument(metavar="GALLERY", help="Folder with the images, and folders in it.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of eval/*.yaml, e.g. top_k=50.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of eval/*.yaml, e.g. filter.top_k=50.")
     ] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A photo of the person.")] = None,
     text: Annotated[str, typer.Option(help="What the person looks like.")] = "",

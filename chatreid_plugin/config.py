@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -31,6 +32,8 @@ class Settings(BaseModel):
     """Base of every YAML model: unknown keys are errors, values cannot change afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    # Keys that had other names, without the section they are in now, and the new ones.
+    renamed: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -325,10 +328,12 @@ def check_settings(values: Any, overrides: Sequence[str], model: type[SettingsTy
     if wrong:
         raise ConfigError(f"Overrides are written key=value; found {', '.join(wrong)}.")
     try:
+        changes = [(key, yaml.safe_load(text)) for key, _, text in (item.partition("=") for item in overrides)]
         merged = OmegaConf.create(values)
-        for override in overrides:
-            key, _, text = override.partition("=")
-            OmegaConf.update(merged, key, yaml.safe_load(text))  # unlike a merge, it reaches into lists
+        given = OmegaConf.to_container(merged)
+        _refuse_flat_keys([*given.items(), *changes] if isinstance(given, dict) else changes, model, source)
+        for key, value in changes:
+            OmegaConf.update(merged, key, value)  # unlike a merge, it reaches into lists
         _refuse_environment(OmegaConf.to_container(merged), source)
         checked = OmegaConf.to_container(merged, resolve=True)
     except YAML_DAMAGE as error:
@@ -336,11 +341,48 @@ def check_settings(values: Any, overrides: Sequence[str], model: type[SettingsTy
     try:
         return model.model_validate(checked)
     except ValidationError as error:
-        faults = [f"  {_describe_fault(fault, model)}" for fault in error.errors()]
-        known = ", ".join(model.model_fields)
-        raise ConfigError(
-            f"{source} has {len(faults)} fault(s):\n" + "\n".join(faults) + f"\nKnown keys: {known}."
-        ) from None
+        found = error.errors()
+        lines = [f"{source} has {len(found)} fault(s):", *(f"  {_describe_fault(fault, model)}" for fault in found)]
+        known = {_find_container(fault, model) for fault in found}
+        lines += [f"Known keys{place and f' of {place}'}: {', '.join(fields)}." for place, fields in sorted(known)]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def list_sections(model: type[BaseModel]) -> dict[str, type[Settings]]:
+    """Return the keys of a model that have keys of their own, with the models of these."""
+    sections: dict[str, type[Settings]] = {}
+    for name, field in model.model_fields.items():
+        kind: Any = field.annotation
+        kinds = get_args(kind) if get_origin(kind) is UnionType else (kind,)
+        for one in kinds:
+            if isinstance(one, type) and issubclass(one, Settings):
+                sections[name] = one
+    return sections
+
+
+def _refuse_flat_keys(given: Sequence[tuple[Any, Any]], model: type[Settings], source: str) -> None:
+    """Refuse keys without the section they are in, and say where they are: files once had no sections.
+
+    Raises:
+        ConfigError: names all of them.
+    """
+    sections = list_sections(model)
+    faults: list[str] = []
+    for key, value in given:
+        inside = [f"{name}.{key}" for name, section in sections.items() if key in section.model_fields]
+        new = model.renamed.get(key) or " or ".join(inside)
+        is_section = key in sections and (isinstance(value, dict) or not model.renamed.get(key))
+        if new and not is_section and (key in sections or key not in model.model_fields):
+            faults.append(f"  {key}: write {new}")
+    if faults:
+        raise ConfigError("\n".join([f"{source} has {len(faults)} key(s) without a section:", *dict.fromkeys(faults)]))
+
+
+def _find_container(fault: Any, model: type[Settings]) -> tuple[str, tuple[str, ...]]:
+    """Return the section in which a fault lies, "" of the whole, and the section's keys."""
+    first, *rest = fault["loc"] or ("",)
+    section = list_sections(model).get(str(first))
+    return (str(first), tuple(section.model_fields)) if section and rest else ("", tuple(model.model_fields))
 
 
 def _builds_a_name(text: str) -> bool:
@@ -373,15 +415,29 @@ def _refuse_environment(value: Any, source: str, place: str = "") -> None:
         _refuse_environment(part, source, f"{place}.{name}" if place else str(name))
 
 
-def _describe_fault(fault: Any, model: type[BaseModel]) -> str:
+def _describe_fault(fault: Any, model: type[Settings]) -> str:
     """Return ``key: what is wrong``; a fault of several keys names them itself."""
     place = ".".join(str(part) for part in fault["loc"])
     message: str = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        near = get_close_matches(str(fault["loc"][-1]), list(model.model_fields), 1) if len(fault["loc"]) == 1 else []
-        message = "unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        message = "unknown key" + _suggest(fault["loc"], model)
     elif fault["type"] == "missing":
         message = "this key is missing"
     elif fault["type"] == "string_pattern_mismatch" and place.endswith("base_url"):
         message = f"{fault['input']!r} is no address such as http://127.0.0.1:8000/v1"
-    return f"{place}: {message}" if place else message
+    return message if not place or message.startswith(f"{place}.") else f"{place}: {message}"
+
+
+def _suggest(place: tuple[int | str, ...], model: type[Settings]) -> str:
+    """Return the known key that an unknown one is most like, as a question, or nothing."""
+    *above, key = map(str, place)
+    sections = list_sections(model)
+    if above and (len(above) > 1 or above[0] not in sections):
+        return ""
+    known = {name: f"{part}.{name}" for part, section in sections.items() for name in section.model_fields}
+    known |= {**model.renamed, **{name: name for name in model.model_fields}}
+    if above:
+        # A key of its own section is likelier meant than the same key of another one.
+        known |= {name: f"{above[0]}.{name}" for name in sections[above[0]].model_fields}
+    near = get_close_matches(key, list(known), 1)
+    return f"; did you mean {known[near[0]]}?" if near else ""

@@ -108,7 +108,7 @@ def import_what_takes_time() -> None:
     import llamafactory.train.tuner  # noqa: F401
     from transformers import AutoModelForImageTextToText
 
-    import chatreid_plugin.eval.pipeline  # noqa: F401
+    import chatreid_plugin.eval.run  # noqa: F401
 
     list(AutoModelForImageTextToText._model_mapping.keys())  # loads the configurations of all families
     if importlib.util.find_spec("deepspeed"):

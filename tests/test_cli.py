@@ -187,8 +187,8 @@ def test_usage_error_exits_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_eval_hands_every_argument_over(monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[str] = []
     replace_module(monkeypatch, "chatreid_plugin.eval.__main__", main=lambda argv: received.extend(argv) or 3)
-    assert run(monkeypatch, "eval", "a.yaml", "top_k=5", "--help", "-x") == 3
-    assert received == ["a.yaml", "top_k=5", "--help", "-x"]
+    assert run(monkeypatch, "eval", "a.yaml", "filter.top_k=5", "--help", "-x") == 3
+    assert received == ["a.yaml", "filter.top_k=5", "--help", "-x"]
 
 
 def test_demo_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:

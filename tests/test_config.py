@@ -1,5 +1,6 @@
 """Tests of chatreid_plugin.config: every fault is found, all are shown at once, overrides reach nested keys."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from chatreid_plugin.config import (
     HardNegatives,
     SourceSettings,
     check_settings,
+    list_sections,
     load_settings,
 )
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.images import ImagePolicy
 from chatreid_plugin.tasks import list_stage_tasks
+from tests.support import make_eval_settings
 
 
 SOURCES = "sources:\n- {name: market1501, parser: market1501, root: raw}\n"
@@ -109,15 +112,15 @@ def test_all_faults_are_listed_at_once(path: Path) -> None:
 
 
 def test_missing_key_and_wrong_address_say_what_is_expected(path: Path) -> None:
-    path.write_text("protocol: folder\noutput_dir: out\nbackend: http\n")
+    path.write_text("data: {benchmark: folder}\noutput: {output_dir: out}\nscoring: {backend: http}\n")
     with pytest.raises(ConfigError, match=r"'127\.0\.0\.1:8/v1' is no address such as http://") as error:
-        load_settings(path, ["base_url=127.0.0.1:8/v1"], EvalSettings)
-    assert "\n  manifest: this key is missing" in str(error.value)
+        load_settings(path, ["server.base_url=127.0.0.1:8/v1"], EvalSettings)
+    assert "\n  data.manifest: this key is missing" in str(error.value)
 
 
 def test_fault_of_several_keys_has_no_key_before_it(path: Path) -> None:
-    path.write_text("protocol: folder\nmanifest: m.parquet\noutput_dir: out\nbackend: scores\n")
-    with pytest.raises(ConfigError, match=r"\n  backend: scores needs scores"):
+    path.write_text("data: {benchmark: folder, manifest: m}\noutput: {output_dir: out}\nscoring: {backend: scores}\n")
+    with pytest.raises(ConfigError, match=r"\n  scoring.backend: scores needs scoring.scores"):
         load_settings(path, [], EvalSettings)
 
 
@@ -238,14 +241,14 @@ def test_wrong_source_setting_is_refused(changes: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocol": "dukemtmc"}, "market1501, msmt17"),
-        ({"backend": "transformers"}, "needs model_name_or_path"),
-        ({"filter": "npz"}, "needs filter_features"),
+        ({"protocol": "dukemtmc"}, "'dukemtmc' is no benchmark; known: .*market1501"),
+        ({"backend": "transformers"}, "needs model.model_name_or_path"),
+        ({"filter": "npz"}, "needs filter.features"),
         ({"backend": "http", "model": "m", "image_order": "both"}, "asked query_first only"),
         ({"mode": "choice", "image_order": "gallery_first"}, "mode: choice shows the query first"),
         ({"protocol": "cuhkpedes", "image_order": "both"}, "cuhkpedes asks in words"),
-        ({"filter": "torchvision"}, "needs filter_weights"),
-        ({"backend": "features", "filter": "none"}, "filter must not be none"),
+        ({"filter": "torchvision"}, "needs filter.weights"),
+        ({"backend": "features", "filter": "none"}, "filter.source must not be none"),
         ({"chatreid_stage": 4}, "1, 2 or 3"),
         ({"chatreid_aspect": "crop"}, "'stretch' or 'keep'"),
         ({"image_max_pixels": 783}, "greater than or equal to 784"),
@@ -257,23 +260,23 @@ def test_wrong_source_setting_is_refused(changes: dict[str, Any], message: str) 
         ({"report_queries": -1}, "greater than or equal to 0"),
         ({"mode": "listwise"}, "'pointwise'"),
         ({"dtype": "int8"}, "'float32'"),
-        ({"model_nam": "x"}, "Extra inputs"),
+        ({"model.model_nam": "x"}, "Extra inputs"),
     ],
 )
 def test_wrong_evaluation_setting_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        EvalSettings.model_validate(EVAL | changes)
+        make_eval_settings(EVAL | changes)
 
 
 def test_missing_partners_of_an_evaluation_are_listed_together() -> None:
-    with pytest.raises(ValidationError, match=r"needs model_name_or_path.*; filter: npz needs filter_features"):
-        EvalSettings.model_validate(EVAL | {"backend": "transformers", "filter": "npz"})
+    with pytest.raises(ValidationError, match=r"needs model.model_name_or_path.*; scoring.fusion: linear fuses"):
+        make_eval_settings(EVAL | {"backend": "transformers", "fusion": "linear"})
 
 
 def test_evaluation_has_the_policy_of_its_settings() -> None:
     changes = {"chatreid_stage": 2, "chatreid_aspect": "keep", "image_max_pixels": 1000, "image_min_pixels": 10}
-    assert EvalSettings.model_validate(EVAL | changes).policy == ImagePolicy(2, "keep", 1000, 10)
-    assert EvalSettings.model_validate(EVAL | {"chatreid_stage": None}).policy == ImagePolicy(None)
+    assert make_eval_settings(EVAL | changes).model.policy == ImagePolicy(2, "keep", 1000, 10)
+    assert make_eval_settings(EVAL | {"chatreid_stage": None}).model.policy == ImagePolicy(None)
 
 
 @pytest.mark.parametrize(
@@ -317,3 +320,39 @@ def test_values_of_the_environment_are_refused_so_that_none_ends_in_provenance(
         assert "sk-secret" not in str(error.value)
     settings = load_settings(recipe, ["captioning=null", "sources.0.root=/data"], BuildSettings)
     assert settings.sources[0].root == Path("/data")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("top_k=5", "top_k: write filter.top_k"),
+        ("filter=colour", "filter: write filter.source"),
+        ("model=qwen", "model: write server.model"),
+        ("protocol=folder", "protocol: write data.benchmark"),
+        ("seed=3", "seed: write data.seed and scoring.seed"),
+        ("filter.topk=5", "filter.topk: unknown key; did you mean filter.top_k?"),
+        ("protocl=folder", "protocl: unknown key; did you mean data.benchmark?"),
+        ("filtr.top_k=5", "filtr: unknown key; did you mean filter?"),
+    ],
+)
+def test_a_key_without_its_section_is_refused_with_its_new_name(path: Path, override: str, message: str) -> None:
+    path.write_text(
+        "data: {benchmark: folder, manifest: m}\noutput: {output_dir: out}\nmodel: {model_name_or_path: m}\n"
+    )
+    load_settings(path, [], EvalSettings)
+    with pytest.raises(ConfigError, match=re.escape(f"\n  {message}")):
+        load_settings(path, [override], EvalSettings)
+
+
+def test_a_file_without_sections_is_told_all_of_its_new_names(path: Path) -> None:
+    path.write_text("protocol: folder\nmanifest: m\nfilter: colour\noutput_dir: out\n")
+    with pytest.raises(ConfigError) as error:
+        load_settings(path, ["filter.top_k=5"], EvalSettings)
+    assert f"{path} has 4 key(s) without a section:" in str(error.value)
+    for line in ("protocol: write data.benchmark", "manifest: write data.manifest", "filter: write filter.source"):
+        assert f"\n  {line}" in str(error.value)
+
+
+def test_every_old_name_that_changed_is_a_key_now() -> None:
+    places = {f"{name}.{key}" for name, section in list_sections(EvalSettings).items() for key in section.model_fields}
+    assert {new for names in EvalSettings.renamed.values() for new in names.split(" and ")} <= places

@@ -115,7 +115,7 @@ def test_every_evaluation_finds_the_manifests_and_models_that_recipes_and_loop_m
     asked: set[str] = set()
     for path in (ROOT / "eval").glob("*.yaml"):
         evaluation = load_settings(path, [], EvalSettings)
-        names = (str(evaluation.manifest), str(evaluation.model_name_or_path))
-        asked |= {name.replace("{trial}", str(trial)) for name in names for trial in evaluation.splits or (0,)}
+        names = (str(evaluation.data.manifest), str(evaluation.model.model_name_or_path))
+        asked |= {name.replace("{trial}", str(trial)) for name in names for trial in evaluation.data.splits or (0,)}
     assert len(asked) > 60
     assert asked <= made

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from chatreid_plugin.config import list_sections, load_settings
+from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.resources import list_resources
+from tests.support import make_eval_settings, place_key
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -336,10 +339,7 @@ EVALUATION: Values = {
     "seed": 0,
 }
 # An image filter does not read words: every pair is scored; so is every pair of a small gallery.
-UNFILTERED: Values = {
-    **{key: value for key, value in EVALUATION.items() if key not in ("tau", "filter_recall", "top_k", "floor")},
-    "filter": "none",
-}
+UNFILTERED: Values = {"filter": "none"}
 # 7,050 gallery images of 75 people, 94 each: a top 100 would cap the result. 493 queries x 500 are fewer pairs than
 # Market-1501's 3,368 x 100.
 LTCC: Values = {"protocol": "ltcc", "manifest": "ltcc", "restrict": False, "top_k": 500}
@@ -438,9 +438,16 @@ def test_recipe_of_the_data_engine_has_these_values_and_no_other(name: str) -> N
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmark_has_these_values_and_no_other(name: str) -> None:
     own = BENCHMARKS[name]
-    common = {} if own.keys() >= UNFILTERED.keys() else EVALUATION
     paths = {"manifest": f"manifests/{own['manifest']}.parquet", "output_dir": f"results/{name}"}
-    assert read_yaml(f"eval/{name}.yaml") == {**common, **own, **paths}
+    settings = load_settings(ROOT / "eval" / f"{name}.yaml", [], EvalSettings)
+    expected = make_eval_settings({**EVALUATION, **own, **paths})
+    assert settings == expected
+    # What no line of the tables names has its default.
+    named = {place for key in {**EVALUATION, **own, **paths} for place in place_key(key)}
+    for section, model in list_sections(EvalSettings).items():
+        for key, field in model.model_fields.items():
+            if f"{section}.{key}" not in named:
+                assert getattr(getattr(settings, section), key) == field.get_default()
 
 
 @pytest.mark.parametrize("name", ZERO)

@@ -237,7 +237,7 @@ def label_by_attributes(source: Source, choices: Choices) -> tuple[list[str], di
         known = sorted({name for record in labelled for name in record.attributes})
         raise DataError(
             f"{source.path}: no gallery image has all of the attributes {', '.join(names) or '(none)'}; "
-            f"known: {', '.join(known) or 'none'}. Name some with attributes: [...]."
+            f"known: {', '.join(known) or 'none'}. Name some with data.attributes: [...]."
         )
     return names, found
 

@@ -45,7 +45,7 @@ REASONS: Mapping[Rule, str] = {
     "same_room": "is only seen in the query's own room (camera {camera})",
     "same_image": "is only in the query's own image",
 }
-PARSE_AGAIN = "Parse the data set again, or use protocol: folder."
+PARSE_AGAIN = "Parse the data set again, or use data.benchmark: folder."
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +242,8 @@ class BenchmarkRules:
         queries_apart: whether the queries are a split of their own.
         asks_in_words: whether words alone stand against images.
         choice_task: which choice a model is trained to make on it (paper section 3.3).
+        top_k: most candidates that a filter leaves a query where nothing else is said: several times the images that
+            show one person.
         training: choices that rank training images all at once, for ``tau: auto``.
     """
 
@@ -254,6 +256,7 @@ class BenchmarkRules:
     queries_apart: bool = True
     asks_in_words: bool = False
     choice_task: str = "standard_reid"
+    top_k: int = 100
     training: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

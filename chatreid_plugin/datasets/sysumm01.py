@@ -173,7 +173,9 @@ def load_sysumm01(source: Source, choices: Choices) -> Benchmark:
         shots = 1 if choices.shots == "single" else MULTI_SHOT
         trials = _read_published_trials(source, cameras, shots)[: choices.trials]
     elif choices.shots == "multi":
-        raise ConfigError("trials_from: agw_seed draws single-shot galleries; set shots: single or trials_from.")
+        raise ConfigError(
+            "data.trials_from: agw_seed draws single-shot galleries; set data.shots: single or data.trials_from."
+        )
     else:
         trials = [draw_by_camera(source.gallery, cameras, trial) for trial in range(choices.trials)]
     words = f"{choices.setting}-search, {choices.shots}-shot, {len(trials)} trials ({trials_from})"

@@ -92,23 +92,23 @@ def list_training_overrides(stage: int, sizes: DemoSizes, seed: int) -> list[str
 
 def list_evaluations(sizes: DemoSizes) -> dict[str, list[str]]:
     """Return row name -> key=value overrides of ``eval/market1501.yaml``."""
-    data = ["manifest=manifests/world.parquet", f"max_queries={sizes.queries}", "batch_size=128"]
-    pixels = [f"image_max_pixels={PIXELS}", f"image_min_pixels={PIXELS}"]
+    data = ["data.manifest=manifests/world.parquet", f"data.max_queries={sizes.queries}"]
+    pixels = [f"model.image_max_pixels={PIXELS}", f"model.image_min_pixels={PIXELS}"]
     rows = {
-        "random": ["backend=random", "filter=none"],
-        "colour features": ["backend=features", "filter=colour", "tau=-1"],
-        "untrained model": ["model_name_or_path=tiny_model", "filter=none", *pixels],
+        "random": ["scoring.backend=random", "filter.source=none"],
+        "colour features": ["scoring.backend=features", "filter.source=colour", "filter.tau=-1"],
+        "untrained model": ["model.model_name_or_path=tiny_model", "filter.source=none", *pixels],
     }
     for stage in (1, 2, 3):
         rows[f"after Stage {stage}"] = [
-            f"model_name_or_path=saves/stage{stage}",
-            f"chatreid_stage={stage}",
-            "filter=none",
+            f"model.model_name_or_path=saves/stage{stage}",
+            f"model.chatreid_stage={stage}",
+            "filter.source=none",
             *pixels,
         ]
-    rows["after Stage 3, filtered"] = ["model_name_or_path=saves/stage3", "top_k=20", *pixels]
+    rows["after Stage 3, filtered"] = ["model.model_name_or_path=saves/stage3", "filter.top_k=20", *pixels]
     return {
-        name: [*data, *overrides, f"output_dir=results/{name.replace(' ', '_').replace(',', '')}"]
+        name: [*data, *overrides, f"output.output_dir=results/{name.replace(' ', '_').replace(',', '')}"]
         for name, overrides in rows.items()
     }
 

@@ -1,9 +1,9 @@
-"""``tau: auto``: the filter's threshold, found on the manifest's training identities.
+"""``filter.tau: auto``: the filter's threshold, found on the manifest's training identities.
 
 Of a sample of training images those ask that look like the benchmark's queries, those are ranked that look like its
-gallery, and its own rules say what matches; tau is the similarity that ``filter_recall`` of these matches reach.
+gallery, and its own rules say what matches; tau is the similarity that ``filter.recall`` of these matches reach.
 People whom the model was trained on are more alike to it than strangers, so of the benchmark's own matches fewer may
-be kept: ``filter.recall`` of the results says how many.
+be kept: the results say how many.
 
 Where nothing can be calibrated there is no threshold and ``top_k`` alone decides, which keeps more and never less.
 """
@@ -11,8 +11,9 @@ Where nothing can be calibrated there is no threshold and ``top_k`` alone decide
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -21,15 +22,17 @@ from ..datasets.benchmark import Benchmark, Source
 from ..datasets.matching import label_benchmark
 from ..datasets.registry import list_benchmarks
 from ..errors import DataError
-from ..eval_settings import EvalSettings
+from ..eval_settings import DataSettings
 from ..records import ImageRecord
 from ..shards import read_manifest, read_manifest_provenance
 from .arrays import ScoreArray
 from .distributed import Processes
-from .features import PoolImages, extract_protocol_features
 from .filtering import iterate_similarities
 from .loader import apply_rules, check_images, get_variant
 
+
+# Of a benchmark's queries (Q, D) and of its gallery (G, D).
+Extract = Callable[[Benchmark], tuple[ScoreArray, ScoreArray]]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class Calibration:
         tau: the threshold; -1, which keeps all, where none was found.
         recall: share of the matches that reach it.
         pairs: number of matches: pairs of a training image (or words) that asks and one that it should find.
-        images: number of training images drawn, with ``seed`` of the settings.
+        images: number of training images drawn, with ``data.seed``.
         identities: number of people on them.
         reason: why there is no threshold; empty if there is one.
     """
@@ -70,22 +73,30 @@ class Calibration:
 
 
 def calibrate(
-    settings: EvalSettings, protocol: Benchmark, processes: Processes, pool_images: PoolImages | None
+    data: DataSettings,
+    recall: float,
+    protocol: Benchmark,
+    processes: Processes,
+    extract: Extract,
+    *,
+    opens_images: bool = True,
 ) -> Calibration:
     """Return the threshold for a benchmark; the same in every process, which each compute it.
 
     Args:
-        settings: the evaluation; ``filter`` is not ``none``.
+        data: the evaluation's section.
+        recall: ``filter.recall``.
         protocol: the benchmark, whose queries and gallery the training images have to look like.
         processes: the first one's threshold counts.
-        pool_images: the scoring model's own features, for ``filter: vlm``.
+        extract: gives the filter's features, without other processes: shares would have to meet again.
+        opens_images: whether the images are needed.
 
     Raises:
         ConfigError: see ``extract_features``.
         UpstreamError: the device has no memory for one image.
     """
     try:
-        found = _calibrate(settings, load_training(settings, protocol), pool_images)
+        found = _calibrate(load_training(data, protocol, opens_images=opens_images), data.manifest, recall, extract)
     except DataError as error:
         # Without the names of the files that are missing.
         found = Calibration(reason=str(error).partition("\n")[0].rstrip(":.") + ".")
@@ -95,29 +106,29 @@ def calibrate(
     return found
 
 
-def load_training(settings: EvalSettings, protocol: Benchmark) -> Benchmark:
+def load_training(data: DataSettings, protocol: Benchmark, *, opens_images: bool = True) -> Benchmark:
     """Return the benchmark as it would be, were it made of a sample of the manifest's training images.
 
     Raises:
         DataError: there are none like the benchmark's, their files are missing, or they lack its labels.
     """
-    provenance = read_manifest_provenance(settings.manifest)
-    records = [record for record in read_manifest(settings.manifest)[0] if record.split == "train"]
+    provenance = read_manifest_provenance(data.manifest)
+    records = [record for record in read_manifest(data.manifest)[0] if record.split == "train"]
     if not records:
-        raise DataError(f"{settings.manifest} has no images of split train.")
+        raise DataError(f"{data.manifest} has no images of split train.")
     pictures = [query.image for query in protocol.queries if query.image is not None]
     asking, ranked = (_find_alike(records, side) for side in (pictures, protocol.gallery))
-    drawn = {record.image_id for record in draw_sample([*asking, *ranked], settings.seed)}
+    drawn = {record.image_id for record in draw_sample([*asking, *ranked], data.seed)}
     sides = [[record for record in side if record.image_id in drawn] for side in (asking, ranked)]
-    if settings.opens_images:
+    if opens_images:
         check_images([*sides[0], *sides[1]], protocol.image_root)
     notes = provenance.get("protocol") or {}
     variant = get_variant(provenance)
-    source = Source(settings.protocol, settings.manifest, sides[0], sides[1], protocol.image_root, variant, notes)
+    source = Source(data.benchmark, data.manifest, sides[0], sides[1], protocol.image_root, variant, notes)
     # All that is ranked at once: trials, and the people that a setting keeps, are those of the test set.
-    changes = {"trials": 1, "restrict": False, **list_benchmarks()[settings.protocol].training}
-    training = apply_rules(settings, source, **changes)
-    return replace(training, trials=(), ignore_copies=settings.ignore_copies)
+    changes = {"trials": 1, "restrict": False, **list_benchmarks()[data.benchmark].training}
+    training = apply_rules(data, source, **changes)
+    return replace(training, trials=(), ignore_copies=data.ignore_copies)
 
 
 def _find_alike(records: Sequence[ImageRecord], like: Sequence[ImageRecord]) -> list[ImageRecord]:
@@ -142,15 +153,14 @@ def draw_sample(records: Iterable[ImageRecord], seed: int, most: int = MOST_IMAG
     return drawn[:most]
 
 
-def _calibrate(settings: EvalSettings, training: Benchmark, pool_images: PoolImages | None) -> Calibration:
-    # Each process computes all of it: shares would have to meet again, and it is little.
-    asked, ranked = extract_protocol_features(settings, training, Processes(), pool_images)
+def _calibrate(training: Benchmark, manifest: Path, recall: float, extract: Extract) -> Calibration:
+    asked, ranked = extract(training)
     found = list(_iterate_matches(training, asked, ranked))
     if not found:
-        raise DataError(f"{settings.manifest}: no training image drawn has a match ({training.variant}).")
+        raise DataError(f"{manifest}: no training image drawn has a match ({training.variant}).")
     similarities = np.sort(np.concatenate(found))
     # A hair more, since 1 - 0.99 is a hair less than a hundredth.
-    tau = similarities[math.floor((1 - settings.filter_recall) * len(similarities) + 1e-9)]
+    tau = similarities[math.floor((1 - recall) * len(similarities) + 1e-9)]
     images = {record.image_id: record for record in training.gallery}
     images |= {query.image.image_id: query.image for query in training.queries if query.image is not None}
     return Calibration(

@@ -9,17 +9,15 @@ direction goes on with the scores that the other one saved.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..datasets.benchmark import Benchmark, Query
 from ..datasets.matching import Labels, label_benchmark
-from ..errors import DataError
-from ..eval_settings import EvalSettings
+from ..eval_settings import DataSettings, EvalSettings, FilterSettings, RankSettings
 from ..records import ImageRecord
 from .arrays import IntArray, ScoreArray
+from .backends import Models
 from .backends.base import Scorer
 from .backends.simple import Vectors
 from .calibration import NO_THRESHOLD, Calibration, calibrate
@@ -27,8 +25,7 @@ from .distributed import Processes
 from .external import Matrix, read_matrix
 from .features import extract_protocol_features
 from .filtering import filter_gallery, iterate_similarities
-from .loader import check_split, load_benchmark
-from .questions import describe_cost
+from .loader import load_benchmark
 from .scores import find_features
 
 
@@ -100,44 +97,77 @@ class Plan:
         ]
 
 
-def make_plan(settings: EvalSettings, processes: Processes | None = None, saved: Scorer | None = None) -> Plan:
-    """Load the protocol and run the filter; several processes share the work of extracting its features.
+def make_plan(
+    settings: EvalSettings,
+    processes: Processes | None = None,
+    saved: Scorer | None = None,
+    models: Models | None = None,
+) -> Plan:
+    """Load the benchmark and run the filter; several processes share the work of extracting its features.
 
     Args:
         settings: the evaluation.
         processes: those that take part.
         saved: stands in for the scoring model, with ``saved_scores``.
+        models: where the scoring model is, or is kept for the next evaluation.
 
     Raises:
         ConfigError: a filter that compares images, and queries without an image.
     """
-    protocol = load_benchmark(settings)
-    if not settings.reads_scores:
-        return filter_protocol(settings, protocol, processes or Processes(), saved)
-    nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
-    matrix, trials = read_matrix(settings, protocol), [nothing for _ in protocol.trial_galleries]
-    return Plan(protocol, label_benchmark(protocol), None, None, trials, nothing, matrix)
+    processes = processes or Processes()
+    protocol = load_benchmark(settings.data, opens_images=settings.opens_images)
+    if settings.scoring.reads_scores:
+        nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
+        matrix, trials = read_matrix(settings.scoring, protocol), [nothing for _ in protocol.trial_galleries]
+        return Plan(protocol, label_benchmark(protocol), None, None, trials, nothing, matrix)
+    if saved is not None and settings.filter.source == "vlm":
+        features, calibration = find_features(settings, protocol, saved.fingerprint, processes)
+        return _keep_similar(settings.filter, protocol, features, calibration)
+    return filter_protocol(settings, protocol, processes, models or Models(), settings.data)
 
 
 def filter_protocol(
-    settings: EvalSettings, protocol: Benchmark, processes: Processes, saved: Scorer | None = None
+    settings: RankSettings, protocol: Benchmark, processes: Processes, models: Models, data: DataSettings | None = None
 ) -> Plan:
-    """Return what the filter keeps of a protocol; without one, everything that is not ignored."""
-    labels = label_benchmark(protocol)
-    if settings.filter == "none":
+    """Return what the filter keeps of a benchmark; without one, everything that is not ignored.
+
+    ``data`` has the training identities for ``tau: auto``; without it there is no threshold.
+    """
+    if settings.filter.source == "none":
+        labels = label_benchmark(protocol)
         trials = [_keep_all(labels, places, len(protocol.queries)) for places in protocol.trial_galleries]
         return Plan(protocol, labels, None, None, trials, _merge_trials(protocol, trials))
-    scorer: Scorer | None = None
-    if saved is not None and settings.filter == "vlm":
-        queries, gallery, calibration = find_features(settings, protocol, saved.fingerprint, processes)
-    else:
-        scorer, queries, gallery, calibration = _compute_features(settings, protocol, processes)
-    tau = settings.tau if calibration is None else calibration.tau
-    limits = (NO_THRESHOLD if tau == "auto" else tau), settings.top_k, settings.floor
+    scorer = pool_images = pool_apart = calibration = None
+    if settings.filter.source == "vlm":
+        scorer = models.make_scorer(settings, protocol.image_root)
+        asked = [query.image for query in protocol.queries if query.image is not None]
+        pool_images = partial(scorer.pool_images, planned=[*asked, *protocol.gallery])
+        pool_apart = scorer.pool_apart
+    extract = partial(extract_protocol_features, settings.filter, settings.model.device)
+    if settings.filter.tau == "auto" and data is not None:
+        # Each process computes all of it: shares would have to meet again, and it is little.
+        own = partial(extract, processes=Processes(), pool_images=pool_apart)
+        given = protocol, processes, own
+        calibration = calibrate(data, settings.filter.recall, *given, opens_images=settings.opens_images)
+    features = extract(protocol, processes, pool_images)
+    return _keep_similar(settings.filter, protocol, features, calibration, scorer)
+
+
+def _keep_similar(
+    limits: FilterSettings,
+    protocol: Benchmark,
+    features: tuple[ScoreArray, ScoreArray],
+    calibration: Calibration | None,
+    scorer: Scorer | None = None,
+) -> Plan:
+    """Return the plan with what is similar enough to each query; ``features`` are (Q, D) and (G, D)."""
+    queries, gallery = features
+    labels, tau = label_benchmark(protocol), limits.tau if calibration is None else calibration.tau
+    most = (NO_THRESHOLD if tau == "auto" else tau), limits.top_k, limits.floor
     trials: list[list[IntArray]] = []
     for places in protocol.trial_galleries:
         find_ignored = labels.take_gallery(places).find_ignored
-        trials.append([places[found] for found in filter_gallery(queries, gallery[places], find_ignored, *limits)])
+        trials.append([places[found] for found in filter_gallery(queries, gallery[places], find_ignored, *most)])
     kept = _merge_trials(protocol, trials)
     return Plan(protocol, labels, queries, gallery, trials, kept, scorer=scorer, calibration=calibration)
 
@@ -154,126 +184,6 @@ def _merge_trials(protocol: Benchmark, trials: Sequence[Sequence[IntArray]]) -> 
     if not protocol.trials:
         return list(trials[0])
     return [np.unique(np.concatenate(one)) for one in zip(*trials, strict=True)]
-
-
-def _compute_features(
-    settings: EvalSettings, protocol: Benchmark, processes: Processes
-) -> tuple[Scorer | None, ScoreArray, ScoreArray, Calibration | None]:
-    """Return the scoring model, if the filter needs it, the features (Q, D) and (G, D), and the threshold found."""
-    scorer = pool_images = pool_apart = None
-    if settings.filter == "vlm":
-        # Imported here: torch takes seconds to load.
-        from .backends.transformers import TransformersScorer
-
-        scorer = TransformersScorer(settings, protocol.image_root)
-        asked = [query.image for query in protocol.queries if query.image is not None]
-        pool_images = partial(scorer.pool_images, planned=[*asked, *protocol.gallery])
-        pool_apart = scorer.pool_apart
-    calibration = calibrate(settings, protocol, processes, pool_apart) if settings.tau == "auto" else None
-    return scorer, *extract_protocol_features(settings, protocol, processes, pool_images), calibration
-
-
-def describe_plan(settings: EvalSettings) -> str:
-    """Say how much an evaluation would do; reads the manifest, extracts no features, writes nothing."""
-    if settings.splits:
-        trial = settings.splits[0]
-        first = describe_plan(choose_split(settings, trial))
-        remarks = "".join(f"\nWarning: {remark}" for remark in list_shared_parts(settings))
-        return f"{len(settings.splits)} splits; split {trial}:\n{first}{remarks}"
-    protocol = load_benchmark(settings)
-    gallery = len(protocol.gallery)
-    trials = protocol.trial_galleries
-    sizes = [len(places) for places in trials]
-    unlimited = settings.filter == "none" or settings.top_k is None
-    most = gallery if unlimited else min(gallery, sum(min(settings.top_k or gallery, size) for size in sizes))
-    several = f" in {len(trials)} trials of {min(sizes):,} to {max(sizes):,}" if len(trials) > 1 else ""
-    if settings.reads_scores:
-        most = gallery
-    saved = "Saved scores are ranked; no model is asked."
-    cost = saved if settings.saved_scores else describe_cost(settings, most, len(protocol.queries))
-    cautions = "".join(f"Warning: {caution}\n" for caution in protocol.cautions)
-    return (
-        f"{protocol.name} ({protocol.variant}): {len(protocol.queries):,} queries "
-        f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images{several}, at most "
-        f"{most * len(protocol.queries):,} pairs to score with backend {settings.backend}.\n"
-        f"{cost}\n"
-        f"{_describe_hours(settings, most * len(protocol.queries))}"
-        f"{cautions}"
-        f"Results would go to {settings.output_dir}. Nothing was written; neither a checkpoint nor a server was tried."
-    )
-
-
-def _describe_hours(settings: EvalSettings, pairs: int) -> str:
-    """Say how long so many pairs take, as far as that can be told before one is scored; a whole line or nothing."""
-    if not settings.asks_model or settings.saved_scores:
-        return ""
-    fewer = "" if settings.filter == "none" or settings.tau == -1 else ", or fewer, as tau leaves out what is unlike"
-    return (
-        f"That takes {pairs / 360_000:,.1f} hours at 100 pairs a second and {pairs / 3_600_000:,.1f} at 1,000{fewer}; "
-        "the bar of a run shows its own speed and the time that is left after the first query.\n"
-    )
-
-
-def choose_splits(settings: EvalSettings) -> list[EvalSettings]:
-    """Return the settings of each of ``splits``, all of whose manifests and models are there: the first takes hours.
-
-    Raises:
-        ConfigError: the folder of a split's model is missing.
-        DataError: a split's manifest is missing, or holds another split.
-    """
-    parts = [choose_split(settings, trial) for trial in settings.splits]
-    missing = [trial for trial, part in zip(settings.splits, parts, strict=True) if not part.manifest.is_file()]
-    if missing:
-        raise DataError(
-            f"Manifest {settings.manifest} does not exist for split {', '.join(map(str, missing))}. `chatreid parse` "
-            'makes them (eval/README.md, "A model a split"), or choose among the splits, e.g. splits=[1].'
-        )
-    if settings.backend == "transformers" and not settings.saved_scores:
-        # Imported here: torch takes seconds to load.
-        from .backends.checkpoint import check_name
-
-        for name in dict.fromkeys(part.model_name_or_path for part in parts):
-            check_name("model_name_or_path", str(name), ' eval/README.md, "A model a split", trains them.')
-    return parts
-
-
-def list_shared_parts(settings: EvalSettings) -> tuple[str, ...]:
-    """Warn, in words, of a model or features that all of ``splits`` share: trained on one, they know others' people.
-
-    A public network (``filter: clip``) or colours know nobody, so they may be shared.
-    """
-    keys = {
-        "transformers": ("model_name_or_path", "adapter_name_or_path"),
-        "http": ("model", "base_url"),
-        "features": ("features",),
-        "scores": ("scores",),
-    }
-    parts = [keys.get(settings.backend, ()), () if settings.reads_scores else ("filter_features",)]
-    remarks: list[str] = []
-    for part in parts:
-        named = {key: str(value) for key in part if (value := getattr(settings, key)) is not None}
-        if len(settings.splits) > 1 and named and not any("{trial}" in value for value in named.values()):
-            what = ", ".join(f"{key}: {value}" for key, value in named.items())
-            remarks.append(
-                f"All {len(settings.splits)} splits are measured with the same {what}. A model that was trained on "
-                "one split has seen people whom other splits test, and its mean is too high: train a model a split, "
-                f"and put {{trial}} into {next(iter(named))}. One that was trained on none of them may be shared."
-            )
-    return tuple(remarks)
-
-
-def choose_split(settings: EvalSettings, trial: int) -> EvalSettings:
-    """Return the settings of one of ``splits``: its number for ``{trial}`` in every text, and a folder of its own.
-
-    Raises:
-        DataError: the manifest of that name holds another split.
-    """
-    changes: dict[str, Any] = {"output_dir": settings.output_dir / f"split{trial}", "splits": ()}
-    for key, value in settings:
-        if key not in changes and isinstance(value, str | Path):
-            changes[key] = type(value)(str(value).replace("{trial}", str(trial)))
-    check_split(changes.get("manifest", settings.manifest), trial)
-    return settings.model_copy(update=changes)
 
 
 def turn_plan(plan: Plan) -> Plan:

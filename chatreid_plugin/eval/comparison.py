@@ -69,7 +69,7 @@ class Run:
     @property
     def variant(self) -> str:
         """The protocol's variant without its rule, which follows from it, and what else makes other numbers."""
-        most, definition = self.content["settings"]["max_queries"], self.protocol["average_precision"]
+        most, definition = self.content["settings"]["data"]["max_queries"], self.protocol["average_precision"]
         parts = [str(self.protocol["variant"]).replace(f", {self.protocol['ignored']}", "")]
         parts += [f"at most {most} queries"] if most is not None else []
         parts += [self.protocol["unlike_published"]] if self.protocol["unlike_published"] else []
@@ -78,12 +78,12 @@ class Run:
     @property
     def traits(self) -> dict[str, str]:
         """How it was asked and measured, in words: what runs of one scorer may differ in besides the benchmark."""
-        settings = self.content["settings"]
-        fusion = settings["fusion"]
-        asked = settings["backend"] in ("transformers", "http", "random", "oracle")
-        weight = f" {settings['fusion_weight']}" if fusion in ("linear", "k_reciprocal") else ""
+        scoring = self.content["settings"]["scoring"]
+        fusion = scoring["fusion"]
+        asked = scoring["backend"] in ("transformers", "http", "random", "oracle")
+        weight = f" {scoring['fusion_weight']}" if fusion in ("linear", "k_reciprocal") else ""
         return {
-            "mode": f"mode {settings['mode']}" if asked else "",
+            "mode": f"mode {scoring['mode']}" if asked else "",
             "fusion": f"fusion {fusion}{weight}",
             "filter": self.filter,
         }
@@ -91,7 +91,7 @@ class Run:
     @property
     def filter(self) -> str:
         """Source and cap of its filter."""
-        source, most = self.content["filter"]["source"], self.content["settings"]["top_k"]
+        source, most = self.content["filter"]["source"], self.content["settings"]["filter"]["top_k"]
         return f"filter {source}" if source == "none" or most is None else f"filter {source}, top {most}"
 
     @property
@@ -176,12 +176,12 @@ def read_published() -> Mapping[str, Any]:
 def list_unlike_published(run: Run) -> list[str]:
     """Return, in words, how a run was measured otherwise than the published rows of its benchmark."""
     published = read_published()["measured_as"]
-    settings: Mapping[str, Any] = run.content["settings"]
+    data: Mapping[str, Any] = run.content["settings"]["data"]
     rules = list_benchmarks().get(run.benchmark)
     choices = rules.choices if rules else {}
     found: list[str] = []
     for key, wanted in {**published["all"], **published.get(run.benchmark, {})}.items():
-        value = choices.get(key, (None,))[0] if settings.get(key) is None else settings[key]
+        value = choices.get(key, (None,))[0] if data.get(key) is None else data[key]
         if value != wanted and (value or wanted):
             found.append(f"{key} is {value}, theirs {wanted or 'not set'}")
     if run.protocol["unlike_published"]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..config import check_settings
 from ..errors import ConfigError, DataError
-from ..eval_settings import EvalSettings
+from ..eval_settings import ModelOnly, ModelSettings
 from ..records import ImageRecord
 from ..shards import open_atomically, read_manifest
 from .arrays import ScoreArray
@@ -47,7 +47,13 @@ class Embedding:
 
 
 def embed_manifest(
-    checkpoint: str, manifest: Path, target: Path, overrides: Sequence[str], stage: int, splits: Sequence[str]
+    checkpoint: str,
+    manifest: Path,
+    target: Path,
+    overrides: Sequence[str] = (),
+    stage: int = 3,
+    splits: Sequence[str] = (),
+    image_root: Path | None = None,
 ) -> Embedding:
     """Write the features of a manifest's images into ``target``, in the manifest's order.
 
@@ -55,9 +61,10 @@ def embed_manifest(
         checkpoint: folder or hub name.
         manifest: of ``chatreid parse``.
         target: the .npz.
-        overrides: keys of eval/*.yaml, ``key=value``: device, dtype, adapter_name_or_path, image_root.
+        overrides: keys of the section ``model`` of eval/*.yaml, ``model.dtype=bfloat16``.
         stage: whose image policy applies; 0 for none.
         splits: the manifest's splits to take; all if empty.
+        image_root: where the images are; None: where the manifest says.
 
     Raises:
         ConfigError: ``target`` is no .npz or another run writes it, or the checkpoint cannot be loaded.
@@ -65,14 +72,14 @@ def embed_manifest(
     """
     if target.suffix != ".npz":
         raise ConfigError(f"{target}: features are written into an .npz file; name one.")
-    values = {"protocol": "folder", "manifest": str(manifest), "output_dir": "none", "model_name_or_path": checkpoint}
-    settings = check_settings(values | {"chatreid_stage": stage or None}, overrides, EvalSettings, "chatreid embed")
+    values = {"model": {"model_name_or_path": checkpoint, "chatreid_stage": stage or None}}
+    settings = check_settings(values, overrides, ModelOnly, "chatreid embed").model
     records, root = read_manifest(manifest)
     found = sorted({record.split for record in records})
     records = [record for record in records if not splits or record.split in splits]
     if not records:
         raise DataError(f"{manifest} has no images of split {', '.join(splits)}; it has {', '.join(found) or 'none'}.")
-    root = (settings.image_root or root).resolve()
+    root = (image_root or root).resolve()
     check_images(records, root)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
@@ -120,7 +127,7 @@ def lock(file: IO[bytes], target: Path) -> None:
         raise ConfigError(f"{target}: another run is writing it. Wait for it or stop it, or name another.") from None
 
 
-def _digest(settings: EvalSettings, scorer: TransformersScorer, records: Sequence[ImageRecord], root: Path) -> str:
+def _digest(settings: ModelSettings, scorer: TransformersScorer, records: Sequence[ImageRecord], root: Path) -> str:
     """Return what tells a run that can go on from others: model, image policy, precision, and the images' bytes."""
     policy = settings.policy
     known = {

@@ -23,7 +23,7 @@ from ..archives import (
 )
 from ..datasets.benchmark import Benchmark, Query
 from ..errors import ConfigError, DataError
-from ..eval_settings import EvalSettings
+from ..eval_settings import ScoringSettings
 from ..records import ImageRecord
 from .arrays import IntArray, ScoreArray
 from .filtering import iterate_similarities
@@ -160,15 +160,15 @@ def check_row(row: Array, query: int, protocol: Benchmark, matrix: Matrix) -> No
         )
 
 
-def read_matrix(settings: EvalSettings, protocol: Benchmark) -> Matrix:
+def read_matrix(scoring: ScoringSettings, protocol: Benchmark) -> Matrix:
     """Return the scores of every pair that ``features`` or ``scores`` of the settings holds.
 
     Raises:
         ConfigError: the settings name no file.
         DataError: see ``read_features`` and ``_read_score_matrix``.
     """
-    if settings.backend == "features" and settings.features is not None:
-        return _read_feature_matrix(settings.features, protocol)
-    if settings.scores is None:
-        raise ConfigError("backend: scores needs scores, an .npz or .npy file.")
-    return _read_score_matrix(settings.scores, protocol)
+    if scoring.backend == "features" and scoring.features is not None:
+        return _read_feature_matrix(scoring.features, protocol)
+    if scoring.scores is None:
+        raise ConfigError("scoring.backend: scores needs scoring.scores, an .npz or .npy file.")
+    return _read_score_matrix(scoring.scores, protocol)

@@ -5,6 +5,7 @@ wrote to a file (``filter: npz``) are read by ``external``.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..archives import normalise
 from ..crops import open_crop
 from ..datasets.benchmark import Benchmark
 from ..errors import ConfigError, DataError
-from ..eval_settings import EvalSettings
+from ..eval_settings import FilterSettings
 from ..records import ImageRecord
 from .arrays import ScoreArray
 from .distributed import Processes
@@ -135,63 +136,65 @@ def _extract_pooled(
     return _run(records, compute, name)
 
 
-def _extract_torchvision(records: Sequence[ImageRecord], image_root: Path, settings: EvalSettings) -> ScoreArray:
+def _extract_torchvision(
+    records: Sequence[ImageRecord], image_root: Path, own: FilterSettings, device: str
+) -> ScoreArray:
     """Return pooled ResNet-50 features (N, 2048) of 256x128 crops, ImageNet normalisation."""
     try:
         import torch
         from torchvision.models import resnet50
     except ImportError as error:
-        raise ConfigError(f"filter: torchvision needs torch and torchvision ({error}); use filter=colour.") from None
+        raise ConfigError(f"filter.source: torchvision needs torch and torchvision ({error}); use colour.") from None
     from .backends.checkpoint import pick_device
 
     model: Any = resnet50(weights=None)
     model.fc = torch.nn.Identity()
-    _load_weights(model, Path(str(settings.filter_weights)), "torchvision's ResNet-50")
+    _load_weights(model, Path(str(own.weights)), "torchvision's ResNet-50")
     look = CROP_SIZE, IMAGENET_MEAN, IMAGENET_DEVIATION
-    return _extract_pooled(records, image_root, model, pick_device(settings.device), *look, "ResNet-50")
+    return _extract_pooled(records, image_root, model, pick_device(device), *look, "ResNet-50")
 
 
-def _extract_timm(records: Sequence[ImageRecord], image_root: Path, settings: EvalSettings) -> ScoreArray:
+def _extract_timm(records: Sequence[ImageRecord], image_root: Path, own: FilterSettings, device: str) -> ScoreArray:
     """Return pooled features (N, D) of a timm model, at the size and normalisation that timm states for it."""
     try:
         timm: Any = import_module("timm")
     except ImportError as error:
         raise ConfigError(
-            f"filter: timm needs the package timm ({error}); run `pip install chatreid-plugin[baselines]`."
+            f"filter.source: timm needs the package timm ({error}); run `pip install chatreid-plugin[baselines]`."
         ) from None
     from .backends.checkpoint import pick_device
 
-    name = str(settings.filter_model)
+    name = str(own.model)
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"filter_model: timm cannot make {name}: {error}") from None
-    _load_weights(model, Path(str(settings.filter_weights)), f"timm's {name}")
+        raise ConfigError(f"filter.model: timm cannot make {name}: {error}") from None
+    _load_weights(model, Path(str(own.weights)), f"timm's {name}")
     look = timm.data.resolve_model_data_config(model)
     size = look["input_size"][2], look["input_size"][1]
-    device = pick_device(settings.device)
+    device = pick_device(device)
     return _extract_pooled(records, image_root, model, device, size, look["mean"], look["std"], name)
 
 
-def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSettings) -> ScoreArray:
+def _extract_clip(items: Sequence[Item], image_root: Path, own: FilterSettings, device: str) -> ScoreArray:
     """Return features (N, D) of images and words in the one space of a CLIP or SigLIP model."""
     from transformers import AutoModel, AutoProcessor
 
     from .backends.checkpoint import LOADING_ERRORS, check_name, explain_failure, pick_device, refuse_misfits
 
-    folder = str(settings.filter_model)
-    check_name("filter_model", folder)
+    folder = str(own.model)
+    check_name("filter.model", folder)
     guard_loading(folder)
     try:
         model, loaded = AutoModel.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
         processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except LOADING_ERRORS as error:
         why = explain_failure(folder, error)
-        raise ConfigError(f"filter_model: {folder} cannot be loaded as CLIP or SigLIP: {why}") from None
+        raise ConfigError(f"filter.model: {folder} cannot be loaded as CLIP or SigLIP: {why}") from None
     if not (hasattr(model, "get_text_features") and hasattr(model, "get_image_features")):
-        raise ConfigError(f"filter_model: {folder} is a {model.config.model_type}, which is no CLIP or SigLIP.")
-    refuse_misfits("filter_model", folder, loaded)
-    model.eval().to(pick_device(settings.device))
+        raise ConfigError(f"filter.model: {folder} is a {model.config.model_type}, which is no CLIP or SigLIP.")
+    refuse_misfits("filter.model", folder, loaded)
+    model.eval().to(pick_device(device))
     size = model.config.vision_config.image_size
     length = model.config.text_config.max_position_embeddings
 
@@ -216,14 +219,19 @@ def _extract_clip(items: Sequence[Item], image_root: Path, settings: EvalSetting
 
 
 def extract_features(
-    items: Sequence[Item], image_root: Path, settings: EvalSettings, pool_images: PoolImages | None = None
+    items: Sequence[Item],
+    image_root: Path,
+    own: FilterSettings,
+    device: str = "auto",
+    pool_images: PoolImages | None = None,
 ) -> ScoreArray:
     """Return the filter's features of images and words, (N, D), L2-normalised.
 
     Args:
         items: images, and words for ``filter: clip``.
         image_root: where the images are.
-        settings: the evaluation.
+        own: the evaluation's section ``filter``.
+        device: where a network runs, as ``model.device``.
         pool_images: the scoring model's own features, for ``filter: vlm``.
 
     Raises:
@@ -231,37 +239,41 @@ def extract_features(
             or a source that is not installed or cannot be loaded.
         DataError: an unreadable image, or features that are not finite.
     """
-    source = settings.filter
+    source = own.source
     if not items:
-        raise ConfigError(f"filter: {source} has nothing to compare.")
+        raise ConfigError(f"filter.source: {source} has nothing to compare.")
     if source == "clip":
-        features = _extract_clip(items, image_root, settings)
+        features = _extract_clip(items, image_root, own, device)
     else:
         records = [item for item in items if isinstance(item, ImageRecord)]
         if len(records) < len(items):
             raise ConfigError(
-                f"filter: {source} compares images, but protocol {settings.protocol} asks with words. "
-                "Set filter: none, filter: clip, or filter: npz with features of both."
+                f"filter.source: {source} compares images, and a query asks in words. Set filter.source: none, "
+                "clip, or npz with features of both."
             )
         if source == "colour":
             features = _extract_colour(records, image_root)
         elif source == "torchvision":
-            features = _extract_torchvision(records, image_root, settings)
+            features = _extract_torchvision(records, image_root, own, device)
         elif source == "timm":
-            features = _extract_timm(records, image_root, settings)
+            features = _extract_timm(records, image_root, own, device)
         elif source == "vlm" and pool_images is not None:
             features = pool_images(records)
         else:
-            raise ConfigError(f"filter: {source} computes no features; choose another filter.")
+            raise ConfigError(f"filter.source: {source} computes no features; choose another.")
     if not np.isfinite(features).all():
         wrong = items[int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])]
         label = wrong if isinstance(wrong, str) else wrong.path
-        raise DataError(f"filter: {source} gives NaN or infinite features, first for {label}.")
+        raise DataError(f"filter.source: {source} gives NaN or infinite features, first for {label}.")
     return normalise(features)
 
 
 def extract_protocol_features(
-    settings: EvalSettings, protocol: Benchmark, processes: Processes, pool_images: PoolImages | None = None
+    own: FilterSettings,
+    device: str,
+    protocol: Benchmark,
+    processes: Processes,
+    pool_images: PoolImages | None = None,
 ) -> tuple[ScoreArray, ScoreArray]:
     """Return the filter's features (Q, D) of a protocol's queries and (G, D) of its gallery, L2-normalised.
 
@@ -270,13 +282,16 @@ def extract_protocol_features(
     Raises:
         ConfigError, DataError: see ``extract_features`` and ``read_protocol_features``.
     """
-    if settings.filter == "npz" and settings.filter_features is not None:
-        return read_protocol_features(settings.filter_features, protocol)
+    if own.source == "npz" and own.features is not None:
+        return read_protocol_features(own.features, protocol)
     asked = [describe_in_words(query) if query.image is None else query.image for query in protocol.queries]
     ranked = [record.captions[0] if protocol.ranks_captions else record for record in protocol.gallery]
     sides = [[_name_item(item) for item in side] for side in (asked, ranked)]
     items = dict(zip([*sides[0], *sides[1]], [*asked, *ranked], strict=True))
-    found = _extract_items(settings, list(items.values()), protocol, processes, pool_images)
+    extract = partial(
+        extract_features, image_root=protocol.image_root, own=own, device=device, pool_images=pool_images
+    )
+    found = _share_out(extract, list(items.values()), processes)
     rows = {key: row for row, key in enumerate(items)}
     queries, gallery = ([rows[key] for key in side] for side in sides)
     return found[queries], found[gallery]
@@ -286,17 +301,13 @@ def _name_item(item: Item) -> tuple[str, str]:
     return ("words", item) if isinstance(item, str) else ("image", item.image_id)
 
 
-def _extract_items(
-    settings: EvalSettings,
-    items: Sequence[Item],
-    protocol: Benchmark,
-    processes: Processes,
-    pool_images: PoolImages | None,
+def _share_out(
+    extract: Callable[[Sequence[Item]], ScoreArray], items: Sequence[Item], processes: Processes
 ) -> ScoreArray:
     batches = form_batches(items)
     share = processes.take_share(batches) if len(batches) >= processes.count else batches
     own = [items[place] for batch in share for place in batch]
-    found = np.concatenate(processes.gather(extract_features(own, protocol.image_root, settings, pool_images)))
+    found = np.concatenate(processes.gather(extract(own)))
     features = np.empty((len(items), found.shape[1]), dtype=np.float32)
     features[np.concatenate(batches)] = found[: len(items)]  # of fewer batches than processes everyone took all
     return features

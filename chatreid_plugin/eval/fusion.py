@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..datasets.benchmark import Query
 from ..errors import ConfigError
-from ..eval_settings import EvalSettings
+from ..eval_settings import ScoringSettings
 from .arrays import FloatArray, IntArray, ScoreArray
 from .backends.base import Confidence
 from .candidates import Plan
@@ -43,9 +43,9 @@ class _Trial:
 
 
 def fuse_scores(
-    settings: EvalSettings, plan: Plan, scores: Sequence[Sequence[ScoreArray]], confidence: Confidence
+    scoring: ScoringSettings, plan: Plan, scores: Sequence[Sequence[ScoreArray]], confidence: Confidence
 ) -> list[list[ScoreArray]]:
-    """Return the scores of each query's candidates, fused with the baseline as ``settings.fusion`` says.
+    """Return the scores of each query's candidates, fused with the baseline as ``scoring.fusion`` says.
 
     ``linear``: (1 - w) * baseline + w * model, each standardised over the query's candidates, w = ``fusion_weight``.
     ``reciprocal_rank``: 1 / (60 + rank) by the model plus the same by the baseline; tied candidates share their mean
@@ -53,22 +53,22 @@ def fuse_scores(
     Each trial is fused as if there were no other.
 
     Args:
-        settings: the evaluation.
+        scoring: the evaluation's section.
         plan: the candidates, and the features of the baseline.
         scores: for each trial (K,) for each query, as ``plan.trial_candidates``.
         confidence: what they are.
     """
-    if settings.fusion == "none":
+    if scoring.fusion == "none":
         return [list(values) for values in scores]
-    fuse = _fuse_by_neighbours if settings.fusion == "k_reciprocal" else _fuse_pairs
-    trials = zip(_iterate_trials(settings, plan), scores, strict=True)
-    return [list(fuse(settings, trial, values, confidence)) for trial, values in trials]
+    fuse = _fuse_by_neighbours if scoring.fusion == "k_reciprocal" else _fuse_pairs
+    trials = zip(_iterate_trials(scoring, plan), scores, strict=True)
+    return [list(fuse(scoring, trial, values, confidence)) for trial, values in trials]
 
 
-def _iterate_trials(settings: EvalSettings, plan: Plan) -> Iterator[_Trial]:
+def _iterate_trials(scoring: ScoringSettings, plan: Plan) -> Iterator[_Trial]:
     queries, features = plan.protocol.queries, plan.gallery_features
     if plan.query_features is None or features is None:
-        raise ConfigError(f"fusion: {settings.fusion} needs the features of a filter; filter is none.")
+        raise ConfigError(f"scoring.fusion: {scoring.fusion} needs the features of a filter; filter.source is none.")
     if not plan.protocol.trials:
         yield _Trial(queries, plan.query_features, features, plan.trial_candidates[0])
         return
@@ -78,16 +78,16 @@ def _iterate_trials(settings: EvalSettings, plan: Plan) -> Iterator[_Trial]:
 
 
 def _fuse_pairs(
-    settings: EvalSettings, trial: _Trial, scores: Sequence[ScoreArray], confidence: Confidence
+    scoring: ScoringSettings, trial: _Trial, scores: Sequence[ScoreArray], confidence: Confidence
 ) -> Iterator[ScoreArray]:
     baseline = iterate_similarities(trial.query_features, trial.gallery_features)
     for values, candidates, similarities in zip(scores, trial.candidates, baseline, strict=True):
-        yield _fuse_pair(settings, values, similarities[candidates]) if len(candidates) else values
+        yield _fuse_pair(scoring, values, similarities[candidates]) if len(candidates) else values
 
 
-def _fuse_pair(settings: EvalSettings, model: ScoreArray, baseline: ScoreArray) -> ScoreArray:
-    if settings.fusion == "linear":
-        weight = settings.fusion_weight
+def _fuse_pair(scoring: ScoringSettings, model: ScoreArray, baseline: ScoreArray) -> ScoreArray:
+    if scoring.fusion == "linear":
+        weight = scoring.fusion_weight
         fused = (1.0 - weight) * standardise(baseline) + weight * standardise(model)
     else:
         fused = 1.0 / (RANK_OFFSET + rankdata(-model)) + 1.0 / (RANK_OFFSET + rankdata(-baseline))
@@ -95,7 +95,7 @@ def _fuse_pair(settings: EvalSettings, model: ScoreArray, baseline: ScoreArray) 
 
 
 def estimate_mismatch(
-    scores: ScoreArray, settings: EvalSettings, confidence: Confidence, questions: int = 1
+    scores: ScoreArray, scoring: ScoringSettings, confidence: Confidence, questions: int = 1
 ) -> FloatArray:
     """Return P(No) of each candidate (K,), from margins; other scores are scaled to [0, 1] over the candidates.
 
@@ -103,7 +103,7 @@ def estimate_mismatch(
     """
     values = scores.astype(np.float64)
     # Two margins are summed after standardising and choices are relative, so neither is a log-odds of Yes.
-    asks_pairs = settings.asks_model and settings.mode == "pointwise"
+    asks_pairs = scoring.asks_model and scoring.mode == "pointwise"
     if asks_pairs and confidence == "margins" and questions == 1:
         return expit(-values)
     spread = float(np.ptp(values))
@@ -111,17 +111,17 @@ def estimate_mismatch(
 
 
 def _fuse_by_neighbours(
-    settings: EvalSettings, trial: _Trial, scores: Sequence[ScoreArray], confidence: Confidence
+    scoring: ScoringSettings, trial: _Trial, scores: Sequence[ScoreArray], confidence: Confidence
 ) -> Iterator[ScoreArray]:
     """Yield -((1 - lambda) * Jaccard + lambda * distance), (K,) for each query (Zhong et al. 2017).
 
     The distance is (1 - w) * baseline + w * P(No), both in [0, 1], after MUSE (arXiv 2606.16161); with
     ``backend: features`` it is the baseline's alone, which is plain k-reciprocal re-ranking.
     """
-    share = 0.0 if settings.backend == "features" else settings.fusion_weight
+    share = 0.0 if scoring.backend == "features" else scoring.fusion_weight
     count = len(trial.query_features)
     features = np.concatenate([trial.query_features, trial.gallery_features])
-    vectors, largest = encode(features, settings.k1, settings.k2)
+    vectors, largest = encode(features, scoring.k1, scoring.k2)
     baseline = iterate_similarities(trial.query_features, trial.gallery_features)
     jaccard = iterate_jaccard_distances(vectors, count)
     for query, values, candidates, similarities, row, scale in zip(
@@ -134,10 +134,10 @@ def _fuse_by_neighbours(
         distances = (2.0 - 2.0 * similarities[candidates].astype(np.float64)) / scale
         if share:
             mismatch = estimate_mismatch(
-                values, settings, confidence, len(list_pair_tasks(query, settings.text_weight is not None))
+                values, scoring, confidence, len(list_pair_tasks(query, scoring.text_weight is not None))
             )
             distances = (1.0 - share) * distances + share * mismatch
-        fused = (1.0 - settings.lambda_value) * row[candidates] + settings.lambda_value * distances
+        fused = (1.0 - scoring.lambda_value) * row[candidates] + scoring.lambda_value * distances
         yield (-fused).astype(np.float32)
 
 

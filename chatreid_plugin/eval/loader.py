@@ -17,7 +17,7 @@ from ..datasets.benchmark import REASONS, Benchmark, Choices, Query, SkippedQuer
 from ..datasets.matching import Labels, count_copied_queries, label_benchmark
 from ..datasets.registry import list_benchmarks
 from ..errors import ConfigError, DataError
-from ..eval_settings import EvalSettings
+from ..eval_settings import DataSettings
 from ..records import ImageRecord
 from ..shards import read_manifest, read_manifest_provenance
 
@@ -32,43 +32,43 @@ COPIES_IGNORED = "the query's own file ignored"
 OWN_FOLDERS = "pattern"
 
 
-def load_benchmark(settings: EvalSettings) -> Benchmark:
+def load_benchmark(data: DataSettings, *, opens_images: bool = True) -> Benchmark:
     """Read the manifest and return its benchmark, with the queries that can match something.
 
-    ``max_queries`` takes an evenly spaced subset; ``average_precision`` is as the settings say. Where
-    no image is looked at, as scores or features come from a file, missing image files are a warning.
+    ``max_queries`` takes an evenly spaced subset; ``average_precision`` is as the settings say. Without
+    ``opens_images``, as scores or features come from a file, missing image files are a warning.
 
     Raises:
         ConfigError: ``camera_rule: false`` with a published benchmark.
         DataError: no queries, no gallery, image files missing, or no query with a match.
     """
-    if settings.protocol != "folder" and not settings.camera_rule:
+    if data.benchmark != "folder" and not data.camera_rule:
         raise ConfigError(
-            f"camera_rule: false is not the protocol of {settings.protocol}, and its numbers could not be compared "
-            "with others. Use protocol: folder to evaluate without the camera rule."
+            f"data.camera_rule: false is not the rule of {data.benchmark}, and its numbers could not be compared "
+            "with others. Use data.benchmark: folder to evaluate without the camera rule."
         )
-    source = read_source(settings)
-    benchmark = apply_rules(settings, source)
-    if settings.ignore_copies:
+    source = read_source(data)
+    benchmark = apply_rules(data, source)
+    if data.ignore_copies:
         benchmark = replace(benchmark, ignore_copies=True, variant=f"{benchmark.variant}, {COPIES_IGNORED}")
-    benchmark = _leave_out_unranked(_skip_unmatched(benchmark, settings))
-    unlike = compare_size(benchmark, settings, source.variant)
-    queries = take_evenly(benchmark.queries, settings.max_queries)
+    benchmark = _leave_out_unranked(_skip_unmatched(benchmark, data))
+    unlike = compare_size(benchmark, data, source.variant)
+    queries = take_evenly(benchmark.queries, data.max_queries)
     pictures = [query.image for query in queries if query.image is not None]
-    check_images([*pictures, *benchmark.gallery], benchmark.image_root, required=settings.opens_images)
+    check_images([*pictures, *benchmark.gallery], benchmark.image_root, required=opens_images)
     limits = f"Only {len(queries):,} of {len(benchmark.queries):,} queries ask (max_queries)."
     cautions = [limits] if len(queries) < len(benchmark.queries) else []
     if unlike:
         cautions.append(f"Not the published test set: queries x gallery images are {unlike}.")
-    changes = {"queries": queries, "unlike_published": unlike, "average_precision": settings.average_precision}
+    changes = {"queries": queries, "unlike_published": unlike, "average_precision": data.average_precision}
     return _note_copies(replace(benchmark, **changes, cautions=tuple(cautions)))
 
 
-def apply_rules(settings: EvalSettings, source: Source, **changes: Any) -> Benchmark:
+def apply_rules(data: DataSettings, source: Source, **changes: Any) -> Benchmark:
     """Return the benchmark that the data set's rules make of a manifest's records.
 
     Args:
-        settings: the evaluation.
+        data: the evaluation's section.
         source: the records.
         changes: choices other than the settings'.
 
@@ -76,43 +76,43 @@ def apply_rules(settings: EvalSettings, source: Source, **changes: Any) -> Bench
         ConfigError: choices that do not go together.
         DataError: the manifest lacks what the rules need.
     """
-    rules = list_benchmarks()[settings.protocol]
+    rules = list_benchmarks()[data.benchmark]
     choices = Choices(
-        setting=settings.choose("setting") or "",
-        shots=settings.choose("shots") or "",
-        restrict=settings.restrict,
-        attributes=settings.attributes,
-        trials=settings.trials,
-        trials_from=settings.trials_from,
-        camera_rule=settings.camera_rule,
-        seed=settings.seed,
+        setting=data.choose("setting") or "",
+        shots=data.choose("shots") or "",
+        restrict=data.restrict,
+        attributes=data.attributes,
+        trials=data.trials,
+        trials_from=data.trials_from,
+        camera_rule=data.camera_rule,
+        seed=data.seed,
     )
     return rules.load(source, replace(choices, **changes))
 
 
-def read_source(settings: EvalSettings) -> Source:
+def read_source(data: DataSettings) -> Source:
     """Read the manifest of an evaluation.
 
     Raises:
         DataError: it is missing or damaged, is of another data set, or has no gallery, or no
             queries where they are images of their own.
     """
-    queries_needed = list_benchmarks()[settings.protocol].queries_apart
-    records, manifest_root = read_manifest(settings.manifest)
-    provenance = read_manifest_provenance(settings.manifest)
-    check_dataset(settings, provenance, records)
+    queries_needed = list_benchmarks()[data.benchmark].queries_apart
+    records, manifest_root = read_manifest(data.manifest)
+    provenance = read_manifest_provenance(data.manifest)
+    check_dataset(data, provenance, records)
     queries = [record for record in records if record.split == "query"]
     gallery = [record for record in records if record.split == "gallery"]
     notes = provenance.get("protocol") or {}
     if queries_needed and notes.get("query_is_gallery"):
-        raise DataError(f"{settings.manifest} is of CUHK03's classic protocol: use protocol: cuhk03_classic.")
+        raise DataError(f"{data.manifest} is of CUHK03's classic protocol: use data.benchmark: cuhk03_classic.")
     if not gallery or (queries_needed and not queries):
         raise DataError(
-            f"{settings.manifest} has {len(queries)} queries and {len(gallery)} gallery images; an evaluation needs "
+            f"{data.manifest} has {len(queries)} queries and {len(gallery)} gallery images; an evaluation needs "
             "both. Choose a manifest whose parser makes the splits query and gallery."
         )
-    root = (settings.image_root or manifest_root).resolve()
-    return Source(settings.protocol, settings.manifest, queries, gallery, root, get_variant(provenance), notes)
+    root = (data.image_root or manifest_root).resolve()
+    return Source(data.benchmark, data.manifest, queries, gallery, root, get_variant(provenance), notes)
 
 
 def name_dataset(provenance: Mapping[str, Any], records: Sequence[ImageRecord]) -> tuple[str, bool]:
@@ -127,8 +127,8 @@ def name_dataset(provenance: Mapping[str, Any], records: Sequence[ImageRecord]) 
     return str(source.get("name") or (records[0].dataset if records else "")), parser == OWN_FOLDERS
 
 
-def check_dataset(settings: EvalSettings, provenance: Mapping[str, Any], records: Sequence[ImageRecord]) -> None:
-    """Refuse the manifest of another data set, or of another form of it than ``variant`` of the settings.
+def check_dataset(data: DataSettings, provenance: Mapping[str, Any], records: Sequence[ImageRecord]) -> None:
+    """Refuse the manifest of another data set, or of another form of it than ``variant`` of the data.
 
     A manifest without a parser is refused if its name is that of another benchmark.
 
@@ -136,20 +136,20 @@ def check_dataset(settings: EvalSettings, provenance: Mapping[str, Any], records
         DataError: names the data set, and the benchmark that fits it.
     """
     rules = list_benchmarks()
-    wanted = rules[settings.protocol].dataset
+    wanted = rules[data.benchmark].dataset
     dataset, parsed = name_dataset(provenance, records)
     fitting = [name for name, other in rules.items() if dataset and other.dataset == dataset]
     if wanted and dataset != wanted and (parsed or fitting):
-        advice = f"use protocol: {' or '.join(fitting)}" if fitting else "no benchmark's protocol fits it"
+        advice = f"set data.benchmark: {' or '.join(fitting)}" if fitting else "no benchmark fits it"
         raise DataError(
-            f"{settings.manifest} holds the data set {dataset}, but protocol: {settings.protocol} measures {wanted}. "
-            f"Choose another manifest, or {advice}; protocol: folder measures any data with queries and a gallery."
+            f"{data.manifest} holds the data set {dataset}, but data.benchmark: {data.benchmark} measures {wanted}. "
+            f"Choose another manifest, or {advice}; benchmark: folder measures any data with queries and a gallery."
         )
-    variant = get_variant(provenance) or settings.choices.get("variant", ("",))[0]
-    if settings.variant is not None and variant.partition("_")[0] != settings.variant:
+    variant = get_variant(provenance) or data.choices.get("variant", ("",))[0]
+    if data.variant is not None and variant.partition("_")[0] != data.variant:
         raise DataError(
-            f"{settings.manifest} holds {dataset} in the form {variant or '(none named)'}, but the settings say "
-            f"variant: {settings.variant}. Choose the manifest of that form, or the file of eval/ for this one."
+            f"{data.manifest} holds {dataset} in the form {variant or '(none named)'}, but the settings say "
+            f"data.variant: {data.variant}. Choose the manifest of that form, or the file of eval/ for this one."
         )
 
 
@@ -177,21 +177,21 @@ def get_variant(provenance: Mapping[str, Any]) -> str:
     return str((provenance.get("source") or {}).get("variant") or "")
 
 
-def compare_size(benchmark: Benchmark, settings: EvalSettings, variant: str) -> str:
+def compare_size(benchmark: Benchmark, data: DataSettings, variant: str) -> str:
     """Say how the queries and the gallery differ in number from the published test set; nothing if they do not.
 
     A run on other counts must not stand unmarked beside published figures. Counts are those of eval/README.md.
 
     Args:
         benchmark: with all of its queries.
-        settings: the evaluation.
+        data: the evaluation's section.
         variant: the form of the data set that the manifest has, e.g. ``labeled``.
     """
-    sizes = list_benchmarks()[settings.protocol].sizes
-    setting, boxes = settings.choose("setting"), variant.partition("_")[0] or settings.choices.get("variant", ("",))[0]
-    forms = ((), (boxes,), (setting,), (setting, settings.choose("shots")))
+    sizes = list_benchmarks()[data.benchmark].sizes
+    setting, boxes = data.choose("setting"), variant.partition("_")[0] or data.choices.get("variant", ("",))[0]
+    forms = ((), (boxes,), (setting,), (setting, data.choose("shots")))
     size = next((sizes[form] for form in forms if form in sizes), None)
-    if size is None or settings.restrict:
+    if size is None or data.restrict:
         return ""
     queries, gallery = size
     found = len(benchmark.queries) + len(benchmark.skipped), len(benchmark.trial_galleries[0])
@@ -208,17 +208,18 @@ def _note_copies(benchmark: Benchmark) -> Benchmark:
         return replace(benchmark, copied_queries=copied)
     caution = (
         f"{copied:,} of {len(benchmark.queries):,} queries have their own file in the gallery, byte for byte, and no "
-        "rule ignores it: any model finds it first. Set ignore_copies: true, or take such images out of the gallery."
+        "rule ignores it: any model finds it first. Set data.ignore_copies: true, or take such images out of the "
+        "gallery."
     )
     logger.warning("%s", caution)
     return replace(benchmark, copied_queries=copied, cautions=(*benchmark.cautions, caution))
 
 
-def _skip_unmatched(benchmark: Benchmark, settings: EvalSettings) -> Benchmark:
+def _skip_unmatched(benchmark: Benchmark, data: DataSettings) -> Benchmark:
     """Leave out, with a reason, the queries that match nothing in some trial."""
     if not benchmark.queries:
         name = f"{benchmark.name} ({benchmark.variant})"
-        raise DataError(f"{settings.manifest}: no query is left by benchmark {name}. Check its labels.")
+        raise DataError(f"{data.manifest}: no query is left by benchmark {name}. Check its labels.")
     labels = label_benchmark(benchmark)
     inside = np.zeros((len(benchmark.trial_galleries), len(benchmark.gallery)), dtype=np.bool_)
     for trial, places in enumerate(benchmark.trial_galleries):
@@ -231,7 +232,7 @@ def _skip_unmatched(benchmark: Benchmark, settings: EvalSettings) -> Benchmark:
             kept.append(query)
         else:
             skipped.append(SkippedQuery(query.query_id, _explain(benchmark, labels, place, int((~matched).sum()))))
-    _report_skipped(skipped, len(kept), benchmark, settings.manifest)
+    _report_skipped(skipped, len(kept), benchmark, data.manifest)
     return replace(benchmark, queries=kept, skipped=tuple(skipped))
 
 
@@ -270,7 +271,7 @@ def _report_skipped(skipped: list[SkippedQuery], kept: int, benchmark: Benchmark
         return
     advice = "Check that query and gallery share identities"
     if benchmark.rule == "same_camera":
-        advice += "; if the cameras are unknown or all the same, set protocol=folder camera_rule=false"
+        advice += "; if the cameras are unknown or all the same, set data.benchmark=folder data.camera_rule=false"
     raise DataError(f"{text}\nNo query is left to evaluate. {advice}.")
 
 

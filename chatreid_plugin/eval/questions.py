@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..datasets.benchmark import Query
 from ..datasets.registry import list_benchmarks
 from ..errors import ConfigError, UpstreamError
-from ..eval_settings import EvalSettings
+from ..eval_settings import ScoringSettings
 from ..records import Answer, Attribute, ImageRecord, ImageReference, Instruction
 from ..tasks import ASKED, IMAGE_MARK, TASKS, format_attributes, get_task, render_prompt
 from .arrays import FloatArray, ScoreArray
@@ -34,7 +34,6 @@ ATTRIBUTE_PAIR = "attribute_one_to_one"
 MULTIMODAL_PAIR = "multimodal_one_to_one"
 PAIR_TASKS = (IMAGE_PAIR, TEXT_PAIR, ATTRIBUTE_PAIR, MULTIMODAL_PAIR)
 SHOWS_QUERY = (IMAGE_PAIR, MULTIMODAL_PAIR)
-
 SMALLEST_SPREAD = 1e-6  # relative; fp32 scores that differ by less are one number
 
 # The candidate that is in every window.
@@ -44,7 +43,9 @@ ANCHOR = 0
 Choose = Callable[[Sequence[Sequence[int]]], Sequence[npt.ArrayLike]]
 
 
-def score_query(settings: EvalSettings, scorer: Scorer, query: Query, candidates: Sequence[ImageRecord]) -> ScoreArray:
+def score_query(
+    scoring: ScoringSettings, benchmark: str, scorer: Scorer, query: Query, candidates: Sequence[ImageRecord]
+) -> ScoreArray:
     """Return the scores (K,) of a query's candidates in the mode of the settings; their order is the ranking.
 
     ``pointwise``: the margin of Yes over No for each candidate (paper section 4.1, response confidence); of a query
@@ -56,21 +57,21 @@ def score_query(settings: EvalSettings, scorer: Scorer, query: Query, candidates
     """
     if not candidates:
         return np.empty(0, dtype=np.float32)
-    if settings.mode == "pointwise":
-        tasks = list_pair_tasks(query, settings.text_weight is not None)
+    if scoring.mode == "pointwise":
+        tasks = list_pair_tasks(query, scoring.text_weight is not None)
         if not tasks:
             raise ConfigError(f"Query {query.query_id} has neither an image nor words; there is nothing to ask.")
         margins = [check_scores(query, candidates, scorer.score_pairs(query, candidates, task)) for task in tasks]
-        return margins[0] if len(margins) == 1 else combine_margins(margins[0], margins[1], settings.text_weight)
-    task = pick_choice_task(settings, query)
+        return margins[0] if len(margins) == 1 else combine_margins(margins[0], margins[1], scoring.text_weight)
+    task = pick_choice_task(scoring, benchmark, query)
 
     def choose(windows: Sequence[Sequence[int]]) -> list[ScoreArray]:
         lettered = [[candidates[position] for position in window] for window in windows]
         answers = scorer.choose(query, lettered, task)
         return [check_scores(query, window, values) for window, values in zip(lettered, answers, strict=True)]
 
-    ask = choose_in_windows if settings.mode == "choice" else choose_in_turns
-    scores = ask(choose, len(candidates), settings.window, settings.shifts, query.query_id, settings.seed)
+    ask = choose_in_windows if scoring.mode == "choice" else choose_in_turns
+    scores = ask(choose, len(candidates), scoring.window, scoring.shifts, query.query_id, scoring.seed)
     return scores.astype(np.float32)
 
 
@@ -85,7 +86,7 @@ def check_scores(query: Query, candidates: Sequence[ImageRecord], values: npt.Ar
         wrong = candidates[int(np.flatnonzero(~np.isfinite(scores))[0])]
         raise UpstreamError(
             f"The scorer gave a NaN or infinite score for query {query.label} and {wrong.path}. "
-            "The checkpoint is damaged, or its dtype overflows: try dtype=float32."
+            "The checkpoint is damaged, or its dtype overflows: try model.dtype=float32."
         )
     return scores
 
@@ -142,15 +143,15 @@ def standardise(scores: npt.NDArray[Any]) -> FloatArray:
     return centred / spread
 
 
-def pick_choice_task(settings: EvalSettings, query: Query) -> str:
-    """Return the question of ``choice`` and ``turns``: ``choice_task``, or what fits the query and the protocol."""
-    if settings.choice_task is not None:
-        return settings.choice_task
+def pick_choice_task(scoring: ScoringSettings, benchmark: str, query: Query) -> str:
+    """Return the question of ``choice`` and ``turns``: ``choice_task``, or what fits the query and the benchmark."""
+    if scoring.choice_task is not None:
+        return scoring.choice_task
     if query.image is not None and describe_in_words(query):
         return "multimodal_retrieval"
     if query.image is None:
         return "text_to_image_reid" if query.text else "attribute_retrieval"
-    return list_benchmarks()[settings.protocol].choice_task
+    return list_benchmarks()[benchmark].choice_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,39 +310,39 @@ def _make_generator(query_id: str, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(query_id.encode())])
 
 
-def name_scores(settings: EvalSettings, queries: Sequence[Query], confidence: Confidence) -> Confidence:
+def name_scores(scoring: ScoringSettings, queries: Sequence[Query], confidence: Confidence) -> Confidence:
     """Return what the mode's scores of these queries are, made of what the scorer gives.
 
     Weaker sources keep their name in any mode.
     """
     if confidence not in ("margins", "similarities"):
         return confidence
-    if settings.mode != "pointwise":
-        return "log_odds" if settings.mode == "choice" else "order"
-    separately = settings.text_weight is not None
+    if scoring.mode != "pointwise":
+        return "log_odds" if scoring.mode == "choice" else "order"
+    separately = scoring.text_weight is not None
     return "standardised" if any(len(list_pair_tasks(query, separately)) > 1 for query in queries) else confidence
 
 
-def describe_mode(settings: EvalSettings) -> dict[str, Any]:
+def describe_mode(scoring: ScoringSettings, benchmark: str) -> dict[str, Any]:
     """Return what of the mode changes scores, for the store's fingerprint."""
-    if settings.mode == "pointwise":
-        return {"mode": settings.mode, "text_weight": settings.text_weight}
-    keys = ("mode", "window", "shifts", "seed", "choice_task", "protocol")
+    if scoring.mode == "pointwise":
+        return {"mode": scoring.mode, "text_weight": scoring.text_weight}
+    keys = ("mode", "window", "shifts", "seed", "choice_task")
     prompts = {name: task.prompts[0] for name, task in TASKS.items() if task.answer_kind == "letters"}
-    return {key: getattr(settings, key) for key in keys} | {"choice_prompts": prompts}
+    return {key: getattr(scoring, key) for key in keys} | {"benchmark": benchmark, "choice_prompts": prompts}
 
 
-def describe_cost(settings: EvalSettings, candidates: int, queries: int) -> str:
+def describe_cost(scoring: ScoringSettings, candidates: int, queries: int) -> str:
     """Say how many questions at most a mode asks of the model."""
-    if settings.mode == "pointwise":
+    if scoring.mode == "pointwise":
         return (
             f"Mode pointwise: at most {candidates:,} candidates a query, one question each, or two where an image and "
             "words ask separately."
         )
-    count = count_window_questions if settings.mode == "choice" else count_turn_questions
-    each = count(candidates, settings.window, settings.shifts)
+    count = count_window_questions if scoring.mode == "choice" else count_turn_questions
+    each = count(candidates, scoring.window, scoring.shifts)
     return (
-        f"Mode {settings.mode}: at most {each:,} questions of up to {settings.window} candidates a query, "
+        f"Mode {scoring.mode}: at most {each:,} questions of up to {scoring.window} candidates a query, "
         f"{each * queries:,} in all."
     )
 

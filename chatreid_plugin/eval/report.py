@@ -78,19 +78,19 @@ class Results:
 
     @property
     def scorer(self) -> str:
-        """Who scored, for people: ``name`` of the settings, or where the scores come from."""
-        return self.settings.name or self.source
+        """Who scored, for people: ``output.name``, or where the scores come from."""
+        return self.settings.output.name or self.source
 
     @property
     def source(self) -> str:
         """Where the scores come from: the checkpoint, the server's model, another model's file, or the backend."""
-        settings = self.settings
-        if settings.backend == "transformers":
-            return " + ".join(name for name in (settings.model_name_or_path, settings.adapter_name_or_path) if name)
-        if settings.backend == "http":
+        scoring = self.settings.scoring
+        if scoring.backend == "transformers":
+            return self.settings.model.title
+        if scoring.backend == "http":
             return f"{self.fingerprint['model']} (http)"
-        file = settings.features or settings.scores
-        return f"{settings.backend} {file}" if file is not None else settings.backend
+        file = scoring.features or scoring.scores
+        return f"{scoring.backend} {file}" if file is not None else scoring.backend
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -101,13 +101,13 @@ class Results:
 
     def _describe_cap(self) -> list[str]:
         """Say that the filter lost matches which no scorer can win back, if it did."""
-        settings, ceiling = self.settings, self.ceiling.mean_ap
-        if settings.filter == "none" or ceiling >= LEAST_CEILING:
+        limits, ceiling = self.settings.filter, self.ceiling.mean_ap
+        if limits.source == "none" or ceiling >= LEAST_CEILING:
             return []
         return [
             f"The filter caps the result: it lost {100 * (1 - self.filter_recall):.1f} % of the matches, so that a "
-            f"perfect re-ranker would reach mAP {100 * ceiling:.1f}. Raise top_k ({settings.top_k or 'no cap'}) or "
-            f"filter_recall ({settings.filter_recall:g}), or choose a better filter ({settings.filter}) or none."
+            f"perfect re-ranker would reach mAP {100 * ceiling:.1f}. Raise filter.top_k ({limits.top_k or 'no cap'}) "
+            f"or filter.recall ({limits.recall:g}), or choose a better filter.source ({limits.source}) or none."
         ]
 
     @property
@@ -179,7 +179,7 @@ def describe_results(results: Results) -> dict[str, Any]:
         "trials": [{"mAP": one.mean_ap, "Rank-1": one.cmc[1]} for one in results.measured.trials],
         "strict": _describe_metrics(results.strict),
         "filter": {
-            "source": results.settings.filter,
+            "source": results.settings.filter.source,
             **_describe_threshold(results),
             "recall": results.filter_recall,
             "cut_tie_rate": results.measured.cut_tie_rate,
@@ -221,8 +221,8 @@ def describe_results(results: Results) -> dict[str, Any]:
 
 def _describe_threshold(results: Results) -> dict[str, Any]:
     """Return the threshold that was applied, None without one or of several splits, and how it was found."""
-    found, fixed = results.calibration, results.settings.tau
-    used = results.settings.filter != "none" and fixed != "auto"
+    found, fixed = results.calibration, results.settings.filter.tau
+    used = results.settings.filter.source != "none" and fixed != "auto"
     return {
         "tau": found.tau if found is not None else fixed if used else None,
         "calibration": None if found is None else asdict(found),
@@ -230,7 +230,7 @@ def _describe_threshold(results: Results) -> dict[str, Any]:
 
 
 def _describe_provenance(results: Results) -> dict[str, Any]:
-    manifest = results.settings.manifest
+    manifest = results.settings.data.manifest
     return {
         "manifest": str(manifest),
         "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
@@ -244,7 +244,7 @@ def _describe_provenance(results: Results) -> dict[str, Any]:
 def _describe_split(results: Results) -> dict[str, Any]:
     """Return what differs between splits, beside their metrics; each one's own ``results.json`` has the rest."""
     return {
-        "folder": results.settings.output_dir.name,
+        "folder": results.settings.output.output_dir.name,
         "variant": results.protocol.variant,
         "queries": len(results.protocol.queries),
         "gallery": len(results.protocol.gallery),
@@ -311,10 +311,11 @@ def write_rankings(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def describe_method(settings: EvalSettings) -> str:
     """Return how the run asked and what it was filtered and fused with, in one line."""
-    parts = [f"mode {settings.mode}"] if not settings.reads_scores else []
-    if settings.backend == "transformers" and settings.mode == "pointwise":
-        parts.append(f"image order {settings.image_order}")
-    return ", ".join([*parts, f"filter {settings.filter}", f"fusion {settings.fusion}"])
+    scoring = settings.scoring
+    parts = [f"mode {scoring.mode}"] if not scoring.reads_scores else []
+    if scoring.backend == "transformers" and scoring.mode == "pointwise":
+        parts.append(f"image order {scoring.image_order}")
+    return ", ".join([*parts, f"filter {settings.filter.source}", f"fusion {scoring.fusion}"])
 
 
 def _describe_counts(results: Results) -> str:
@@ -358,7 +359,7 @@ def render_table(results: Results) -> str:
         f"{'%':<9}" + "".join(f"{name:>10}" for name in columns),
         *(f"{name:<9}" + "".join(f"{100 * value:>10.2f}" for value in values) for name, values in rows),
         "",
-        f"mAP interval {100 * low:.2f} to {100 * high:.2f}; filter {settings.filter}: recall "
+        f"mAP interval {100 * low:.2f} to {100 * high:.2f}; filter {settings.filter.source}: recall "
         f"{100 * results.filter_recall:.2f}, ceiling mAP {100 * results.ceiling.mean_ap:.2f}; "
         f"tie rate {100 * results.ranking.tie_rate:.2f}, "
         f"at the filter's cut {100 * results.measured.cut_tie_rate:.2f}",

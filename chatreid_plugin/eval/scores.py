@@ -301,9 +301,9 @@ class SavedScorer(ModelFreeScorer):
 
 def name_model(settings: EvalSettings) -> dict[str, str | None]:
     """Return what the model is called, for the first line of a file of scores; a server tells its model itself."""
-    if settings.backend != "transformers":
+    if settings.scoring.backend != "transformers":
         return {}
-    return {key: getattr(settings, key) for key in ("model_name_or_path", "adapter_name_or_path")}
+    return settings.model.model_dump(include={"model_name_or_path", "adapter_name_or_path"})
 
 
 def find_saved(settings: EvalSettings, questions: Mapping[str, Any]) -> SavedScorer:
@@ -316,24 +316,26 @@ def find_saved(settings: EvalSettings, questions: Mapping[str, Any]) -> SavedSco
     Raises:
         ConfigError: no file has them, or several; the message says in what the files differ.
     """
-    folder = settings.output_dir
+    folder = settings.output.output_dir
     # Files of several processes begin alike.
     found = {path.name.partition(".")[0]: _read_first(path) for path in sorted(folder.glob("scores-*.jsonl"))}
     if not found:
-        raise ConfigError(f"saved_scores: {folder} has no scores-*.jsonl. Set output_dir, or evaluate with the model.")
+        raise ConfigError(
+            f"scoring.saved_scores: {folder} has no scores-*.jsonl. Set output.output_dir, or evaluate with the model."
+        )
     differences = {name: _list_differences(settings, questions, header) for name, header in found.items()}
     fitting = {name: found[name]["fingerprint"] for name, differing in differences.items() if not differing}
     if not fitting:
         lines = [f"  {name}.jsonl: {'; '.join(differing)}" for name, differing in differences.items()]
         raise ConfigError(
-            f"saved_scores: no file in {folder} has scores of these settings.\n"
+            f"scoring.saved_scores: no file in {folder} has scores of these settings.\n"
             + "\n".join(lines)
             + "\nSet these keys as they were and use that version of chatreid_plugin, or evaluate with the model "
-            "(saved_scores=false)."
+            "(scoring.saved_scores=false)."
         )
     if len(fitting) > 1:
         raise ConfigError(
-            f"saved_scores: several files in {folder} have scores of these settings.\n"
+            f"scoring.saved_scores: several files in {folder} have scores of these settings.\n"
             + "\n".join(_tell_apart(fitting))
             + "\nMove all but one of them into another folder."
         )
@@ -346,7 +348,7 @@ def _read_first(path: Path) -> dict[str, Any]:
         with path.open("rb") as lines:
             return read_header(lines.readline())
     except OSError as error:
-        raise ConfigError(f"saved_scores: {path} cannot be read: {error}.") from None
+        raise ConfigError(f"scoring.saved_scores: {path} cannot be read: {error}.") from None
 
 
 def _list_differences(settings: EvalSettings, questions: Mapping[str, Any], header: Mapping[str, Any]) -> list[str]:
@@ -354,16 +356,16 @@ def _list_differences(settings: EvalSettings, questions: Mapping[str, Any], head
     if not header:
         return ["its first line does not say what its scores depend on"]
     known: dict[str, Any] = {**header["fingerprint"], **header["names"]}
-    own = {key: getattr(settings, key) for key in known if key in EvalSettings.model_fields}
-    if settings.model is None:
-        own.pop("model", None)  # a server's only model need not be named
-    if settings.system_prompt is None:
-        own.pop("system_prompt", None)  # the checkpoint's own
+    # What the scorer tells of its settings; a server's only model need not be named, a checkpoint has a system prompt.
+    sections = settings.model.model_dump(mode="json"), settings.server.model_dump(mode="json")
+    told: dict[str, Any] = {key: value for section in sections for key, value in section.items() if key in known}
+    told |= {"image_order": settings.scoring.image_order} if "image_order" in known else {}
+    own = {key: value for key, value in told.items() if value is not None or key == "adapter_name_or_path"}
     wanted: dict[str, Any] = json.loads(json.dumps({**own, **questions}))
     differing = [key for key, value in wanted.items() if known.get(key) != value]
     # Another mode has other keys: what is there says enough.
-    told = [key for key in differing if key in known] or differing
-    return [f"{key} was {_shorten(known.get(key))}, is {_shorten(wanted[key])}" for key in told]
+    shown = [key for key in differing if key in known] or differing
+    return [f"{key} was {_shorten(known.get(key))}, is {_shorten(wanted[key])}" for key in shown]
 
 
 def _tell_apart(fitting: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -384,10 +386,12 @@ def _shorten(value: Any) -> str:
 
 def _describe_filter(settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that the features of ``filter: vlm`` and their threshold depend on, but the images' bytes."""
-    keys = ["chatreid_stage", "chatreid_aspect", "image_max_pixels", "image_min_pixels", "dtype", "tau"]
-    keys += ["filter_recall", "seed"] if settings.tau == "auto" else []
+    keys = {"chatreid_stage", "chatreid_aspect", "image_max_pixels", "image_min_pixels", "dtype"}
+    automatic = {"recall": settings.filter.recall, "seed": settings.data.seed}
     return {
-        **{key: getattr(settings, key) for key in keys},
+        **settings.model.model_dump(include=keys),
+        "tau": settings.filter.tau,
+        **(automatic if settings.filter.tau == "auto" else {}),
         **{key: fingerprint.get(key) for key in ("weights", "configuration")},
         "queries": [query.query_id for query in protocol.queries],
         "gallery": [record.image_id for record in protocol.gallery],
@@ -414,13 +418,13 @@ def keep_features(
         "depends_on": _describe_filter(settings, protocol, fingerprint),
         "calibration": None if calibration is None else asdict(calibration),
     }
-    with open_atomically(settings.output_dir / FILTER_FILE) as temporary, temporary.open("wb") as file:
+    with open_atomically(settings.output.output_dir / FILTER_FILE) as temporary, temporary.open("wb") as file:
         np.savez(file, queries=features[0], gallery=features[1], about=np.array(json.dumps(about)))
 
 
 def find_features(
     settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any], processes: Processes
-) -> tuple[ScoreArray, ScoreArray, Calibration | None]:
+) -> tuple[tuple[ScoreArray, ScoreArray], Calibration | None]:
     """Return what ``keep_features`` wrote in the run whose scores are ranked again.
 
     Raises:
@@ -432,12 +436,12 @@ def find_features(
 
 def _read_features(
     settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any]
-) -> tuple[ScoreArray, ScoreArray, Calibration | None]:
-    path = settings.output_dir / FILTER_FILE
+) -> tuple[tuple[ScoreArray, ScoreArray], Calibration | None]:
+    path = settings.output.output_dir / FILTER_FILE
     if not path.exists():
         raise DataError(
-            f"saved_scores: {path}, the features by which filter: vlm chose the candidates, is missing. Copy it from "
-            "the run's folder, or evaluate with the model (saved_scores=false)."
+            f"scoring.saved_scores: {path}, the features by which filter.source: vlm chose candidates, is missing. "
+            "Copy it from the run's folder, or evaluate with the model (scoring.saved_scores=false)."
         )
     arrays = open_archive(path, ("queries", "gallery", "about"))
     about = json.loads(str(arrays["about"])) if len(arrays) == 3 else {}
@@ -446,8 +450,9 @@ def _read_features(
     differing = [key for key, value in wanted.items() if known.get(key) != value]
     if differing:
         raise DataError(
-            f"saved_scores: the features of filter: vlm in {path} are of another run: {', '.join(differing)} differ. "
-            "Set these keys as they were, or evaluate with the model (saved_scores=false)."
+            f"scoring.saved_scores: the features of filter.source: vlm in {path} are of another run: "
+            f"{', '.join(differing)} differ. Set these keys as they were, or evaluate with the model "
+            "(scoring.saved_scores=false)."
         )
     calibration = about["calibration"]
-    return arrays["queries"], arrays["gallery"], None if calibration is None else Calibration(**calibration)
+    return (arrays["queries"], arrays["gallery"]), None if calibration is None else Calibration(**calibration)

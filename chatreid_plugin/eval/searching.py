@@ -16,13 +16,13 @@ from ..config import check_settings
 from ..crops import encode_thumbnail, open_crop
 from ..datasets.benchmark import Benchmark, Query
 from ..errors import ConfigError, DataError
-from ..eval_settings import EvalSettings
+from ..eval_settings import RankSettings
 from ..pages import render_template
 from ..printing import make_printable
 from ..records import ImageRecord
 from ..shards import write_text
 from .arrays import ScoreArray
-from .backends import make_scorer
+from .backends import Models, make_scorer
 from .candidates import Plan, filter_protocol
 from .distributed import Processes
 from .fusion import fuse_scores
@@ -115,8 +115,8 @@ def rank_folder(
         folder: the gallery, searched with its subfolders; files that cannot be read are listed.
         image: a photo.
         text: words.
-        model: checkpoint; None: the features of ``filter`` alone rank (colours, unless the overrides say otherwise).
-        overrides: keys of eval/*.yaml, ``key=value``: top_k, mode, filter, device, ...
+        model: checkpoint; None: the features of ``filter.source`` alone rank (colours by default).
+        overrides: keys of eval/*.yaml: filter.top_k=50, scoring.mode=choice, model.device=cpu, ...
         stage: whose image policy applies; 0 for none.
         top: how many are returned.
 
@@ -133,8 +133,9 @@ def rank_folder(
         raise DataError(f"{folder} has no image that can be read ({', '.join(IMAGE_SUFFIXES)}).{reasons}")
     query = Query("query", "query", image=None if image is None else _read_photo(image), text=text)
     protocol = Benchmark("search", "own folder", [query], records, folder.resolve(), "nothing")
-    plan = filter_protocol(settings, protocol, Processes())
-    scores, similarities = _score(settings, plan, query)
+    models = Models()
+    plan = filter_protocol(settings, protocol, Processes(), models)
+    scores, similarities = _score(settings, plan, query, models)
     nothing = plan.labels.find_ignored(0)
     order = order_gallery(plan.kept[0], scores, similarities, nothing)
     known = dict(zip(plan.kept[0].tolist(), scores.tolist(), strict=True))
@@ -146,33 +147,40 @@ def rank_folder(
 
 def _make_settings(
     image: Path | None, text: str, model: str | None, overrides: Sequence[str], stage: int
-) -> EvalSettings:
+) -> RankSettings:
     if image is None and not text:
         raise ConfigError("Nothing is searched for: give --image, --text or both.")
-    values: dict[str, Any] = {"protocol": "folder", "manifest": "none", "output_dir": "none", "tau": -1}
-    values |= {"chatreid_stage": stage or None, "filter": "none" if image is None else "colour"}
-    values |= {"backend": "features", "filter": "colour"} if model is None else {"model_name_or_path": model}
-    settings = check_settings(values, overrides, EvalSettings, "chatreid rank")
-    if settings.tau == "auto":
+    source = "none" if image is None and model is not None else "colour"
+    values: dict[str, dict[str, Any]] = {
+        "model": {"chatreid_stage": stage or None, "model_name_or_path": model},
+        "filter": {"tau": -1, "source": source},
+        "scoring": {} if model is not None else {"backend": "features"},
+    }
+    settings = check_settings(values, overrides, RankSettings, "chatreid rank")
+    if settings.filter.tau == "auto":
         raise ConfigError(
-            "tau: auto needs training identities, and a folder has none; set tau to a number, or leave it."
+            "filter.tau: auto needs training identities, and a folder has none; set it to a number, or leave it."
         )
-    if settings.reads_scores or settings.backend == "oracle":
-        raise ConfigError(f"backend: {settings.backend} knows nothing of your images; give --model, or leave it out.")
-    if text and not settings.asks_model and (image is not None or settings.filter != "clip"):
+    scoring = settings.scoring
+    if scoring.reads_scores or scoring.backend == "oracle":
         raise ConfigError(
-            f"--text needs --model: the features of filter: {settings.filter} compare images. Words alone can be "
-            "compared by filter=clip filter_model=FOLDER, too."
+            f"scoring.backend: {scoring.backend} knows nothing of your images; give --model, or leave it out."
+        )
+    if text and not scoring.asks_model and (image is not None or settings.filter.source != "clip"):
+        raise ConfigError(
+            f"--text needs --model: the features of filter.source: {settings.filter.source} compare images. Words "
+            "alone can be compared by filter.source=clip filter.model=FOLDER, too."
         )
     return settings
 
 
-def _name_scorer(settings: EvalSettings) -> str:
-    if settings.backend == "transformers":
-        return " + ".join(name for name in (settings.model_name_or_path, settings.adapter_name_or_path) if name)
-    if settings.backend == "http":
-        return f"{settings.model or 'the model'} at {settings.base_url}"
-    return f"{settings.filter} features alone, no model" if settings.backend == "features" else settings.backend
+def _name_scorer(settings: RankSettings) -> str:
+    backend = settings.scoring.backend
+    if backend == "transformers":
+        return settings.model.title
+    if backend == "http":
+        return f"{settings.server.model or 'the model'} at {settings.server.base_url}"
+    return f"{settings.filter.source} features alone, no model" if backend == "features" else backend
 
 
 def _list_files(folder: Path) -> list[str]:
@@ -217,13 +225,13 @@ def _read_photo(image: Path) -> ImageRecord:
     return _make_record(image, str(image.resolve()))
 
 
-def _score(settings: EvalSettings, plan: Plan, query: Query) -> tuple[ScoreArray, ScoreArray | None]:
+def _score(settings: RankSettings, plan: Plan, query: Query, models: Models) -> tuple[ScoreArray, ScoreArray | None]:
     """Return the scores (K,) of what the filter kept, fused if the settings say so, and all similarities (G,)."""
     candidates = plan.list_candidates(0)
-    scorer = plan.scorer or make_scorer(settings, plan.protocol, plan.name_features())
+    scorer = plan.scorer or make_scorer(settings, plan.protocol, plan.name_features(), models)
     scorer.prepare([query], candidates, plan.list_images())
-    scores = score_query(settings, scorer, query, candidates)
+    scores = score_query(settings.scoring, "folder", scorer, query, candidates)
     confidence = "top_logprobs" if scorer.filled and scorer.confidence == "margins" else scorer.confidence
-    fused = fuse_scores(settings, plan, [[scores]], confidence)[0][0]
+    fused = fuse_scores(settings.scoring, plan, [[scores]], confidence)[0][0]
     similarities = plan.iterate_similarities()
     return fused, None if similarities is None else next(similarities)

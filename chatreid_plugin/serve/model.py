@@ -15,7 +15,7 @@ from .. import __version__
 from ..datasets.benchmark import Query
 from ..eval.backends.transformers import TransformersScorer
 from ..eval.questions import build_choice_prompt, build_pair_prompt
-from ..eval_settings import EvalSettings
+from ..eval_settings import ModelSettings
 from ..images import read_geometry
 from ..records import ImageRecord
 from ..tasks import TASKS
@@ -43,7 +43,7 @@ class ServedModel:
         settings: the image policy, device, dtype.
     """
 
-    def __init__(self, settings: EvalSettings, name: str) -> None:
+    def __init__(self, settings: ModelSettings, name: str) -> None:
         """Load the checkpoint.
 
         Raises:
@@ -119,7 +119,9 @@ class ServedModel:
                 else:
                     (scores,) = self._scorer.choose(query, [candidates], request.task)
         if not np.isfinite(scores).all():
-            raise RequestFault("The model gives scores that are no numbers; start the server with dtype=float32.", 500)
+            raise RequestFault(
+                "The model gives scores that are no numbers; start the server with model.dtype=float32.", 500
+            )
         return scores.tolist()
 
     def _open(self, urls: Mapping[str, str], *, prepared: bool) -> tuple[dict[str, Picture], dict[str, int]]:
@@ -181,6 +183,6 @@ def _check_images(tokens: Sequence[int]) -> None:
     if sum(tokens) > MOST_IMAGE_TOKENS:
         raise RequestFault(
             f"The images of the request take {sum(tokens)} tokens; {MOST_IMAGE_TOKENS} is most. Send fewer or smaller "
-            "ones, or start the server with a smaller image_max_pixels.",
+            "ones, or start the server with a smaller model.image_max_pixels.",
             413,
         )

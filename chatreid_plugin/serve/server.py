@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from ..config import check_settings
 from ..errors import ChatReIDError, ConfigError, UpstreamError
-from ..eval_settings import EvalSettings
+from ..eval_settings import ModelOnly
 from ..openai_client import is_local, read_key
 from ..printing import say
 from .bodies import BodyType, ChatRequest, RequestFault, ScoreRequest, describe_fault, parse_body
@@ -197,8 +197,8 @@ def run_server(
         ConfigError: the port is taken, the key is missing, or the checkpoint cannot be loaded.
         UpstreamError: the checkpoint is no model that answers Yes and No.
     """
-    values = {"protocol": "folder", "manifest": "none", "output_dir": "none", "model_name_or_path": checkpoint}
-    settings = check_settings(values | {"chatreid_stage": stage or None}, overrides, EvalSettings, "chatreid serve")
+    values = {"model": {"model_name_or_path": checkpoint, "chatreid_stage": stage or None}}
+    settings = check_settings(values, overrides, ModelOnly, "chatreid serve").model
     key = "" if api_key_variable is None else _read_own_key(api_key_variable)
     with open_listener(host, port) as listener:
         model = ServedModel(settings, name or Path(checkpoint).name)

@@ -318,6 +318,12 @@ def _check_earlier_run(folder: Path, last: str | None, overwrites: bool) -> Find
     return Finding("output", "error", f"{folder} holds a finished model", advice)
 
 
+def _read_model_keys(path: Path) -> dict[str, Any]:
+    """Return what a file says of the model: an evaluation's section ``model``, or LLaMA-Factory's keys."""
+    values = read_values(path, [])
+    return values.get("model", values) if "data" in values else values
+
+
 def check_image_limits(recipe: Recipe, compare: Path | None) -> list[Finding]:
     """Compare what the model sees in training and at inference; with other sizes it answers worse, without a word.
 
@@ -333,7 +339,7 @@ def check_image_limits(recipe: Recipe, compare: Path | None) -> list[Finding]:
         findings.append(Finding("image limits", "warning", f"{', '.join(absent)} not given", advice))
     other, name = dict(POLICY_KEYS), "inference files that do not set them"
     if compare is not None:
-        given = read_values(compare, [])
+        given = _read_model_keys(compare)
         other, name = {key: given.get(key, default) for key, default in POLICY_KEYS.items()}, str(compare)
     keys = POLICY_KEYS if compare is not None else ("image_max_pixels", "image_min_pixels")
     for key in keys:
@@ -361,7 +367,7 @@ def check_system_prompt(recipe: Recipe, compare: Path | None = None) -> list[Fin
         found = f"{own!r} here, but {recipe.model.model_name_or_path} was trained with {before!r}"
         findings.append(Finding("system prompt", "warning", found, "Set default_system to the same, unless meant"))
     if compare is not None and compare.is_file():  # check_image_limits reports one that is not there
-        values = read_values(compare, [])
+        values = _read_model_keys(compare)
         other = _find_other(values, recipe)
         if other != own:
             key = "default_system" if "template" in values else "system_prompt"

@@ -42,6 +42,7 @@ from chatreid_plugin.eval.questions import IMAGE_PAIR, build_pair_prompt
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.tasks import SYSTEM_PROMPT, format_chat_prompt
+from tests.support import make_eval_settings
 
 
 NAIVE, WHOLE, FAST = "generate(), a pair", "whole questions", "fast path"
@@ -160,11 +161,12 @@ def ask_naively(
     settings: EvalSettings, root: Path, queries: list[Query], candidates: list[ImageRecord]
 ) -> tuple[Measured, Question]:
     """Ask every pair of the stock model, which is gone from the device afterwards; return a question's lengths too."""
-    model, processor = load_checkpoint(settings)
+    loaded = load_checkpoint(settings.model)
+    model, processor = loaded.model, loaded.processor
     question = count_question(model, processor, root, queries[0])
     generate_each(model, processor, root, queries[0], candidates[:2])
     found = measure(
-        lambda: [generate_each(model, processor, root, query, candidates) for query in queries], settings.device
+        lambda: [generate_each(model, processor, root, query, candidates) for query in queries], settings.model.device
     )
     return found, question
 
@@ -181,7 +183,7 @@ def ask_path(scorer: TransformersScorer, path: str, queries: list[Query], candid
     score_whole(scorer, queries[0], candidates[:2])
     scorer.score_pairs(queries[0], candidates[:2], IMAGE_PAIR)
     scorer.forget_images()
-    return measure(ask, scorer.settings.device)
+    return measure(ask, scorer.model.device.type)
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> None:
@@ -193,7 +195,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
     few = candidates[: arguments.naive_candidates]
     values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": folder, "model_name_or_path": folder}
     values |= {"device": arguments.device, "dtype": arguments.dtype, "chatreid_stage": None}
-    settings = EvalSettings.model_validate({key: str(value) if value else value for key, value in values.items()})
+    settings = make_eval_settings({key: str(value) if value else value for key, value in values.items()})
     peak = measure_peak(arguments.device)
     print(describe_device(arguments.device, peak), f"{arguments.dtype}, {arguments.size}\n", sep=", ", flush=True)
     print_header(*COLUMNS)
@@ -217,7 +219,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
         )
 
     show(NAIVE, few, naive)
-    scorer = TransformersScorer(settings, folder)
+    scorer = TransformersScorer(settings.model, folder)
     for path in (WHOLE, FAST):
         show(path, candidates, ask_path(scorer, path, queries, candidates))
     print(f"\n{question.tokens} tokens a question, {question.prefix} of them before the candidate", flush=True)

@@ -164,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         model = Path(name) / "tiny"
         write_model(model)
-        command = [sys.executable, "-m", "chatreid_plugin", "serve", str(model), "device=cpu", "--port", "0"]
+        command = [sys.executable, "-m", "chatreid_plugin", "serve", str(model), "model.device=cpu", "--port", "0"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None
         address = process.stdout.readline().split(" at ")[1].split("/v1")[0]

@@ -27,12 +27,13 @@ from conftest import CASES, Case
 
 from chatreid_plugin.config import BuildSettings, load_settings
 from chatreid_plugin.errors import ChatReIDError
-from chatreid_plugin.eval.candidates import choose_split, make_plan
+from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.measuring import measure
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.questions import list_pair_tasks, pick_choice_task
 from chatreid_plugin.eval.report import Results
+from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval.splits import choose_split
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, write_json
 from chatreid_plugin.tasks import TASKS
@@ -64,7 +65,7 @@ class Row:
         found = self.evaluate(root, backend="transformers", **model)
         speed = note_speed(found, time.monotonic() - started)
         queries = f"{found.ranking.valid_queries}"
-        chance = compute_chance(found.settings.model_copy(update={"filter": "none"}))
+        chance = compute_chance(found.settings.replace(filter={"source": "none"}))
         return [queries, f"{found.pairs}", quote(oracle), chance, quote(random), quote(found), speed, found.confidence]
 
     def evaluate(self, root: Path, **changes: Any) -> Results:
@@ -93,7 +94,7 @@ def format_percent(*shares: float) -> str:
 def compute_chance(settings: EvalSettings) -> str:
     """Return the exact expectation over random orders of the gallery, as ``quote`` does."""
     found: list[tuple[float, float]] = []
-    for one in [choose_split(settings, split) for split in settings.splits] or [settings]:
+    for one in [choose_split(settings, split) for split in settings.data.splits] or [settings]:
         plan = make_plan(one)
         tied = [np.zeros(len(kept), dtype=np.float32) for kept in plan.kept]
         metrics = measure(plan, plan.share_scores(tied)).ranking
@@ -135,10 +136,14 @@ def list_questions(root: Path) -> list[list[str]]:
     lines: list[list[str]] = []
     for name, case in sorted(first.items()):
         settings = case.load(root)
-        settings = choose_split(settings, settings.splits[0]) if settings.splits else settings
-        queries = load_benchmark(settings).queries
-        pairs = {task: None for query in queries for task in list_pair_tasks(query, settings.text_weight is not None)}
-        choices = {pick_choice_task(settings, query): None for query in queries}
+        settings = choose_split(settings, settings.data.splits[0]) if settings.data.splits else settings
+        queries = load_benchmark(settings.data).queries
+        pairs = {
+            task: None
+            for query in queries
+            for task in list_pair_tasks(query, settings.scoring.text_weight is not None)
+        }
+        choices = {pick_choice_task(settings.scoring, settings.data.benchmark, query): None for query in queries}
         for mode, tasks in (("pointwise", pairs), ("choice, turns", choices)):
             for task in tasks:
                 share = ratios.get(task, 0) / sum(ratios.values())

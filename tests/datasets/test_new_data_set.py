@@ -69,7 +69,12 @@ def write_toy(root, seed=0):
 
 LAYOUTS = {"toy": write_toy}
 """
-YAML = "protocol: toy\nmanifest: {manifest}\nbackend: oracle\nfilter: none\noutput_dir: {output}\n"
+YAML = """
+data: {{benchmark: toy, manifest: {manifest}}}
+filter: {{source: none}}
+scoring: {{backend: oracle}}
+output: {{output_dir: {output}}}
+"""
 
 
 @pytest.fixture
@@ -112,11 +117,13 @@ def test_new_data_set_is_written_parsed_and_measured(toy: Path, tmp_path: Path) 
     assert content["protocol"]["name"] == "toy"
     assert content["protocol"]["variant"] == "some toys, same identity and same camera ignored"
     assert content["protocol"]["unlike_published"] == "" and content["metrics"]["mAP"] == 1.0
-    assert load_settings(toy, ["setting=all"], EvalSettings).choose("setting") == "all"
-    with pytest.raises(ConfigError, match="setting: cc does not fit protocol toy; choose one of some, all"):
-        load_settings(toy, ["setting=cc"], EvalSettings)
+    assert load_settings(toy, ["data.setting=all"], EvalSettings).data.choose("setting") == "all"
+    with pytest.raises(ConfigError, match="data.setting: cc does not fit benchmark toy; choose one of some, all"):
+        load_settings(toy, ["data.setting=cc"], EvalSettings)
 
 
 def test_unknown_benchmark_is_refused_and_the_nearest_named(toy: Path) -> None:
-    with pytest.raises(ConfigError, match=r"protocol: 'toys' is no benchmark; did you mean toy\? known: .*market1501"):
-        load_settings(toy, ["protocol=toys"], EvalSettings)
+    with pytest.raises(
+        ConfigError, match=r"data.benchmark: 'toys' is no benchmark; did you mean toy\? known: .*market1501"
+    ):
+        load_settings(toy, ["data.benchmark=toys"], EvalSettings)

@@ -22,10 +22,10 @@ from chatreid_plugin.engine.captions.endpoint import caption_images
 from chatreid_plugin.engine.manifests import parse_sources
 from chatreid_plugin.errors import DataError, UpstreamError
 from chatreid_plugin.eval.backends.http import HttpScorer
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.openai_client import READINGS
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest
+from tests.support import make_eval_settings
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("llamafactory-api")]
@@ -147,7 +147,8 @@ def score(workshop: Any, server: Server, tmp_path: Path, monkeypatch: pytest.Mon
         values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": tmp_path, "backend": "http"}
         values["filter"] = "none"
         values |= {"base_url": server[0], "api_key_variable": "CHATREID_TEST_KEY", "image_max_pixels": 8192}
-        return HttpScorer(EvalSettings.model_validate(values | changes), workshop.images)
+        settings = make_eval_settings(values | changes)
+        return HttpScorer(settings.server, settings.model, workshop.images)
 
     return make
 

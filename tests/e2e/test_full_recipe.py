@@ -42,7 +42,7 @@ FIT_TRAINING = (
     "gradient_accumulation_steps=1 dataloader_num_workers=1 max_steps=2 logging_steps=1 plot_loss=false"
 ).split()
 FIT_BUILD = "records.stage1=8 records.stage2=40 records.stage3=80 workers=1 gallery.max_size=4".split()
-FIT_EVALUATION = "device=cpu max_queries=2 report_queries=1".split()
+FIT_EVALUATION = "model.device=cpu data.max_queries=2 output.report_queries=1".split()
 # The recipe says null: an endpoint has not been asked yet.
 CAPTIONS = "sources.0.captions=data/captions.jsonl"
 FULL = ROOT / "examples" / "data_engine_full.yaml"
@@ -254,7 +254,7 @@ def test_full_recipe_trains_every_task(walks: tuple[Walk, Walk]) -> None:
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_what_was_trained_is_measured(captioned: Project, name: str) -> None:
     path = f"eval/{name}.yaml"
-    splits = [f"splits={list(SPLITS)}"] if "\nsplits:" in (ROOT / path).read_text(encoding="utf-8") else []
+    splits = [f"data.splits={list(SPLITS)}"] if "\n  splits:" in (ROOT / path).read_text(encoding="utf-8") else []
     captioned.run(["chatreid", "eval", path], *FIT_EVALUATION, *splits)
     found = read_json(captioned.folder / "results" / name / "results.json")
     assert 0 < found["metrics"]["mAP"] <= 1

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 from chatreid_plugin.system_prompts import read_system_prompt
 from chatreid_plugin.training.model import find_part
+from tests.support import make_eval_settings
 
 
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ def score_pairs(checkpoint: Path, workshop: Any) -> Any:
     values: dict[str, Any] = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "unused", "device": "cpu"}
     values |= {"model_name_or_path": str(checkpoint), "dtype": "float32", "image_max_pixels": 8192}
     first, *others = read_manifest(workshop.root / "manifests" / "world.parquet")[0][:3]
-    scorer = TransformersScorer(EvalSettings.model_validate(values), workshop.images)
+    scorer = TransformersScorer(make_eval_settings(values).model, workshop.images)
     return scorer.score_pairs(make_image_query(first), others, IMAGE_PAIR)
 
 

@@ -27,6 +27,7 @@ from chatreid_plugin.images import resize_by_policy
 from chatreid_plugin.records import ImageRecord, Split
 from chatreid_plugin.shards import read_json, write_json, write_manifest
 from chatreid_plugin.tasks import format_chat_prompt
+from tests.support import make_eval_settings, place_key
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "make_vectors.py"
@@ -98,7 +99,7 @@ def make_settings(tmp_path: Path) -> Callable[..., EvalSettings]:
             "filter": "none",
             "output_dir": tmp_path / "out",
         }
-        return EvalSettings.model_validate(values | changes)
+        return make_eval_settings(values | changes)
 
     return make
 
@@ -157,14 +158,14 @@ class Case:
 
     def load(self, root: Path, **changes: Any) -> EvalSettings:
         """Return the YAML's settings for the layout, which is written and parsed below ``root`` unless it is there."""
-        splits = load_settings(EVAL / f"{self.recipe}.yaml", [], EvalSettings).splits
+        splits = load_settings(EVAL / f"{self.recipe}.yaml", [], EvalSettings).data.splits
         if splits:
             parsed = [write_and_parse(root, self.layout, split) for split in splits]
             manifest = parsed[0].with_name(parsed[0].name.replace(f".{splits[0]}.", ".{trial}."))
         else:
             manifest = write_and_parse(root, self.layout)
         values = {"manifest": manifest} | dict(self.changes) | changes
-        overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in values.items()]
+        overrides = [f"{place}={json.dumps(v, default=str)}" for key, v in values.items() for place in place_key(key)]
         return load_settings(EVAL / f"{self.recipe}.yaml", overrides, EvalSettings)
 
 
@@ -203,8 +204,8 @@ def _list_cases() -> Iterator[Case]:
     for path in sorted(EVAL.glob("*.yaml")):
         if path.stem not in known:
             settings = load_settings(path, [], EvalSettings)
-            dataset = list_benchmarks()[settings.protocol].dataset
-            yield Case(path.stem, f"{dataset}:{settings.variant}" if settings.variant else dataset)
+            dataset = list_benchmarks()[settings.data.benchmark].dataset
+            yield Case(path.stem, f"{dataset}:{settings.data.variant}" if settings.data.variant else dataset)
 
 
 CASES = {case.name: case for case in _list_cases()}

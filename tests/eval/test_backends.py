@@ -5,17 +5,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 
 from chatreid_plugin.datasets.benchmark import Benchmark
 from chatreid_plugin.errors import ConfigError
-from chatreid_plugin.eval.backends import make_scorer
+from chatreid_plugin.eval.backends import Models, make_scorer
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.questions import IMAGE_PAIR
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval_settings import EvalSettings, ModelSettings
 
 
 MakeWorld = Callable[..., Path]
@@ -24,7 +23,7 @@ MakeSettings = Callable[..., EvalSettings]
 
 @pytest.fixture
 def protocol(make_world: MakeWorld, make_settings: MakeSettings) -> Benchmark:
-    return load_benchmark(make_settings(make_world()))
+    return load_benchmark(make_settings(make_world()).data)
 
 
 def test_oracle_knows_the_person(protocol: Benchmark, make_settings: MakeSettings) -> None:
@@ -55,7 +54,7 @@ def test_features_scores_are_dot_products(protocol: Benchmark, make_settings: Ma
         vectors[4:] @ vectors[2], abs=1e-6
     )
     assert scorer.score_pairs(protocol.queries[2], [], IMAGE_PAIR).shape == (0,)
-    with pytest.raises(ConfigError, match="needs the filter.s features, so filter must not be none"):
+    with pytest.raises(ConfigError, match="needs the filter.s, so filter.source must not be none"):
         make_scorer(settings, protocol)
 
 
@@ -70,26 +69,36 @@ def test_features_scores_tie_when_features_are_equal(protocol: Benchmark, make_s
             assert len(set(scorer.score_pairs(query, candidates, IMAGE_PAIR).tolist())) == 1
 
 
-def test_transformers_backend_is_loaded_when_asked_for(
+def test_a_checkpoint_is_loaded_when_asked_for_and_kept_for_the_next_evaluation(
     protocol: Benchmark, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Any] = []
+    loaded: list[str | None] = []
+    made: list[tuple[Path, str, object]] = []
+
+    def load_checkpoint(settings: ModelSettings) -> str:
+        loaded.append(settings.model_name_or_path)
+        return f"loaded {settings.model_name_or_path}"
 
     class TransformersScorer:
-        def __init__(self, settings: EvalSettings, image_root: Path) -> None:
-            made.append((settings.model_name_or_path, image_root))
+        def __init__(self, settings: ModelSettings, image_root: Path, image_order: str, checkpoint: object) -> None:
+            made.append((image_root, image_order, checkpoint))
 
-    module = ModuleType("chatreid_plugin.eval.backends.transformers")
-    module.TransformersScorer = TransformersScorer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    scorer = make_scorer(make_settings(Path(), backend="transformers", model_name_or_path="m"), protocol)
-    assert isinstance(scorer, TransformersScorer)
-    assert made == [("m", protocol.image_root)]
+    for name, content in (("checkpoint", load_checkpoint), ("transformers", TransformersScorer)):
+        module = ModuleType(f"chatreid_plugin.eval.backends.{name}")
+        setattr(module, content.__name__, content)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    models = Models()
+    for name, order in (("m", "query_first"), ("m", "both"), ("n", "both"), ("m", "both")):
+        settings = make_settings(Path(), backend="transformers", model_name_or_path=name, image_order=order)
+        assert isinstance(make_scorer(settings, protocol, models=models), TransformersScorer)
+    root = protocol.image_root
+    assert loaded == ["m", "n", "m"]
+    assert made[:2] == [(root, "query_first", "loaded m"), (root, "both", "loaded m")]
 
 
 def test_importing_the_evaluator_loads_no_model_library() -> None:
     code = (
-        "import sys, chatreid_plugin.eval.pipeline\n"
+        "import sys, chatreid_plugin.eval.run\n"
         "heavy = {'torch', 'transformers', 'torchvision', 'chatreid_plugin.engine', 'chatreid_plugin.training'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

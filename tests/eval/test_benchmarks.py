@@ -11,14 +11,16 @@ import pytest
 from chatreid_plugin.datasets.matching import label_benchmark
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.simple import RandomScorer
-from chatreid_plugin.eval.candidates import choose_split, make_plan
+from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.external import list_query_names
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.measuring import measure
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.questions import IMAGE_PAIR
+from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval.splits import choose_split
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest
+from tests.support import alter, make_eval_settings
 
 
 ParseLayout = Callable[[str], Path]
@@ -27,7 +29,7 @@ MakeCase = Callable[..., EvalSettings]
 
 def make(manifest: Path, tmp_path: Path, **changes: Any) -> EvalSettings:
     values = {"manifest": manifest, "backend": "oracle", "filter": "none", "output_dir": tmp_path / "out"}
-    return EvalSettings.model_validate(values | {"report_queries": 1} | changes)
+    return make_eval_settings(values | {"report_queries": 1} | changes)
 
 
 def test_every_shipped_yaml_has_a_case(all_cases: Mapping[str, Any]) -> None:
@@ -49,7 +51,7 @@ def test_oracle_is_perfect(case: Any, make_case: MakeCase) -> None:
 
 def test_random_scores_agree_with_their_expectation(case: Any, make_case: MakeCase) -> None:
     settings = make_case()
-    settings = choose_split(settings, 2) if settings.splits else settings.model_copy(update={"trials": 2})
+    settings = choose_split(settings, 2) if settings.data.splits else alter(settings, {"trials": 2})
     plan = make_plan(settings)
     # Rank-1 by chance: a match is as likely to come first as any other image, or identity if one of each is drawn.
     chances: list[float] = []
@@ -98,7 +100,7 @@ def test_scores_of_a_file_are_measured_as_a_scorers(make_case: MakeCase, tmp_pat
 
 def test_ignored_images_are_those_of_the_rule(make_case: MakeCase) -> None:
     settings = make_case()
-    protocol = load_benchmark(choose_split(settings, 1) if settings.splits else settings)
+    protocol = load_benchmark((choose_split(settings, 1) if settings.data.splits else settings).data)
     labels = label_benchmark(protocol)
     for place, query in enumerate(protocol.queries):
         expected: list[bool] = []
@@ -120,9 +122,9 @@ def test_ignored_images_are_those_of_the_rule(make_case: MakeCase) -> None:
 
 def test_sysu_galleries_follow_the_published_trials(parse_layout: ParseLayout, tmp_path: Path) -> None:
     manifest = parse_layout("sysumm01")
-    single = load_benchmark(make(manifest, tmp_path, protocol="sysumm01"))
-    multi = load_benchmark(make(manifest, tmp_path, protocol="sysumm01", shots="multi"))
-    indoor = load_benchmark(make(manifest, tmp_path, protocol="sysumm01", setting="indoor"))
+    single = load_benchmark(make(manifest, tmp_path, protocol="sysumm01").data)
+    multi = load_benchmark(make(manifest, tmp_path, protocol="sysumm01", shots="multi").data)
+    indoor = load_benchmark(make(manifest, tmp_path, protocol="sysumm01", setting="indoor").data)
     for one, many, inside in zip(single.trials, multi.trials, indoor.trials, strict=True):
         shots = ((single, one), (multi, many))
         shown = [(single.gallery[place].person_id, single.gallery[place].camera_id) for place in one.tolist()]
@@ -135,7 +137,7 @@ def test_sysu_galleries_follow_the_published_trials(parse_layout: ParseLayout, t
 
 
 def test_sysu_people_without_indoor_images_are_skipped_and_counted(parse_layout: ParseLayout, tmp_path: Path) -> None:
-    protocol = load_benchmark(make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", setting="indoor"))
+    protocol = load_benchmark(make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", setting="indoor").data)
     assert {item.reason for item in protocol.skipped} == {
         "identity sysumm01:0007 has no match in the gallery of 10 of 10 trials"
     }
@@ -146,9 +148,9 @@ def test_agw_seeding_draws_as_a_seeded_module_would(parse_layout: ParseLayout, t
     import random
 
     settings = make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", trials_from="agw_seed")
-    protocol = load_benchmark(settings)
+    protocol = load_benchmark(settings.data)
     files: dict[tuple[str, str], list[str]] = {}
-    for record in (record for record in read_manifest(settings.manifest)[0] if record.split == "gallery"):
+    for record in (record for record in read_manifest(settings.data.manifest)[0] if record.split == "gallery"):
         files.setdefault((record.person_id, record.camera_id), []).append(record.path)
     random.seed(4)
     expected = [
@@ -162,28 +164,28 @@ def test_agw_seeding_draws_as_a_seeded_module_would(parse_layout: ParseLayout, t
 
 
 def test_text_sets_ask_every_caption_and_match_every_image(parse_layout: ParseLayout, tmp_path: Path) -> None:
-    protocol = load_benchmark(make(parse_layout("cuhkpedes"), tmp_path, protocol="cuhkpedes"))
+    protocol = load_benchmark(make(parse_layout("cuhkpedes"), tmp_path, protocol="cuhkpedes").data)
     assert [query.text for query in protocol.queries] == [
         caption for record in protocol.gallery for caption in record.captions
     ]
     assert all(query.image is None for query in protocol.queries)
-    with pytest.raises(ConfigError, match="filter: colour compares images"):
+    with pytest.raises(ConfigError, match="filter.source: colour compares images"):
         run_evaluation(make(parse_layout("cuhkpedes"), tmp_path, protocol="cuhkpedes", filter="colour"))
 
 
 def test_attributes_ask_for_the_named_ones_alone(parse_layout: ParseLayout, tmp_path: Path) -> None:
     manifest = parse_layout("rapv1")
-    every = load_benchmark(make(manifest, tmp_path, protocol="attributes"))
+    every = load_benchmark(make(manifest, tmp_path, protocol="attributes").data)
     name = sorted(every.queries[0].attributes)[0]
-    one = load_benchmark(make(manifest, tmp_path, protocol="attributes", attributes=[name]))
+    one = load_benchmark(make(manifest, tmp_path, protocol="attributes", attributes=[name]).data)
     assert all(list(query.attributes) == [name] for query in one.queries)
     assert len(one.queries) <= len(every.queries)
     with pytest.raises(DataError, match="no gallery image has all of the attributes tail"):
-        load_benchmark(make(manifest, tmp_path, protocol="attributes", attributes=["tail"]))
+        load_benchmark(make(manifest, tmp_path, protocol="attributes", attributes=["tail"]).data)
 
 
 def test_images_of_an_attribute_set_ask_with_their_attributes(parse_layout: ParseLayout, tmp_path: Path) -> None:
-    protocol = load_benchmark(make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["gender"]))
+    protocol = load_benchmark(make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["gender"]).data)
     assert len(protocol.queries) == len(protocol.gallery) > 1
     assert all(query.image is not None and list(query.attributes) == ["gender"] for query in protocol.queries)
     assert {query.person_id for query in protocol.queries} == {"attributes:gender=female", "attributes:gender=male"}
@@ -192,7 +194,7 @@ def test_images_of_an_attribute_set_ask_with_their_attributes(parse_layout: Pars
         == f"image with gender, {len(protocol.gallery)} labelled images, the query's own image ignored"
     )
     with pytest.raises(DataError, match="no gallery image has all of the attributes tail"):
-        load_benchmark(make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["tail"]))
+        load_benchmark(make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["tail"]).data)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +213,9 @@ def test_refuses_keys_of_another_protocol(changes: dict[str, Any], message: str,
 
 def test_classic_and_new_cuhk03_are_not_mixed_up(parse_layout: ParseLayout, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cuhk03_classic"):
-        load_benchmark(make(parse_layout("cuhk03:detected_classic"), tmp_path, protocol="cuhk03"))
+        load_benchmark(make(parse_layout("cuhk03:detected_classic"), tmp_path, protocol="cuhk03").data)
     with pytest.raises(DataError, match="detected_classic"):
-        load_benchmark(make(parse_layout("cuhk03:detected"), tmp_path, protocol="cuhk03_classic"))
+        load_benchmark(make(parse_layout("cuhk03:detected"), tmp_path, protocol="cuhk03_classic").data)
 
 
 def test_sysu_without_published_trials_falls_back_and_says_so(
@@ -224,14 +226,14 @@ def test_sysu_without_published_trials_falls_back_and_says_so(
     manifest.write_bytes(source.read_bytes())
     provenance = read_json(source.with_name(source.name + ".json"))
     manifest.with_name(manifest.name + ".json").write_text(json.dumps(provenance | {"protocol": {}}))
-    protocol = load_benchmark(make(manifest, tmp_path, protocol="sysumm01"))
-    seeded = load_benchmark(make(source, tmp_path, protocol="sysumm01", trials_from="agw_seed"))
+    protocol = load_benchmark(make(manifest, tmp_path, protocol="sysumm01").data)
+    seeded = load_benchmark(make(source, tmp_path, protocol="sysumm01", trials_from="agw_seed").data)
     assert protocol.variant == seeded.variant and "10 trials (agw_seed)" in protocol.variant
     assert all(np.array_equal(one, other) for one, other in zip(protocol.trials, seeded.trials, strict=True))
     assert "10 trials (agw_seed)" in caplog.text and "rand_perm_cam.mat" in caplog.text
     for keys in ({"trials_from": "published"}, {"shots": "multi"}):
         with pytest.raises(DataError, match=r"Put rand_perm_cam\.mat"):
-            load_benchmark(make(manifest, tmp_path, protocol="sysumm01", **keys))
+            load_benchmark(make(manifest, tmp_path, protocol="sysumm01", **keys).data)
 
 
 def test_splits_carry_the_skipped_queries_of_all(
@@ -240,6 +242,6 @@ def test_splits_carry_the_skipped_queries_of_all(
     items = [("query", "1", "1"), ("gallery", "1", "2"), ("query", "2", "1")]
     settings = make_settings(copy_splits(make_world(items), (1, 2)), splits=(1, 2))
     run_evaluation(settings)
-    content = read_json(settings.output_dir / "results.json")
+    content = read_json(settings.output.output_dir / "results.json")
     assert len(content["protocol"]["skipped_queries"]) == 2
     assert [split["skipped_queries"] for split in content["splits"]] == [1, 1]

@@ -11,13 +11,15 @@ import pytest
 
 from chatreid_plugin.datasets.matching import label_benchmark
 from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.eval.batch import describe_plan
 from chatreid_plugin.eval.calibration import IMAGES_OF_A_PERSON, Calibration, draw_sample, load_training
-from chatreid_plugin.eval.candidates import describe_plan, make_plan
+from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.loader import load_benchmark
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import render_table
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest
+from tests.support import alter
 
 
 MakeWorld = Callable[..., Path]
@@ -64,7 +66,7 @@ def settings(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path)
 
 
 def change(settings: EvalSettings, **changes: Any) -> EvalSettings:
-    return EvalSettings.model_validate(settings.model_dump() | changes)
+    return alter(settings, changes)
 
 
 @pytest.mark.parametrize(
@@ -101,19 +103,19 @@ def test_says_what_it_found_wherever_the_filter_is_described(
     line = (
         "tau: auto found 0.5500, which 90.00 % of 200 matches of training identities reach (50 people on 150 images)"
     )
-    content = read_json(settings.output_dir / "results.json")
+    content = read_json(settings.output.output_dir / "results.json")
     assert line in render_table(results) and line in caplog.text
-    assert line in (settings.output_dir / "report.html").read_text()
+    assert line in (settings.output.output_dir / "report.html").read_text()
     assert content["filter"]["tau"] == pytest.approx(0.55)
     found = {"recall": 0.9, "pairs": 200, "images": 150, "identities": 50, "reason": ""}
     assert content["filter"]["calibration"] == pytest.approx(found | {"tau": content["filter"]["tau"]})
-    assert (content["settings"]["tau"], content["settings"]["filter_recall"]) == ("auto", 0.9)
+    assert (content["settings"]["filter"]["tau"], content["settings"]["filter"]["recall"]) == ("auto", 0.9)
     assert read_json(run_with_tau(settings, 0.8) / "results.json")["filter"]["tau"] == 0.8
 
 
 def run_with_tau(settings: EvalSettings, tau: float) -> Path:
     run_evaluation(change(settings, tau=tau))
-    return settings.output_dir
+    return settings.output.output_dir
 
 
 @pytest.mark.parametrize("lack", ["train", "matches", "features", "images"])
@@ -130,7 +132,7 @@ def test_without_a_threshold_top_k_decides_and_the_reason_is_said(
         shutil.rmtree(root / "train")
     changes = {"filter": "npz", "filter_features": tmp_path / "f.npz"} if lack == "features" else {"filter": "colour"}
     results = run_evaluation(make_settings(manifest, **changes, top_k=2, floor=0))
-    filtered = read_json(results.settings.output_dir / "results.json")["filter"]
+    filtered = read_json(results.settings.output.output_dir / "results.json")["filter"]
     reasons = {
         "train": "no images of split train",
         "matches": "no training image drawn has a match",
@@ -157,10 +159,10 @@ SIDES = {
 @pytest.mark.parametrize("case", SIDES, indirect=True)
 def test_training_images_stand_where_the_benchmarks_stand(case: Any, make_case: Callable[..., EvalSettings]) -> None:
     settings = make_case(filter="colour", tau="auto")
-    manifest = Path(str(settings.manifest).replace("{trial}", "1"))
-    settings = settings.model_copy(update={"manifest": manifest, "splits": ()})
-    protocol = load_benchmark(settings)
-    training = load_training(settings, protocol)
+    manifest = Path(str(settings.data.manifest).replace("{trial}", "1"))
+    settings = alter(settings, {"manifest": manifest, "splits": ()})
+    protocol = load_benchmark(settings.data)
+    training = load_training(settings.data, protocol)
     assert training.rule == protocol.rule and not training.trials
     asking = [query.image for query in training.queries]
     for found, expected in zip((asking, training.gallery), SIDES[case.name], strict=True):
@@ -206,10 +208,10 @@ def test_the_model_filters_by_a_threshold_and_keeps_no_training_image(vlm: EvalS
 def test_processes_have_the_first_ones_threshold(
     vlm: EvalSettings, run_together: Callable[..., list[Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = vlm.model_copy(update={"filter": "colour"})
+    settings = alter(vlm, {"filter": "colour"})
     alone = make_plan(settings)
     caplog.clear()
-    other = settings.model_copy(update={"seed": 1, "filter_recall": 1.0})  # as if its device rounded differently
+    other = alter(settings, {"seed": 1, "filter_recall": 1.0})  # as if its device rounded differently
     for plan in run_together([partial(make_plan, settings), partial(make_plan, other)]):
         assert plan.calibration == alone.calibration
         assert [kept.tolist() for kept in plan.kept] == [kept.tolist() for kept in alone.kept]
@@ -218,24 +220,24 @@ def test_processes_have_the_first_ones_threshold(
 
 def test_scores_of_the_default_filter_are_ranked_again_without_the_model(vlm: EvalSettings) -> None:
     names = ("results.json", "rankings.parquet", "report.html")
-    fused = vlm.model_copy(update={"fusion": "linear"})
+    fused = alter(vlm, {"fusion": "linear"})
     run_evaluation(fused)
-    expected = {name: (vlm.output_dir / name).read_bytes() for name in names}
+    expected = {name: (vlm.output.output_dir / name).read_bytes() for name in names}
     run_evaluation(vlm)
-    Path(str(vlm.model_name_or_path)).rename(vlm.output_dir.parent / "elsewhere")
-    saved = fused.model_copy(update={"saved_scores": True})
+    Path(str(vlm.model.model_name_or_path)).rename(vlm.output.output_dir.parent / "elsewhere")
+    saved = alter(fused, {"saved_scores": True})
     run_evaluation(saved)
-    assert {name: (vlm.output_dir / name).read_bytes() for name in names} == expected
+    assert {name: (vlm.output.output_dir / name).read_bytes() for name in names} == expected
     with pytest.raises(DataError, match=r"filter\.npz are of another run: filter_recall differ"):
-        run_evaluation(saved.model_copy(update={"filter_recall": 0.9}))
-    (vlm.output_dir / "filter.npz").unlink()
-    with pytest.raises(DataError, match="the features by which filter: vlm chose the candidates, is missing"):
+        run_evaluation(alter(saved, {"filter_recall": 0.9}))
+    (vlm.output.output_dir / "filter.npz").unlink()
+    with pytest.raises(DataError, match="the features by which filter.source: vlm chose candidates, is missing"):
         run_evaluation(saved)
 
 
 def test_backends_without_a_model_say_which_filter_to_set(make_settings: MakeSettings) -> None:
     for backend in ("http", "random", "oracle", "features"):
-        with pytest.raises(ValueError, match="filter=npz filter_features=FILE.npz .*filter=colour or filter=none"):
+        with pytest.raises(ValueError, match="filter.source=npz filter.features=FILE.npz .*filter.source=colour or"):
             make_settings(Path(), filter="vlm", backend=backend)
     assert make_settings(Path(), filter="vlm", backend="scores", scores=Path("s.npz")).filter == "vlm"
     assert make_settings(Path(), filter="vlm", backend="features", features=Path("f.npz")).reads_scores
@@ -245,7 +247,7 @@ def test_dry_run_tells_pairs_and_hours(vlm: EvalSettings) -> None:
     text = describe_plan(vlm)
     assert "at most 48 pairs to score" in text and "at most 12 candidates a query" in text
     assert "0.0 hours at 100 pairs a second" in text and "or fewer, as tau leaves out" in text
-    assert "hours" not in describe_plan(vlm.model_copy(update={"backend": "random", "filter": "none"}))
+    assert "hours" not in describe_plan(alter(vlm, {"backend": "random", "filter": "none"}))
 
 
 def test_a_line_for_people() -> None:
@@ -253,4 +255,4 @@ def test_a_line_for_people() -> None:
     with pytest.raises(ConfigError, match="tau: auto needs training identities"):
         from chatreid_plugin.eval.searching import rank_folder
 
-        rank_folder(Path(), Path("x.png"), "", None, ["tau=auto"])
+        rank_folder(Path(), Path("x.png"), "", None, ["filter.tau=auto"])

@@ -24,9 +24,10 @@ from chatreid_plugin.eval.comparison import (
     render_text,
     write_comparison,
 )
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
+from tests.support import nest
 
 
 MakeWorld = Callable[..., Path]
@@ -79,11 +80,12 @@ def test_radar_has_ten_benchmarks_and_the_published_rows(runs: dict[str, Path]) 
 def make_run(folder: str, benchmark: str, scorer: str = "tiny", variant: str = "single query", **settings: Any) -> Run:
     """Return a run with these settings; the rest as in the files of eval/."""
     known = {"backend": "transformers", "mode": "pointwise", "fusion": "none", "fusion_weight": 0.5, "top_k": 100}
+    known |= {"average_precision": "mean"}
     rest = dict.fromkeys(("max_queries", "setting", "shots"))
     protocol = {"unlike_published": settings.pop("unlike_published", ""), "variant": variant, "ignored": ""}
     protocol |= {"average_precision": settings.get("average_precision", "mean")}
     content = {
-        "settings": known | rest | {"protocol": benchmark, "restrict": False, "average_precision": "mean"} | settings,
+        "settings": nest(known | rest | {"protocol": benchmark, "restrict": False} | settings),
         "protocol": protocol | {"name": benchmark, "cmc": "standard", "ties": "expected", "queries": 3, "gallery": 9},
         "metrics": {"mAP": 0.5, "Rank-1": 0.25},
         "filter": {"source": settings.get("filter", "colour")},
@@ -160,7 +162,7 @@ def test_variants_other_than_the_published_ones_are_named_and_warned_of() -> Non
     assert find_unlike_published(runs) == [
         "ltcc in a: setting is standard, theirs cc",
         "sysumm01 in b: shots is multi, theirs single",
-        "cuhk03 in c: protocol is cuhk03_classic, theirs cuhk03",
+        "cuhk03 in c: benchmark is cuhk03_classic, theirs cuhk03",
         "market1501 in d: max_queries is 200, theirs not set",
         "msmt17 in g: queries x gallery images are 4 x 12 instead of 11,659 x 82,161",
         "rstpreid in h: ignore_copies is True, theirs not set",

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import ChatReIDError
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
+from tests.support import alter
 
 
 ParseLayout = Callable[[str], Path]
@@ -23,7 +24,9 @@ DRIVER = """
 import os, sys
 from pathlib import Path
 from chatreid_plugin.config import load_settings
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval.distributed import join_processes
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval.distributed import join_processes
 from chatreid_plugin.eval_settings import EvalSettings
 
@@ -44,9 +47,10 @@ def command(parse_layout: ParseLayout, checkpoint: Path, tmp_path_factory: pytes
     folder = tmp_path_factory.mktemp("driver")
     driver, config = folder / "driver.py", folder / "config.yaml"
     driver.write_text(DRIVER)
-    lines = ["protocol: market1501", f"manifest: {parse_layout('market1501')}", f"model_name_or_path: {checkpoint}"]
-    lines += ["filter: colour", "top_k: 5", "floor: 0", "max_queries: 6", "report_queries: 2", "device: cpu"]
-    config.write_text("\n".join([*lines, "output_dir: out"]))
+    data = f"benchmark: market1501, manifest: {parse_layout('market1501')}, max_queries: 6"
+    lines = [f"data: {{{data}}}", f"model: {{model_name_or_path: {checkpoint}, device: cpu}}"]
+    lines += ["filter: {source: colour, top_k: 5, floor: 0}", "output: {report_queries: 2, output_dir: out}"]
+    config.write_text("\n".join(lines))
     return [str(driver), str(config)]
 
 
@@ -82,7 +86,7 @@ def test_machines_that_do_not_agree_are_refused(
     message: str,
 ) -> None:
     first = make_settings(make_world(), backend="random", output_dir=tmp_path / "disk0")
-    second = first.model_copy(update={"output_dir": tmp_path / "disk1", **changes})
+    second = alter(first, {"output_dir": tmp_path / "disk1", **changes})
     with pytest.raises(ChatReIDError, match=message):
         run_together([partial(run_evaluation, one) for one in (first, second)])
     assert not (tmp_path / "disk0" / "results.json").exists()

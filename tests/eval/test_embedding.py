@@ -15,14 +15,14 @@ from chatreid_plugin.eval.backends import encoder
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.embedding import embed_manifest
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 
 
 MakeWorld = Callable[..., Path]
 MakeSettings = Callable[..., EvalSettings]
-OWN = ["device=cpu", "dtype=float32"]
+OWN = ["model.device=cpu", "model.dtype=float32"]
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from chatreid_plugin.datasets.benchmark import Benchmark
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.external import list_image_names, list_query_names
 from chatreid_plugin.eval.loader import load_benchmark
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest, read_manifest_provenance, write_manifest
 
@@ -42,11 +42,11 @@ def test_scores_are_found_by_name(
     make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path, mapped: bool
 ) -> None:
     manifest = make_world()
-    write_scores(tmp_path / "s.npz", load_benchmark(make_settings(manifest)), mapped=mapped)
+    write_scores(tmp_path / "s.npz", load_benchmark(make_settings(manifest).data), mapped=mapped)
     file = tmp_path / ("s.npy" if mapped else "s.npz")
     results = run_evaluation(make_settings(manifest, backend="scores", scores=file, filter="colour"))
     ranking = results.ranking
-    assert results.settings.filter == "none"
+    assert results.settings.filter.source == "none"
     assert ranking.mean_ap == ranking.cmc[1] == results.ceiling.mean_ap == results.strict.mean_ap == 1.0
     assert results.pairs == 4 * 12
     assert (tmp_path / "out" / "report.html").is_file()
@@ -59,7 +59,7 @@ def test_captions_are_called_by_path_and_number(
     records, root = read_manifest(manifest)
     described = [replace(record, captions=("a man", "", "in red")) for record in records]
     write_manifest(manifest, described, root, read_manifest_provenance(manifest) | {"image_root": "../images"})
-    protocol = load_benchmark(make_settings(manifest, protocol="cuhkpedes"))
+    protocol = load_benchmark(make_settings(manifest, protocol="cuhkpedes").data)
     assert list_query_names(protocol.queries[1])[0].endswith(".png#2")
     write_scores(tmp_path / "s.npz", protocol)
     settings = make_settings(manifest, protocol="cuhkpedes", backend="scores", scores=tmp_path / "s.npz")
@@ -290,7 +290,7 @@ def test_names_shape_and_remedy_of_scores(
 def test_refuses_a_file_without_its_backend(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     with pytest.raises(ValueError, match="scores is for backend: scores"):
         make_settings(make_world(), scores="s.npz")
-    with pytest.raises(ValueError, match="backend: scores needs scores"):
+    with pytest.raises(ValueError, match="scoring.backend: scores needs scoring.scores"):
         make_settings(make_world(), backend="scores")
     with pytest.raises(ValueError, match="are not filtered"):
         make_settings(make_world(), backend="scores", scores="s.npz", filter="colour", fusion="linear")

@@ -13,15 +13,15 @@ from PIL import Image
 
 from chatreid_plugin.datasets.benchmark import Query, make_image_query
 from chatreid_plugin.errors import ConfigError, UpstreamError
-from chatreid_plugin.eval import scoring
+from chatreid_plugin.eval import run as evaluation
 from chatreid_plugin.eval.backends.decoder import Decoder
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.questions import IMAGE_PAIR, TEXT_PAIR, build_choice_prompt, build_pair_prompt
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import write_manifest
 from chatreid_plugin.tasks import LETTERS
+from tests.support import make_eval_settings
 
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -101,7 +101,7 @@ class Bench:
             "dtype": "float32",
             "batch_size": 2,
         }
-        return TransformersScorer(EvalSettings.model_validate(values | changes), self.root)
+        return TransformersScorer(make_eval_settings(values | changes).model, self.root)
 
     def compute_logits(
         self, scorer: TransformersScorer, segments: Sequence[str], images: Sequence[ImageRecord]
@@ -293,7 +293,7 @@ def test_scores_have_the_same_bits_when_a_block_is_resumed(bench: Bench, checkpo
 def test_bf16_scores_have_the_same_bits_when_resumed_or_shared_out(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(evaluation, "QUERY_BLOCK", 4)
     rng, records = np.random.default_rng(5), list[ImageRecord]()
     for index in range(48):
         (width, height), split = SIZES[rng.integers(2)], "query" if index < 12 else "gallery"
@@ -303,12 +303,12 @@ def test_bf16_scores_have_the_same_bits_when_resumed_or_shared_out(
     write_manifest(tmp_path / "m.parquet", records, tmp_path, {})
     values = {"protocol": "folder", "manifest": tmp_path / "m.parquet", "output_dir": tmp_path, "device": "cpu"}
     values |= {"model_name_or_path": str(checkpoints["qwen2_5_vl"]), "chatreid_stage": None, "dtype": "bfloat16"}
-    settings = EvalSettings.model_validate(values | {"filter": "colour", "top_k": 6, "floor": 0})
+    settings = make_eval_settings(values | {"filter": "colour", "top_k": 6, "floor": 0})
     plan = make_plan(settings)
 
     def score(share: Sequence[int]) -> list[Any]:
         """As a process does whose share, or what is left of it, is this."""
-        scorer = TransformersScorer(settings, tmp_path)
+        scorer = TransformersScorer(settings.model, tmp_path)
         encode = scorer.model.get_image_features
 
         def encode_together(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
@@ -316,7 +316,7 @@ def test_bf16_scores_have_the_same_bits_when_resumed_or_shared_out(
             return encode(pixels + 0.1 * pixels.float().mean() * len(grids), grids)
 
         scorer.model.get_image_features = encode_together
-        return [scored.scores for _, scored in scoring._iterate_share(settings, plan, scorer, share, show=False)]
+        return [scored.scores for _, scored in evaluation._iterate_share(settings, plan, scorer, share, show=False)]
 
     whole = score(range(12))
     assert np.array_equal(whole[:1] + whole[9:], score(range(1)) + score(range(9, 12)))

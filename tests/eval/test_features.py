@@ -22,10 +22,11 @@ from chatreid_plugin.eval import candidates
 from chatreid_plugin.eval.candidates import Plan, make_plan
 from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval.features import extract_features, form_batches
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import render_table
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval_settings import DataSettings, EvalSettings
 from chatreid_plugin.shards import read_manifest
+from tests.support import alter
 
 
 MakeWorld = Callable[..., Path]
@@ -62,7 +63,7 @@ def test_timm_features_are_the_networks_with_local_weights(
     weights = tmp_path / "w.pth"
     torch.save(network.state_dict() | {"head.weight": torch.zeros(3)}, weights)
     changes: dict[str, Any] = {"filter": "timm", "filter_model": "tiny", "filter_weights": weights, "device": "cpu"}
-    found = extract_features(records, root, make_settings(Path(), **changes))
+    found = extract_features(records, root, make_settings(Path(), **changes).filter)
     assert timm == [("tiny", 0)]
     from chatreid_plugin.crops import open_crop
 
@@ -71,9 +72,9 @@ def test_timm_features_are_the_networks_with_local_weights(
     assert found[2] == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
     torch.save({"other": torch.zeros(1)}, weights)
     with pytest.raises(DataError, match="no state_dict of timm's tiny"):
-        extract_features(records, root, make_settings(Path(), **changes))
-    with pytest.raises(ConfigError, match="filter_model: timm cannot make unheard_of"):
-        extract_features(records, root, make_settings(Path(), **changes | {"filter_model": "unheard_of"}))
+        extract_features(records, root, make_settings(Path(), **changes).filter)
+    with pytest.raises(ConfigError, match="filter.model: timm cannot make unheard_of"):
+        extract_features(records, root, make_settings(Path(), **changes | {"filter_model": "unheard_of"}).filter)
 
 
 class CrowdedNetwork(torch.nn.Module):
@@ -126,7 +127,7 @@ def test_says_what_to_install_when_timm_is_missing(
     records, root = read_manifest(make_world())
     settings = make_settings(Path(), filter="timm", filter_model="tiny", filter_weights=Path("w.pth"))
     with pytest.raises(ConfigError, match=r"pip install chatreid-plugin\[baselines\]"):
-        extract_features(records, root, settings)
+        extract_features(records, root, settings.filter)
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +159,12 @@ def test_clip_puts_words_and_images_in_one_space(
 ) -> None:
     records, root = read_manifest(make_world())
     settings = make_settings(Path(), filter="clip", filter_model=str(clip), device="cpu")
-    found = extract_features([records[0], "a red coat", records[5], "blue"], root, settings)
+    found = extract_features([records[0], "a red coat", records[5], "blue"], root, settings.filter)
     assert found.shape == (4, 8)
     assert np.linalg.norm(found, axis=1) == pytest.approx(1.0, abs=1e-5)
-    alone = [extract_features([item], root, settings)[0] for item in (records[0], "a red coat", records[5], "blue")]
+    alone = [
+        extract_features([item], root, settings.filter)[0] for item in (records[0], "a red coat", records[5], "blue")
+    ]
     assert found == pytest.approx(np.stack(alone), abs=1e-5)
     assert np.abs(found[1] - found[3]).max() > 1e-3
     assert np.abs(found[0] - found[2]).max() > 1e-4
@@ -179,7 +182,7 @@ def test_adapter_beside_a_clip_never_runs_its_code(
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = make_settings(Path(), filter="clip", filter_model=str(folder), device="cpu")
     with pytest.raises(ConfigError, match=r"asks for the Python module 'hostile_clip\.code' to be imported"):
-        extract_features(["a red coat"], Path(), settings)
+        extract_features(["a red coat"], Path(), settings.filter)
     assert "hostile_clip.code" not in sys.modules
 
 
@@ -189,8 +192,8 @@ def test_clip_that_lacks_a_tensor_is_refused(clip: Path, make_settings: MakeSett
     del tensors["text_projection.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     settings = make_settings(Path(), filter="clip", filter_model=str(folder), device="cpu")
-    with pytest.raises(ConfigError, match=r"^filter_model: .*incomplete lacks 1 tensor\(s\), first text_projection"):
-        extract_features(["a red coat"], Path(), settings)
+    with pytest.raises(ConfigError, match=r"^filter.model: .*incomplete lacks 1 tensor\(s\), first text_projection"):
+        extract_features(["a red coat"], Path(), settings.filter)
 
 
 def test_clip_filters_for_queries_in_words(
@@ -198,30 +201,30 @@ def test_clip_filters_for_queries_in_words(
 ) -> None:
     load = candidates.load_benchmark
 
-    def load_words(settings: EvalSettings) -> Any:
-        protocol = load(settings)
+    def load_words(data: DataSettings, **keys: Any) -> Any:
+        protocol = load(data, **keys)
         first = replace(protocol.queries[0], image=None, text="a red coat")
         return replace(protocol, queries=[first, *protocol.queries[1:]])
 
     monkeypatch.setattr(candidates, "load_benchmark", load_words)
     settings = make_settings(make_world(), filter="clip", filter_model=str(clip), device="cpu", top_k=2, floor=0)
     plan = make_plan(settings)
-    words = extract_features(["a red coat"], Path(), settings)[0]
+    words = extract_features(["a red coat"], Path(), settings.filter)[0]
     assert plan.query_features is not None and plan.query_features[0] == pytest.approx(words, abs=1e-5)
     assert [len(kept) for kept in plan.kept] == [2] * len(plan.kept)
-    with pytest.raises(ConfigError, match="asks with words"):
-        make_plan(settings.model_copy(update={"filter": "colour"}))
+    with pytest.raises(ConfigError, match="asks in words"):
+        make_plan(alter(settings, {"filter": "colour"}))
 
 
 def test_other_sources_refuse_words(make_settings: MakeSettings) -> None:
-    with pytest.raises(ConfigError, match="compares images, but protocol folder asks with words"):
-        extract_features(["a red coat"], Path(), make_settings(Path(), filter="colour"))
+    with pytest.raises(ConfigError, match="compares images, and a query asks in words"):
+        extract_features(["a red coat"], Path(), make_settings(Path(), filter="colour").filter)
 
 
 def test_clip_needs_a_folder_that_can_be_loaded(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings(Path(), filter="clip", filter_model=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="filter_model: the folder .*nowhere does not exist"):
-        extract_features(["a red coat"], Path(), settings)
+    with pytest.raises(ConfigError, match="filter.model: the folder .*nowhere does not exist"):
+        extract_features(["a red coat"], Path(), settings.filter)
 
 
 def test_the_scoring_model_filters_with_its_own_features(
@@ -238,9 +241,9 @@ def test_the_scoring_model_filters_with_its_own_features(
     results = run_evaluation(settings)
     assert results.pairs == 3 * len(plan.kept)
     method = "mode pointwise, image order query_first, filter vlm, fusion none"
-    content = json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))
+    content = json.loads((settings.output.output_dir / "results.json").read_text(encoding="utf-8"))
     assert content["scores"]["method"] == method
-    assert method in (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    assert method in (settings.output.output_dir / "report.html").read_text(encoding="utf-8")
     assert method in render_table(results)
 
 
@@ -249,15 +252,17 @@ def test_large_features_keep_their_direction_when_their_squares_overflow(
 ) -> None:
     records, root = read_manifest(make_world())
     settings = make_settings(Path(), filter="vlm", backend="transformers", model_name_or_path="m")
-    found = extract_features(records[:2], root, settings, lambda items: np.full((len(items), 4), 1e30, np.float32))
+    found = extract_features(
+        records[:2], root, settings.filter, pool_images=lambda items: np.full((len(items), 4), 1e30, np.float32)
+    )
     assert found.tolist() == [[0.5] * 4] * 2
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"filter": "timm", "filter_model": "x"}, "timm needs filter_model"),
-        ({"filter": "clip"}, "clip needs filter_model"),
+        ({"filter": "timm", "filter_model": "x"}, "timm needs filter.model"),
+        ({"filter": "clip"}, "clip needs filter.model"),
         ({"filter": "vlm"}, "vlm needs the model itself"),
     ],
 )

@@ -125,7 +125,7 @@ def test_colour_features_are_normalised_and_find_the_person(
     make_world: MakeWorld, make_settings: MakeSettings
 ) -> None:
     records, root = read_manifest(make_world())
-    features = extract_features(records, root, make_settings(Path(), filter="colour"))
+    features = extract_features(records, root, make_settings(Path(), filter="colour").filter)
     assert features.dtype == np.float32
     assert np.linalg.norm(features, axis=1) == pytest.approx(1.0, abs=1e-5)
     best = np.argmax(features[:4] @ features[4:].T, axis=1)
@@ -136,7 +136,7 @@ def test_names_an_image_that_cannot_be_read(make_world: MakeWorld, make_settings
     records, root = read_manifest(make_world())
     (root / records[3].path).write_bytes(b"no image")
     with pytest.raises(DataError, match=records[3].path):
-        extract_features(records, root, make_settings(Path(), filter="colour"))
+        extract_features(records, root, make_settings(Path(), filter="colour").filter)
 
 
 def write_npz(path: Path, paths: list[str], features: Any) -> Path:
@@ -188,7 +188,7 @@ def test_npz_faults_are_data_errors(
 
 def test_no_filter_has_no_features(make_settings: MakeSettings) -> None:
     with pytest.raises(ConfigError, match="nothing to compare"):
-        extract_features([], Path(), make_settings(Path(), filter="none"))
+        extract_features([], Path(), make_settings(Path(), filter="none").filter)
 
 
 @pytest.mark.slow
@@ -202,9 +202,9 @@ def test_torchvision_features_come_from_local_weights(
     torch.save(models.resnet50(weights=None).state_dict(), weights)
     records, root = read_manifest(make_world())
     changes = {"filter": "torchvision", "filter_weights": weights, "device": "cpu"}
-    features = extract_features(records[:3], root, make_settings(Path(), **changes))
+    features = extract_features(records[:3], root, make_settings(Path(), **changes).filter)
     assert features.shape == (3, 2048)
     assert np.linalg.norm(features, axis=1) == pytest.approx(1.0, abs=1e-5)
     torch.save({"layer": torch.zeros(1)}, weights)
     with pytest.raises(DataError, match="no state_dict of torchvision's ResNet-50"):
-        extract_features(records[:3], root, make_settings(Path(), **changes))
+        extract_features(records[:3], root, make_settings(Path(), **changes).filter)

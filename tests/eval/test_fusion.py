@@ -12,9 +12,10 @@ import pytest
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.candidates import Plan, make_plan
 from chatreid_plugin.eval.fusion import encode, estimate_mismatch, fuse_scores, iterate_jaccard_distances
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
+from tests.support import alter
 
 
 MakeWorld = Callable[..., Path]
@@ -94,9 +95,9 @@ def test_features_are_reranked_as_by_the_released_algorithm(
     plan = make_plan(settings)
     assert plan.query_features is not None and plan.gallery_features is not None
     together = np.concatenate([plan.query_features, plan.gallery_features])
-    expected = rerank_densely(together, 24, k1, k2, settings.lambda_value)[0]
+    expected = rerank_densely(together, 24, k1, k2, settings.scoring.lambda_value)[0]
     scores = [np.zeros(len(kept), dtype=np.float32) for kept in plan.kept]
-    fused = fuse_scores(settings, plan, [scores], "margins")[0]
+    fused = fuse_scores(settings.scoring, plan, [scores], "margins")[0]
     for query, kept in enumerate(plan.kept):
         assert len(kept) == 84
         assert -fused[query] == pytest.approx(expected[query, kept], abs=1e-6)
@@ -129,8 +130,8 @@ def test_linear_adds_standardised_scores(settings: EvalSettings) -> None:
     root = 1.2247449
 
     def fuse(weight: float) -> list[float]:
-        changed = settings.model_copy(update={"fusion": "linear", "fusion_weight": weight})
-        return fuse_scores(changed, plan, [scores], "margins")[0][0].tolist()
+        changed = alter(settings, {"fusion": "linear", "fusion_weight": weight})
+        return fuse_scores(changed.scoring, plan, [scores], "margins")[0][0].tolist()
 
     assert fuse(0.5) == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
     assert fuse(1.0) == pytest.approx([root, 0.0, -root], abs=1e-6)
@@ -140,9 +141,9 @@ def test_linear_adds_standardised_scores(settings: EvalSettings) -> None:
 def test_reciprocal_ranks_are_added_and_ties_share_theirs(settings: EvalSettings) -> None:
     plan = make_plan(settings)
     replace_plan(plan, [1.0], [[0.2], [0.4], [0.6]])
-    changed = settings.model_copy(update={"fusion": "reciprocal_rank"})
+    changed = alter(settings, {"fusion": "reciprocal_rank"})
     scores = [np.array([5.0, 5.0, 1.0], dtype=np.float32)] * len(plan.kept)
-    fused = fuse_scores(changed, plan, [scores], "margins")[0][0]
+    fused = fuse_scores(changed.scoring, plan, [scores], "margins")[0][0]
     expected = [1 / 61.5 + 1 / 63, 1 / 61.5 + 1 / 62, 1 / 63 + 1 / 61]
     assert fused.tolist() == pytest.approx(expected, rel=1e-6)
 
@@ -150,9 +151,9 @@ def test_reciprocal_ranks_are_added_and_ties_share_theirs(settings: EvalSettings
 def test_k_reciprocal_joins_jaccard_baseline_and_model(settings: EvalSettings) -> None:
     plan = make_plan(settings)
     assert plan.query_features is not None and plan.gallery_features is not None
-    changed = settings.model_copy(update={"fusion": "k_reciprocal", "fusion_weight": 0.2, "k1": 4, "k2": 2})
+    changed = alter(settings, {"fusion": "k_reciprocal", "fusion_weight": 0.2, "k1": 4, "k2": 2})
     scores = [np.array([1.0, 3.0, 2.0], dtype=np.float32)] * len(plan.kept)
-    fused = fuse_scores(changed, plan, [scores], "margins")[0][1]
+    fused = fuse_scores(changed.scoring, plan, [scores], "margins")[0][1]
     features = np.concatenate([plan.query_features, plan.gallery_features])
     count, kept = len(plan.query_features), plan.kept[1]
     jaccard = rerank_densely(features, count, 4, 2, 0.3)[1][1][kept]
@@ -164,11 +165,11 @@ def test_k_reciprocal_joins_jaccard_baseline_and_model(settings: EvalSettings) -
 def test_p_no_comes_from_margins_alone(make_settings: MakeSettings) -> None:
     margins = np.array([0.0, np.log(3.0)], dtype=np.float32)
     model = make_settings(Path(), backend="http", model="m")
-    assert estimate_mismatch(margins, model, "margins").tolist() == pytest.approx([0.5, 0.25])
-    assert estimate_mismatch(margins, model, "answers").tolist() == [1.0, 0.0]
+    assert estimate_mismatch(margins, model.scoring, "margins").tolist() == pytest.approx([0.5, 0.25])
+    assert estimate_mismatch(margins, model.scoring, "answers").tolist() == [1.0, 0.0]
     choice = make_settings(Path(), backend="http", model="m", mode="choice")
-    assert estimate_mismatch(margins, choice, "margins").tolist() == [1.0, 0.0]
-    assert estimate_mismatch(margins[:1], choice, "margins").tolist() == [0.5]
+    assert estimate_mismatch(margins, choice.scoring, "margins").tolist() == [1.0, 0.0]
+    assert estimate_mismatch(margins[:1], choice.scoring, "margins").tolist() == [0.5]
 
 
 def test_summed_margins_of_image_and_words_are_scaled(settings: EvalSettings) -> None:
@@ -180,12 +181,12 @@ def test_summed_margins_of_image_and_words_are_scaled(settings: EvalSettings) ->
         "model": "m",
         "text_weight": 1.0,
     }
-    changed = settings.model_copy(update=changes)
+    changed = alter(settings, changes)
     plan = make_plan(settings)
     scores = [np.array([1.0, -1.0, 0.0], dtype=np.float32)] * len(plan.kept)
     queries = plan.protocol.queries
     queries[0] = replace(queries[0], text="a red coat")
-    fused = fuse_scores(changed, plan, [scores], "margins")[0]
+    fused = fuse_scores(changed.scoring, plan, [scores], "margins")[0]
     assert fused[0].tolist() == pytest.approx([0.0, -1.0, -0.5], abs=1e-6)
     assert fused[1].tolist() == pytest.approx([-0.268941, -0.731059, -0.5], abs=1e-5)
 
@@ -193,13 +194,13 @@ def test_summed_margins_of_image_and_words_are_scaled(settings: EvalSettings) ->
 @pytest.mark.parametrize("fusion", ["linear", "reciprocal_rank", "k_reciprocal"])
 def test_another_fusion_uses_the_saved_scores(settings: EvalSettings, fusion: str) -> None:
     run_evaluation(settings)
-    saved = {path.name: path.read_bytes() for path in settings.output_dir.glob("scores-*")}
-    plain = json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))["metrics"]
-    run_evaluation(settings.model_copy(update={"fusion": fusion}))
-    assert {path.name: path.read_bytes() for path in settings.output_dir.glob("scores-*")} == saved
-    assert json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))["metrics"] != plain
+    saved = {path.name: path.read_bytes() for path in settings.output.output_dir.glob("scores-*")}
+    plain = json.loads((settings.output.output_dir / "results.json").read_text(encoding="utf-8"))["metrics"]
+    run_evaluation(alter(settings, {"fusion": fusion}))
+    assert {path.name: path.read_bytes() for path in settings.output.output_dir.glob("scores-*")} == saved
+    assert json.loads((settings.output.output_dir / "results.json").read_text(encoding="utf-8"))["metrics"] != plain
 
 
 def test_refuses_fusion_without_a_filter(make_settings: MakeSettings) -> None:
-    with pytest.raises(ValueError, match="filter must not be none"):
+    with pytest.raises(ValueError, match="filter.source must not be none"):
         make_settings(Path(), fusion="linear")

@@ -11,8 +11,9 @@ import pytest
 from chatreid_plugin.eval import html
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.metrics import RankingMetrics, evaluate_ranking
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
+from tests.support import alter
 
 
 MakeSettings = Callable[..., EvalSettings]
@@ -38,7 +39,7 @@ def make_text_settings(parse_layout: Callable[[str], Path], make_settings: MakeS
 @pytest.fixture
 def features(make_text_settings: MakeSettings, tmp_path: Path) -> Path:
     """Write features of all images, called by their paths, and captions."""
-    protocol = load_benchmark(make_text_settings())
+    protocol = load_benchmark(make_text_settings().data)
     names = [query.label for query in protocol.queries]
     names += [f"{record.path}#{record.image_id.rpartition('#')[2]}" for record in protocol.gallery]
     np.savez(tmp_path / "f.npz", paths=names, features=np.random.default_rng(0).normal(size=(len(names), 8)))
@@ -47,7 +48,7 @@ def features(make_text_settings: MakeSettings, tmp_path: Path) -> Path:
 
 def measure_transposed(settings: EvalSettings, scores: Any) -> RankingMetrics:
     """Measure scores (captions, images) as IRRA does: rows and columns exchanged, the same person matches."""
-    asked = load_benchmark(settings.model_copy(update={"setting": "text_to_image"}))
+    asked = load_benchmark(alter(settings, {"setting": "text_to_image"}).data)
     captions = [query.person_id for query in asked.queries]
     return evaluate_ranking(np.asarray(scores).T, [record.person_id for record in asked.gallery], captions)
 

@@ -16,13 +16,13 @@ import psutil
 import pytest
 
 from chatreid_plugin.errors import ConfigError
-from chatreid_plugin.eval import pipeline
+from chatreid_plugin.eval import run as evaluation
 from chatreid_plugin.eval.backends.simple import RandomScorer
 from chatreid_plugin.eval.distributed import Processes
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import describe_fingerprint, run_evaluation
 from chatreid_plugin.eval.scores import Scored, ScoreStore
-from chatreid_plugin.eval.scoring import describe_fingerprint
 from chatreid_plugin.eval_settings import EvalSettings
+from tests.support import alter
 
 
 MakeWorld = Callable[..., Path]
@@ -56,8 +56,9 @@ def slow(
     items += [("gallery", str(person), str(camera)) for person in range(40) for camera in (2, 3)]
     script, config = tmp_path / "slow.py", tmp_path / "slow.yaml"
     script.write_text(SLOW)
-    lines = ["protocol: folder", f"manifest: {make_world(items)}", "backend: random", "filter: none"]
-    config.write_text("\n".join([*lines, "report_queries: 2", "output_dir: out"]))
+    lines = [f"data: {{benchmark: folder, manifest: {make_world(items)}}}", "scoring: {backend: random}"]
+    lines += ["filter: {source: none}", "output: {report_queries: 2, output_dir: out}"]
+    config.write_text("\n".join(lines))
     return [str(script), str(config)]
 
 
@@ -165,7 +166,7 @@ def test_a_second_run_is_refused_until_the_first_has_written_everything(
     np.savez(tmp_path / "s.npz", scores=np.zeros((4, 12)), queries=["q"] * 4, gallery=["g"] * 12)
     settings = make_settings(manifest)
     others = [make_settings(manifest, backend="random"), make_settings(manifest, backend="scores", scores="s.npz")]
-    write_page, write_results = pipeline.write_page, pipeline.write_results
+    write_page, write_results = evaluation.write_page, evaluation.write_results
     refused: list[str] = []
 
     def start_others() -> None:
@@ -183,8 +184,8 @@ def test_a_second_run_is_refused_until_the_first_has_written_everything(
         write_results(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_page", write_page_late)
-        patch.setattr(pipeline, "write_results", write_results_late)
+        patch.setattr(evaluation, "write_page", write_page_late)
+        patch.setattr(evaluation, "write_results", write_results_late)
         assert run_evaluation(settings).ranking.mean_ap == 1.0
     assert len(refused) == 4
     assert run_evaluation(others[0]).ranking.mean_ap < 1.0
@@ -196,7 +197,7 @@ def test_splits_hold_their_common_folder(
     copy_splits: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    manifest, write_page = make_world(), pipeline.write_page
+    manifest, write_page = make_world(), evaluation.write_page
     refused: list[str] = []
 
     def write_page_late(*arguments: Any) -> None:
@@ -205,7 +206,7 @@ def test_splits_hold_their_common_folder(
         refused.append(str(caught.value))
         write_page(*arguments)
 
-    monkeypatch.setattr(pipeline, "write_page", write_page_late)
+    monkeypatch.setattr(evaluation, "write_page", write_page_late)
     run_evaluation(make_settings(copy_splits(manifest, [1]), splits=[1]))
     assert len(refused) == 1
 
@@ -216,7 +217,7 @@ def test_overwrite_forgets_what_every_process_has_on_its_own_disk(
     manifest = make_world()
     settings = [make_settings(manifest, backend="random", output_dir=tmp_path / f"disk{rank}") for rank in range(2)]
     fingerprint = describe_fingerprint(settings[0], RandomScorer())
-    plan = pipeline.make_plan(settings[0])
+    plan = evaluation.make_plan(settings[0])
 
     def leave_scores(rank: int) -> None:
         with ScoreStore(tmp_path / "disk1", fingerprint, rank=rank) as store:
@@ -233,7 +234,7 @@ def test_overwrite_forgets_what_every_process_has_on_its_own_disk(
 
     def run(overwrite: bool) -> list[float]:
         changes = {"overwrite": overwrite}
-        calls = [partial(run_evaluation, one.model_copy(update=changes)) for one in settings]
+        calls = [partial(run_evaluation, alter(one, changes)) for one in settings]
         return [results.ranking.mean_ap for results in run_together(calls)]
 
     assert run(overwrite=False) == [1.0, 1.0]  # they are taken up, as those of a killed run shall be

@@ -17,7 +17,7 @@ MakeSettings = Callable[..., EvalSettings]
 
 
 def test_ignores_own_identity_in_own_camera(make_world: MakeWorld, make_settings: MakeSettings) -> None:
-    protocol = load_benchmark(make_settings(make_world(), protocol="market1501"))
+    protocol = load_benchmark(make_settings(make_world(), protocol="market1501").data)
     assert (len(protocol.queries), len(protocol.gallery), protocol.skipped) == (4, 12, ())
     labels = label_benchmark(protocol)
     for query, record in enumerate(protocol.queries):
@@ -28,7 +28,7 @@ def test_ignores_own_identity_in_own_camera(make_world: MakeWorld, make_settings
 
 
 def test_ignores_nothing_when_camera_rule_is_off(make_world: MakeWorld, make_settings: MakeSettings) -> None:
-    labels = label_benchmark(load_benchmark(make_settings(make_world(), camera_rule=False)))
+    labels = label_benchmark(load_benchmark(make_settings(make_world(), camera_rule=False).data))
     assert not labels.find_ignored(0).any()
     assert labels.find_positives(0).sum() == 3
 
@@ -36,8 +36,8 @@ def test_ignores_nothing_when_camera_rule_is_off(make_world: MakeWorld, make_set
 def test_refuses_to_switch_off_the_rule_of_a_published_protocol(
     make_world: MakeWorld, make_settings: MakeSettings
 ) -> None:
-    with pytest.raises(ConfigError, match="protocol: folder"):
-        load_benchmark(make_settings(make_world(), protocol="market1501", camera_rule=False))
+    with pytest.raises(ConfigError, match="data.benchmark: folder"):
+        load_benchmark(make_settings(make_world(), protocol="market1501", camera_rule=False).data)
 
 
 def test_skips_queries_without_a_match_and_says_why(
@@ -46,7 +46,7 @@ def test_skips_queries_without_a_match_and_says_why(
     items = [("query", "1", "1"), ("query", "2", "1"), ("query", "3", "1")]
     items += [("gallery", "1", "2"), ("gallery", "2", "1"), ("gallery", "4", "2")]
     with caplog.at_level(logging.WARNING):
-        protocol = load_benchmark(make_settings(make_world(items)))
+        protocol = load_benchmark(make_settings(make_world(items)).data)
     assert [record.person_id for record in protocol.queries] == ["tiny:1"]
     assert [item.reason for item in protocol.skipped] == [
         "identity tiny:2 is only seen by the query's own camera 1",
@@ -60,7 +60,7 @@ def test_lists_ten_of_many_skipped_queries(
     make_world: MakeWorld, make_settings: MakeSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = [("query", "1", "1"), ("gallery", "1", "2")] + [("query", "2", str(camera)) for camera in range(12)]
-    load_benchmark(make_settings(make_world(items)))
+    load_benchmark(make_settings(make_world(items)).data)
     assert caplog.text.count("is absent from the gallery") == 10
     assert "and 2 more" in caplog.text
 
@@ -68,21 +68,21 @@ def test_lists_ten_of_many_skipped_queries(
 def test_says_what_to_do_when_no_query_has_a_match(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     manifest = make_world([("query", "1", "1"), ("gallery", "1", "1")])
     with pytest.raises(DataError, match="camera_rule=false"):
-        load_benchmark(make_settings(manifest))
-    assert len(load_benchmark(make_settings(manifest, camera_rule=False)).queries) == 1
+        load_benchmark(make_settings(manifest).data)
+    assert len(load_benchmark(make_settings(manifest, camera_rule=False).data).queries) == 1
 
 
 def test_names_the_benchmark_when_it_leaves_no_query(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     expected = r"no query is left by benchmark prcc \(cross-clothes \(camera C in A\), multi-shot, nothing ignored\)"
     with pytest.raises(DataError, match=expected):
-        load_benchmark(make_settings(make_world(), protocol="prcc"))
+        load_benchmark(make_settings(make_world(), protocol="prcc").data)
 
 
 def test_market_distractors_match_nobody(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     items = [("query", "1", "1"), ("query", "0", "1"), ("gallery", "1", "2"), ("gallery", "0000", "2")]
     items += [("gallery", "0", "2")]
     manifest = make_world(items)
-    protocol = load_benchmark(make_settings(manifest, protocol="market1501"))
+    protocol = load_benchmark(make_settings(manifest, protocol="market1501").data)
     assert [record.person_id for record in protocol.queries] == ["tiny:1"]
     assert len(protocol.gallery) == 3
     assert label_benchmark(protocol).find_positives(0).sum() == 1
@@ -93,13 +93,13 @@ def test_refuses_a_manifest_without_queries_or_gallery(
     make_world: MakeWorld, make_settings: MakeSettings, items: list[tuple[str, str, str]]
 ) -> None:
     with pytest.raises(DataError, match="an evaluation needs both"):
-        load_benchmark(make_settings(make_world(items)))
+        load_benchmark(make_settings(make_world(items)).data)
 
 
 def test_names_missing_images_and_the_root(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:
     manifest = make_world(images=False)
     with pytest.raises(DataError) as caught:
-        load_benchmark(make_settings(manifest, filter="colour"))
+        load_benchmark(make_settings(manifest, filter="colour").data)
     assert "16 image file(s)" in str(caught.value)
     assert str(tmp_path / "images") in str(caught.value)
     assert str(caught.value).count(".png") == 10
@@ -108,14 +108,14 @@ def test_names_missing_images_and_the_root(make_world: MakeWorld, make_settings:
 def test_reads_images_from_another_root(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:
     manifest = make_world()
     (tmp_path / "images").rename(tmp_path / "moved")
-    protocol = load_benchmark(make_settings(manifest, image_root=tmp_path / "moved"))
+    protocol = load_benchmark(make_settings(manifest, image_root=tmp_path / "moved").data)
     assert protocol.image_root == tmp_path / "moved"
 
 
 def test_max_queries_is_even_and_repeatable(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     settings = make_settings(make_world(), max_queries=2)
-    persons = [record.person_id for record in load_benchmark(settings).queries]
+    persons = [record.person_id for record in load_benchmark(settings.data).queries]
     assert persons == ["tiny:1", "tiny:3"]
-    records = load_benchmark(make_settings(settings.manifest)).gallery
+    records = load_benchmark(make_settings(settings.data.manifest).data).gallery
     assert take_evenly(records, 5) == [records[place] for place in (0, 2, 4, 7, 9)]
     assert take_evenly(records, 99) == records

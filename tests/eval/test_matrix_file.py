@@ -9,7 +9,7 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval import html
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json
 
@@ -27,7 +27,7 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def read_metrics(settings: EvalSettings) -> dict[str, Any]:
     """Run it and return what ``results.json`` has of metrics."""
     run_evaluation(settings)
-    content = read_json(settings.output_dir / "results.json")
+    content = read_json(settings.output.output_dir / "results.json")
     own = {key: content[key] for key in ("metrics", "strict", "cmc_curve", "trials")}
     return own | {"ceiling": content["filter"]["ceiling"], "recall": content["filter"]["recall"]}
 
@@ -68,8 +68,8 @@ def test_a_filtered_matrix_gives_what_was_scored(
     again = make_settings(manifest, backend="scores", scores=file, output_dir=tmp_path / "again")
     second = read_metrics(again)
     assert (second["recall"], second["strict"]) == (first["recall"], first["strict"])
-    assert read_json(again.output_dir / "results.json")["protocol"]["pairs_scored"] == 4 * 3
-    assert "filtered" in (again.output_dir / "report.html").read_text(encoding="utf-8")
+    assert read_json(again.output.output_dir / "results.json")["protocol"]["pairs_scored"] == 4 * 3
+    assert "filtered" in (again.output.output_dir / "report.html").read_text(encoding="utf-8")
 
 
 def test_trials_and_features_are_saved_too(

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chatreid_plugin.datasets.benchmark import Ties
 from chatreid_plugin.datasets.matching import Labels
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.metrics import Ties, bootstrap_interval, evaluate_ranking
+from chatreid_plugin.eval.metrics import bootstrap_interval, evaluate_ranking
 
 
 @pytest.mark.parametrize("name", ["market1501_size", "cuhk03_new_detected_size"])

@@ -13,7 +13,6 @@ from chatreid_plugin.answers import render_answer
 from chatreid_plugin.datasets.benchmark import Query
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.backends.simple import OracleScorer
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.questions import (
     ATTRIBUTE_PAIR,
     IMAGE_PAIR,
@@ -29,10 +28,11 @@ from chatreid_plugin.eval.questions import (
     pick_choice_task,
     score_query,
 )
-from chatreid_plugin.eval.scoring import describe_fingerprint
+from chatreid_plugin.eval.run import describe_fingerprint, run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction
 from chatreid_plugin.tasks import LETTERS
+from tests.support import alter
 
 
 MakeSettings = Callable[..., EvalSettings]
@@ -64,6 +64,14 @@ class Preferences:
         return [self.score_pairs(query, w, task) + np.array(self.bias[: len(w)], np.float32) for w in windows]
 
 
+def ask(settings: EvalSettings, *given: Any) -> Any:
+    return score_query(settings.scoring, settings.data.benchmark, *given)
+
+
+def pick_task(settings: EvalSettings, query: Query) -> str:
+    return pick_choice_task(settings.scoring, settings.data.benchmark, query)
+
+
 def make_image(number: int) -> ImageRecord:
     return ImageRecord(str(number), "tiny", "gallery", f"{number}.png", f"tiny:{number}", "1", 24, 48)
 
@@ -89,7 +97,7 @@ ATTRIBUTE_QUERY = Query("q", "tiny:1", attributes={"hat": "none"})
 )
 def test_pointwise_asks_what_fits_the_query(make_settings: MakeSettings, query: Query, task: str) -> None:
     scorer = Preferences({task: [0.5, 2.0, -1.0]})
-    scores = score_query(make_settings(Path()), scorer, query, [make_image(i) for i in range(3)])
+    scores = ask(make_settings(Path()), scorer, query, [make_image(i) for i in range(3)])
     assert scores.tolist() == [0.5, 2.0, -1.0]
     assert scorer.questions == [(task, [0, 1, 2])]
 
@@ -97,9 +105,9 @@ def test_pointwise_asks_what_fits_the_query(make_settings: MakeSettings, query: 
 def test_pointwise_adds_standardised_margins_when_the_text_has_a_weight(make_settings: MakeSettings) -> None:
     scorer = Preferences({IMAGE_PAIR: [1.0, 3.0], TEXT_PAIR: [500.0, 100.0]})
     candidates = [make_image(0), make_image(1)]
-    scores = score_query(make_settings(Path(), text_weight=0.25), scorer, BOTH_QUERY, candidates)
+    scores = ask(make_settings(Path(), text_weight=0.25), scorer, BOTH_QUERY, candidates)
     assert scores.tolist() == pytest.approx([-0.75, 0.75])
-    scores = score_query(make_settings(Path(), text_weight=4.0), scorer, BOTH_QUERY, candidates)
+    scores = ask(make_settings(Path(), text_weight=4.0), scorer, BOTH_QUERY, candidates)
     assert scores.tolist() == pytest.approx([3.0, -3.0])
 
 
@@ -112,7 +120,7 @@ def test_a_question_whose_answers_do_not_differ_adds_nothing() -> None:
 
 def test_refuses_a_query_that_shows_and_says_nothing(make_settings: MakeSettings) -> None:
     with pytest.raises(ConfigError, match="neither an image nor words"):
-        score_query(make_settings(Path()), OracleScorer([], []), Query("q", "tiny:1"), [make_image(0)])
+        ask(make_settings(Path()), OracleScorer([], []), Query("q", "tiny:1"), [make_image(0)])
 
 
 def test_windows_do_not_overlap_and_depend_on_seed_and_query() -> None:
@@ -129,7 +137,7 @@ def test_windows_do_not_overlap_and_depend_on_seed_and_query() -> None:
 def test_orders_candidates_across_windows_by_preference(make_settings: MakeSettings, mode: str, count: int) -> None:
     utilities = np.random.default_rng(count).normal(size=count).tolist()
     scorer = Preferences({"standard_reid": utilities})
-    scores = score_query(
+    scores = ask(
         make_settings(Path(), mode=mode, window=5), scorer, IMAGE_QUERY, [make_image(i) for i in range(count)]
     )
     assert scores.dtype == np.float32
@@ -146,7 +154,7 @@ def test_shifts_cancel_a_preference_for_letters(make_settings: MakeSettings, mod
     for shifts in (1, 6):
         scorer = Preferences({"standard_reid": utilities}, bias=[3.0, -2.0, 1.0, 0.0, 2.0, -1.0])
         settings = make_settings(Path(), mode=mode, window=6, shifts=shifts)
-        ranks.append(rank(score_query(settings, scorer, IMAGE_QUERY, candidates)))
+        ranks.append(rank(ask(settings, scorer, IMAGE_QUERY, candidates)))
     assert ranks[0] != list(range(15, -1, -1))
     assert ranks[1] == list(range(15, -1, -1))
 
@@ -174,7 +182,7 @@ def test_a_preference_for_letters_does_not_favour_the_baselines_best(make_settin
     scorer = Preferences({"standard_reid": [0.0] * 9}, bias=[4.0, 3.0, 2.0, 1.0, 0.0])
     queries = [Query(f"q{number}", "tiny:1", image=make_image(99)) for number in range(200)]
     candidates = [make_image(number) for number in range(9)]
-    firsts = [rank(score_query(settings, scorer, query, candidates))[0] for query in queries]
+    firsts = [rank(ask(settings, scorer, query, candidates))[0] for query in queries]
     assert firsts.count(0) < 0.4 * len(queries)
 
 
@@ -194,8 +202,8 @@ def test_windows_and_shifts_are_asked_at_once(ask: Callable[..., Any], calls: li
 def test_asks_no_more_than_a_dry_run_says(make_settings: MakeSettings, mode: str, count: int) -> None:
     scorer = Preferences({"standard_reid": np.random.default_rng(0).normal(size=count).tolist()})
     settings = make_settings(Path(), mode=mode, window=5, shifts=2)
-    score_query(settings, scorer, IMAGE_QUERY, [make_image(i) for i in range(count)])
-    said = int(describe_cost(settings, count, 1).split("at most ")[1].split()[0].replace(",", ""))
+    ask(settings, scorer, IMAGE_QUERY, [make_image(i) for i in range(count)])
+    said = int(describe_cost(settings.scoring, count, 1).split("at most ")[1].split()[0].replace(",", ""))
     assert 0.5 * said <= len(scorer.questions) <= said
 
 
@@ -213,17 +221,17 @@ def test_one_list_costs_a_turn_less_than_its_candidates() -> None:
     ],
 )
 def test_asks_the_choice_that_fits_the_query(make_settings: MakeSettings, query: Query, expected: str) -> None:
-    assert pick_choice_task(make_settings(Path()), query) == expected
+    assert pick_task(make_settings(Path()), query) == expected
     chosen = make_settings(Path(), choice_task="cloth_changing_reid")
-    assert pick_choice_task(chosen, query) == "cloth_changing_reid"
+    assert pick_task(chosen, query) == "cloth_changing_reid"
 
 
 @pytest.mark.parametrize(
     ("protocol", "expected"), [("ltcc", "cloth_changing_reid"), ("regdb", "visible_infrared_reid")]
 )
 def test_asks_the_choice_that_fits_the_protocol(make_settings: MakeSettings, protocol: str, expected: str) -> None:
-    settings = make_settings(Path()).model_copy(update={"protocol": protocol})
-    assert pick_choice_task(settings, IMAGE_QUERY) == expected
+    settings = alter(make_settings(Path()), {"protocol": protocol})
+    assert pick_task(settings, IMAGE_QUERY) == expected
 
 
 @pytest.mark.parametrize(
@@ -240,14 +248,14 @@ def test_asks_the_choice_that_fits_the_protocol(make_settings: MakeSettings, pro
 def test_mode_says_what_its_scores_are(
     make_settings: MakeSettings, changes: dict[str, Any], given: Any, expected: str
 ) -> None:
-    assert name_scores(make_settings(Path(), **changes), [BOTH_QUERY], given) == expected
+    assert name_scores(make_settings(Path(), **changes).scoring, [BOTH_QUERY], given) == expected
 
 
 def test_image_with_attributes_is_asked_in_two_questions(make_settings: MakeSettings) -> None:
     query = Query("q", "tiny:1", image=make_image(99), attributes={"hat": "none"})
-    assert name_scores(make_settings(Path()), [query], "margins") == "standardised"
+    assert name_scores(make_settings(Path()).scoring, [query], "margins") == "standardised"
     scorer = Preferences({IMAGE_PAIR: [1.0, 3.0], ATTRIBUTE_PAIR: [5.0, 1.0]})
-    assert score_query(make_settings(Path()), scorer, query, [make_image(0), make_image(1)]).tolist() == [0.0, 0.0]
+    assert ask(make_settings(Path()), scorer, query, [make_image(0), make_image(1)]).tolist() == [0.0, 0.0]
 
 
 def test_refuses_a_choice_task_without_letters(make_settings: MakeSettings) -> None:
@@ -258,7 +266,7 @@ def test_refuses_a_choice_task_without_letters(make_settings: MakeSettings) -> N
 def test_refuses_answers_that_are_no_numbers(make_settings: MakeSettings) -> None:
     scorer = Preferences({"standard_reid": [0.0, float("nan")]})
     with pytest.raises(UpstreamError, match="NaN or infinite"):
-        score_query(make_settings(Path(), mode="choice"), scorer, IMAGE_QUERY, [make_image(0), make_image(1)])
+        ask(make_settings(Path(), mode="choice"), scorer, IMAGE_QUERY, [make_image(0), make_image(1)])
 
 
 @pytest.mark.parametrize("mode", ["choice", "turns"])
@@ -267,7 +275,7 @@ def test_a_perfect_chooser_ranks_perfectly(
 ) -> None:
     settings = make_settings(make_world(), mode=mode, window=4)
     run_evaluation(settings)
-    results = json.loads((settings.output_dir / "results.json").read_text(encoding="utf-8"))
+    results = json.loads((settings.output.output_dir / "results.json").read_text(encoding="utf-8"))
     assert results["metrics"]["mAP"] == 1.0
 
 
@@ -310,7 +318,7 @@ def test_model_that_learnt_the_answers_perfectly_ranks_all_matches_first(
     candidates = [make_image(i) for i in range(100)]
     if best == "none":  # what the baseline puts first, which stands in every window, is no match
         candidates.reverse()
-    scores = score_query(make_settings(Path(), mode=mode, window=10), IdealChooser(matches), IMAGE_QUERY, candidates)
+    scores = ask(make_settings(Path(), mode=mode, window=10), IdealChooser(matches), IMAGE_QUERY, candidates)
     relevant = np.array([int(image.image_id) < matches for image in candidates])
     found = np.flatnonzero(relevant[np.argsort(-scores, kind="stable")])
     assert np.mean(np.arange(1, matches + 1) / (found + 1)) >= 0.99

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.pipeline: whole evaluations on a tiny data set, resumed, changed and refused."""
+"""Tests of chatreid_plugin.eval.run: whole evaluations on a tiny data set, resumed, changed and refused."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,15 +14,15 @@ from PIL import Image
 from chatreid_plugin import tasks
 from chatreid_plugin.datasets.benchmark import Query
 from chatreid_plugin.errors import UpstreamError
-from chatreid_plugin.eval import pipeline
-from chatreid_plugin.eval.candidates import describe_plan
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval import run
+from chatreid_plugin.eval.batch import describe_plan
 from chatreid_plugin.eval.questions import IMAGE_PAIR, TEXT_PAIR
 from chatreid_plugin.eval.report import Results, describe_results, render_table
-from chatreid_plugin.eval.scoring import describe_fingerprint
+from chatreid_plugin.eval.run import describe_fingerprint, run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest, write_manifest
+from tests.support import alter
 
 
 MakeWorld = Callable[..., Path]
@@ -63,7 +63,7 @@ def use_scorer(monkeypatch: pytest.MonkeyPatch, scorer: CountingScorer) -> Count
     def make_scorer(*arguments: object) -> CountingScorer:
         return scorer
 
-    monkeypatch.setattr(pipeline, "make_scorer", make_scorer)
+    monkeypatch.setattr(run, "make_scorer", make_scorer)
     return scorer
 
 
@@ -140,9 +140,9 @@ def test_resumes_after_an_interruption_and_a_torn_line(
     use_scorer(monkeypatch, CountingScorer(stop_after=3))
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(settings)
-    (saved,) = settings.output_dir.glob("scores-*.jsonl")
+    (saved,) = settings.output.output_dir.glob("scores-*.jsonl")
     saved.write_bytes(saved.read_bytes()[:-7])
-    assert not (settings.output_dir / "results.json").exists()
+    assert not (settings.output.output_dir / "results.json").exists()
 
     scorer = use_scorer(monkeypatch, CountingScorer())
     assert run_evaluation(settings).ranking.mean_ap == 1.0
@@ -155,7 +155,7 @@ def test_resumes_after_an_interruption_and_a_torn_line(
     assert scorer.scored == scorer.prepared == []
 
     scorer = use_scorer(monkeypatch, CountingScorer())
-    run_evaluation(settings.model_copy(update={"overwrite": True}))
+    run_evaluation(alter(settings, {"overwrite": True}))
     assert len(scorer.scored) == 4
 
 
@@ -177,7 +177,7 @@ def test_scores_anew_when_something_that_matters_changed(
     use_scorer(monkeypatch, CountingScorer())
     run_evaluation(settings)
     scorer = use_scorer(monkeypatch, CountingScorer())
-    run_evaluation(settings.model_copy(update=changes))
+    run_evaluation(alter(settings, changes))
     assert len(scorer.scored) == 4
 
 
@@ -192,7 +192,7 @@ def test_scores_anew_what_shows_an_image_with_other_pixels(
 
     def count_scored(folder: Path) -> int:
         scorer = use_scorer(monkeypatch, CountingScorer())
-        run_evaluation(settings.model_copy(update={"image_root": folder}))
+        run_evaluation(alter(settings, {"image_root": folder}))
         return len(scorer.scored)
 
     assert count_scored(copy) == 0
@@ -211,7 +211,7 @@ def test_keeps_the_scores_when_the_checkpoint_was_moved(
     use_scorer(monkeypatch, CountingScorer())
     run_evaluation(settings)
     scorer = use_scorer(monkeypatch, CountingScorer())
-    run_evaluation(settings.model_copy(update={"model_name_or_path": "n"}))
+    run_evaluation(alter(settings, {"model_name_or_path": "n"}))
     assert scorer.scored == []
 
 
@@ -248,7 +248,7 @@ def test_starts_a_new_file_and_says_so_when_a_prompt_changed(
         return len(scorer.scored)
 
     assert count_scored() >= 4
-    (before,) = settings.output_dir.glob("scores-*.jsonl")
+    (before,) = settings.output.output_dir.glob("scores-*.jsonl")
     saved = before.read_bytes()
     assert count_scored() == 0
     assert "another model, prompt or setting" not in caplog.text
@@ -257,7 +257,7 @@ def test_starts_a_new_file_and_says_so_when_a_prompt_changed(
         assert count_scored() >= 4
     assert f"another model, prompt or setting ({before.name})" in caplog.text
     assert before.read_bytes() == saved
-    assert len(list(settings.output_dir.glob("scores-*.jsonl"))) == 2
+    assert len(list(settings.output.output_dir.glob("scores-*.jsonl"))) == 2
     assert count_scored() == 0
 
 
@@ -295,7 +295,7 @@ def test_features_backend_scores_anew_when_the_features_changed(
         for path in paths[:4]:
             Image.fromarray(rng.integers(0, 256, (48, 24, 3), dtype=np.uint8)).save(tmp_path / "images" / path)
         found.append(run_evaluation(settings).ranking.mean_ap)
-    settings.output_dir.rename(tmp_path / "before")
+    settings.output.output_dir.rename(tmp_path / "before")
     assert run_evaluation(settings).ranking.mean_ap == found[1]
     assert found[0] != found[1]
 
@@ -304,7 +304,7 @@ def test_fingerprint_has_the_weights_but_not_the_batch_size(make_settings: MakeS
     settings = make_settings(Path(), backend="transformers", model_name_or_path="m")
     first = describe_fingerprint(settings, CountingScorer())
     assert first["weights"] == "weights-1"
-    assert first == describe_fingerprint(settings.model_copy(update={"batch_size": 7}), CountingScorer())
+    assert first == describe_fingerprint(alter(settings, {"batch_size": 7}), CountingScorer())
 
 
 @pytest.mark.parametrize("scorer", [CountingScorer(wrong=float("nan")), CountingScorer(extra=1)])
@@ -320,7 +320,7 @@ def test_dry_run_counts_and_writes_nothing(make_world: MakeWorld, make_settings:
     settings = make_settings(make_world(), filter="colour", top_k=5)
     text = describe_plan(settings)
     assert "4 queries (0 skipped), 12 gallery images, at most 20 pairs" in text
-    assert not settings.output_dir.exists()
+    assert not settings.output.output_dir.exists()
 
 
 def test_top500_takes_ties_in_gallery_order_and_says_so(make_world: MakeWorld, make_settings: MakeSettings) -> None:

@@ -11,9 +11,10 @@ import pytest
 from chatreid_plugin.datasets.benchmark import Query
 from chatreid_plugin.datasets.matching import label_benchmark
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import Results
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.records import ImageRecord
+from tests.support import alter
 
 
 AnswerPlainly = Callable[..., float]
@@ -38,7 +39,7 @@ def count_pairs(results: Results) -> list[int]:
     """Return how many images each query must be compared with."""
     labels = label_benchmark(results.protocol)
     kept = [int((~labels.find_ignored(query)).sum()) for query in range(len(results.protocol.queries))]
-    return kept if results.settings.filter == "none" else [min(TOP_K, count) for count in kept]
+    return kept if results.settings.filter.source == "none" else [min(TOP_K, count) for count in kept]
 
 
 def spell_words(query: Query) -> str:
@@ -53,13 +54,13 @@ def test_scores_are_the_models_answers_to_the_protocols_question(
     changes = {"model_name_or_path": checkpoint, "device": "cpu", "dtype": "float32", "output_dir": tmp_path / "out"}
     changes |= {"max_queries": 2, "tau": -1, "top_k": TOP_K, "floor": 0, "trials": 1, "report_queries": 0}
     settings = case.load(layouts_root, **changes)
-    if settings.splits:
-        settings = settings.model_copy(update={"splits": (1, 2)})
+    if settings.data.splits:
+        settings = alter(settings, {"splits": (1, 2)})
     results = run_evaluation(settings)
     parts = results.splits or (results,)
     assert results.pairs == sum(count for one in parts for count in count_pairs(one))
-    words, last = settings.protocol in WITH_WORDS, parts[-1]
-    rows = pq.read_table(last.settings.output_dir / "rankings.parquet").to_pylist()
+    words, last = settings.data.benchmark in WITH_WORDS, parts[-1]
+    rows = pq.read_table(last.settings.output.output_dir / "rankings.parquet").to_pylist()
     scored = [
         {image: score for image, score in zip(row["gallery_ids"], row["scores"], strict=True) if score is not None}
         for row in rows
@@ -68,8 +69,11 @@ def test_scores_are_the_models_answers_to_the_protocols_question(
     gallery = {record.image_id: record for record in last.protocol.gallery}
     candidates: list[ImageRecord] = [gallery[image] for image in scored[0]]
     query, root = last.protocol.queries[0], last.protocol.image_root
-    assert (query.image is None, spell_words(query) != "") == (words and settings.protocol != "multimodal", words)
-    scorer = TransformersScorer(last.settings, root)
+    assert (query.image is None, spell_words(query) != "") == (
+        words and settings.data.benchmark != "multimodal",
+        words,
+    )
+    scorer = TransformersScorer(last.settings.model, root)
     own = [] if query.image is None else [query.image]
     if query.text:
         question = (BOTH_QUESTION if own else TEXT_QUESTION).format(query.text)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.eval.candidates import make_plan
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import RANKING_SCHEMA, render_table
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest, read_shard
 
@@ -24,14 +24,14 @@ ParsePage = Callable[[str], Any]
 def test_results_json_says_how_it_came_about(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     settings = make_settings(make_world(), filter="colour", top_k=3)
     results = run_evaluation(settings)
-    content = read_json(settings.output_dir / "results.json")
+    content = read_json(settings.output.output_dir / "results.json")
     assert content["metrics"]["mAP"] == results.ranking.mean_ap
     assert set(content["metrics"]) >= {"mAP", "mAP_interval", "Rank-1", "Rank-20", "mINP", "tie_rate", "valid_queries"}
     assert content["strict"]["mAP"] == results.strict.mean_ap
     assert content["filter"]["recall"] == results.filter_recall
     assert content["filter"]["mean_candidates"] == 3
     assert content["protocol"]["pairs_scored"] == 12
-    assert content["settings"]["top_k"] == 3
+    assert content["settings"]["filter"]["top_k"] == 3
     assert content["versions"]["numpy"]
     assert content["provenance"]["manifest_provenance"]["made_by"] == "test"
     assert len(content["provenance"]["manifest_sha256"]) == 64
@@ -74,7 +74,7 @@ def test_results_json_names_what_was_measured(
     changes |= {"protocol": layout, "average_precision": average_precision}
     settings = make_settings(parse_layout(layout), **changes)
     run_evaluation(settings)
-    content = read_json(settings.output_dir / "results.json")
+    content = read_json(settings.output.output_dir / "results.json")
     protocol, definitions = content["protocol"], content["definitions"]
     assert (protocol["name"], protocol["variant"]) == (layout, variant)
     assert protocol["trials"] == len(content["trials"]) == trials
@@ -89,14 +89,14 @@ def test_skipped_queries_are_in_the_results(make_world: MakeWorld, make_settings
     items = [("query", "1", "1"), ("query", "2", "1"), ("gallery", "1", "2"), ("gallery", "2", "1")]
     settings = make_settings(make_world(items))
     assert "1 valid queries (1 skipped)" in render_table(run_evaluation(settings))
-    (skipped,) = read_json(settings.output_dir / "results.json")["protocol"]["skipped_queries"]
+    (skipped,) = read_json(settings.output.output_dir / "results.json")["protocol"]["skipped_queries"]
     assert "only seen by the query's own camera 1" in skipped["reason"]
 
 
 def test_rankings_list_candidates_first_and_then_the_tail(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     settings = make_settings(make_world(), filter="colour", top_k=3, floor=0)
     run_evaluation(settings)
-    rows = read_shard(settings.output_dir / "rankings.parquet", RANKING_SCHEMA).to_pylist()
+    rows = read_shard(settings.output.output_dir / "rankings.parquet", RANKING_SCHEMA).to_pylist()
     assert len(rows) == 4
     for row in rows:
         assert len(row["gallery_ids"]) == len(row["scores"]) == len(row["matches"]) == 11
@@ -113,8 +113,8 @@ def test_rankings_have_the_figures_whose_means_are_quoted(
     for manifest, changes in ((make_world(), {}), (parse_layout("llcm"), trials)):
         settings = make_settings(manifest, backend="random", report_queries=0, **changes)
         results = run_evaluation(settings)
-        rows = read_shard(settings.output_dir / "rankings.parquet", RANKING_SCHEMA).to_pylist()
-        metrics = read_json(settings.output_dir / "results.json")["metrics"]
+        rows = read_shard(settings.output.output_dir / "rankings.parquet", RANKING_SCHEMA).to_pylist()
+        metrics = read_json(settings.output.output_dir / "results.json")["metrics"]
         assert np.mean([row["average_precision"] for row in rows]) == pytest.approx(metrics["mAP"], abs=1e-12)
         assert np.mean([row["inverse_negative_penalty"] for row in rows]) == pytest.approx(metrics["mINP"], abs=1e-12)
         assert len({row["average_precision"] for row in rows}) > 1
@@ -135,7 +135,7 @@ def test_page_needs_nothing_from_elsewhere(
 ) -> None:
     settings = make_settings(make_world(), backend="random", report_queries=3)
     results = run_evaluation(settings)
-    text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    text = (settings.output.output_dir / "report.html").read_text(encoding="utf-8")
     page = parse_page(text)
     assert page.open == []
     assert "http" not in text.replace("data:image", "")
@@ -158,7 +158,7 @@ def test_page_shows_the_first_trials_precisions_when_there_are_several(
     changes: dict[str, Any] = {"protocol": "llcm", "backend": "random", "trials": 3, "report_queries": 4}
     settings = make_settings(parse_layout("llcm"), **changes)
     measured = run_evaluation(settings).measured
-    text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    text = (settings.output.output_dir / "report.html").read_text(encoding="utf-8")
     shown = re.findall(r"<h2>AP ([\d.]+) in the first trial", text)
     own = sorted(measured.trials[0].average_precisions)[:4]
     assert [float(value) for value in shown] == [round(100 * value, 2) for value in own]
@@ -179,10 +179,10 @@ def test_galleries_are_ordered_as_the_metrics_are_when_float32_would_tie(
     np.savez(tmp_path / "s.npz", scores=scores[np.array(same)], queries=paths, gallery=paths)
     settings = make_settings(manifest, backend="scores", scores=tmp_path / "s.npz")
     assert run_evaluation(settings).ranking.mean_ap == 1.0
-    rows = read_shard(settings.output_dir / "rankings.parquet", RANKING_SCHEMA).to_pylist()
+    rows = read_shard(settings.output.output_dir / "rankings.parquet", RANKING_SCHEMA).to_pylist()
     assert [row["matches"][:3] for row in rows] == [[True, True, False]] * 4
     assert [row["scores"][0] for row in rows] == [np.float32(scores[1])] * 4
-    assert "Wrong at rank 1: 0<" in (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    assert "Wrong at rank 1: 0<" in (settings.output.output_dir / "report.html").read_text(encoding="utf-8")
 
 
 def test_page_shows_missed_matches_below_the_first_ten(
@@ -191,7 +191,7 @@ def test_page_shows_missed_matches_below_the_first_ten(
     items = [("query", "1", "1"), ("gallery", "1", "2")] + [("gallery", "2", str(camera)) for camera in range(14)]
     settings = make_settings(make_world(items), backend="random", filter="none", seed=1)
     results = run_evaluation(settings)
-    text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    text = (settings.output.output_dir / "report.html").read_text(encoding="utf-8")
     assert results.ranking.cmc[10] == 0.0
     assert "Missed: 1 match below" in text
     assert len(parse_page(text).find("figure", "same")) == 1
@@ -201,7 +201,7 @@ def test_page_escapes_text_from_outside(make_world: MakeWorld, make_settings: Ma
     items = [("query", "1", "<script>x</script>".replace("/", "")), ("gallery", "1", "2"), ("gallery", "3", "<b>")]
     settings = make_settings(make_world(items))
     run_evaluation(settings)
-    text = (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    text = (settings.output.output_dir / "report.html").read_text(encoding="utf-8")
     assert "cam &lt;script&gt;" in text
     assert "cam <" not in text
 
@@ -209,7 +209,7 @@ def test_page_escapes_text_from_outside(make_world: MakeWorld, make_settings: Ma
 def test_page_is_written_when_no_query_is_to_be_shown(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     settings = make_settings(make_world(), report_queries=0)
     run_evaluation(settings)
-    assert "report_queries: 0" in (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    assert "output.report_queries: 0" in (settings.output.output_dir / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_results_say_what_the_scores_are(
     files = {key: tmp_path / value for key, value in changes.items() if key in ("features", "scores")}
     settings = make_settings(manifest, **changes | files)
     run_evaluation(settings)
-    assert read_json(settings.output_dir / "results.json")["scores"]["confidence"] == confidence
+    assert read_json(settings.output.output_dir / "results.json")["scores"]["confidence"] == confidence
 
 
 def test_recall_is_given_at_several_cuts_of_the_filters_ranking(
@@ -250,14 +250,14 @@ def test_recall_is_given_at_several_cuts_of_the_filters_ranking(
             matches = plan.labels.find_positives(query)
             shares.append(matches[kept[:cut]].sum() / matches.sum())
         expected[str(cut)] = pytest.approx(np.mean(shares))
-    content = read_json(settings.output_dir / "results.json")["filter"]
+    content = read_json(settings.output.output_dir / "results.json")["filter"]
     assert content["recall_at"] == expected
     assert content["recall_at"]["7"] == content["recall"] > content["recall_at"]["1"]
     assert "filter recall at 1: 50.00, 5: 100.00, 7: 100.00" in render_table(results)
-    assert "Recall@5" in (settings.output_dir / "report.html").read_text(encoding="utf-8")
+    assert "Recall@5" in (settings.output.output_dir / "report.html").read_text(encoding="utf-8")
 
 
 def test_recall_is_given_once_when_nothing_is_filtered(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     settings = make_settings(make_world())
     assert "recall at" not in render_table(run_evaluation(settings))
-    assert read_json(settings.output_dir / "results.json")["filter"]["recall_at"] == {}
+    assert read_json(settings.output.output_dir / "results.json")["filter"]["recall_at"] == {}

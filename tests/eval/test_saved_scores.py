@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.candidates import describe_plan
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.batch import describe_plan
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json
 from chatreid_plugin.system_prompts import write_system_prompt
+from tests.support import alter
 
 
 MakeWorld = Callable[..., Path]
@@ -30,19 +31,19 @@ def settings(make_world: MakeWorld, make_settings: MakeSettings, checkpoint: Pat
 
 
 def change(settings: EvalSettings, **changes: Any) -> EvalSettings:
-    return settings.model_copy(update=changes)
+    return alter(settings, changes)
 
 
 def take_model_away(settings: EvalSettings) -> None:
-    Path(str(settings.model_name_or_path)).rename(settings.output_dir.parent / "elsewhere")
+    Path(str(settings.model.model_name_or_path)).rename(settings.output.output_dir.parent / "elsewhere")
 
 
 def list_scores(settings: EvalSettings) -> list[Path]:
-    return sorted(settings.output_dir.rglob("scores-*.jsonl"))
+    return sorted(settings.output.output_dir.rglob("scores-*.jsonl"))
 
 
 def test_system_prompt_is_part_of_what_scores_depend_on(settings: EvalSettings) -> None:
-    write_system_prompt(Path(str(settings.model_name_or_path)), "Compare people.")
+    write_system_prompt(Path(str(settings.model.model_name_or_path)), "Compare people.")
     recorded = run_evaluation(settings)
     named = run_evaluation(change(settings, system_prompt="Compare people."))
     assert len(list_scores(settings)) == 1 and named.fingerprint == recorded.fingerprint
@@ -57,15 +58,17 @@ def test_system_prompt_is_part_of_what_scores_depend_on(settings: EvalSettings) 
 def test_gives_the_results_of_the_model_when_it_is_gone(settings: EvalSettings, fusion: str) -> None:
     fused, names = change(settings, fusion=fusion), ("results.json", "rankings.parquet", "report.html")
     run_evaluation(fused)
-    expected = {name: (settings.output_dir / name).read_bytes() for name in names}
+    expected = {name: (settings.output.output_dir / name).read_bytes() for name in names}
     run_evaluation(settings)
     (scores,) = list_scores(settings)
     saved = scores.read_bytes()
     take_model_away(settings)
     run_evaluation(change(fused, saved_scores=True))
-    assert {name: (settings.output_dir / name).read_bytes() for name in names} == expected
+    assert {name: (settings.output.output_dir / name).read_bytes() for name in names} == expected
     assert scores.read_bytes() == saved
-    with pytest.raises(ConfigError, match=f"does not exist.*saved in {settings.output_dir} can be.*saved_scores=true"):
+    with pytest.raises(
+        ConfigError, match=f"does not exist.*saved in {settings.output.output_dir} can be.*saved_scores=true"
+    ):
         run_evaluation(fused)
     scores.unlink()
     with pytest.raises(ConfigError, match="does not exist.$"):
@@ -99,14 +102,14 @@ def test_says_what_differs_when_no_file_fits(settings: EvalSettings, changes: di
 
 
 def test_says_that_there_are_no_scores(settings: EvalSettings) -> None:
-    with pytest.raises(ConfigError, match=rf"{settings.output_dir} has no scores-\*.jsonl"):
+    with pytest.raises(ConfigError, match=rf"{settings.output.output_dir} has no scores-\*.jsonl"):
         run_evaluation(change(settings, saved_scores=True))
 
 
 def test_names_a_file_that_has_no_header(settings: EvalSettings) -> None:
-    settings.output_dir.mkdir()
+    settings.output.output_dir.mkdir()
     for name, content in (("a", b""), ("b", b"not json\n"), ("c", b'{"fingerprint": 3}\n')):
-        (settings.output_dir / f"scores-{name}.jsonl").write_bytes(content)
+        (settings.output.output_dir / f"scores-{name}.jsonl").write_bytes(content)
     with pytest.raises(ConfigError, match=r"scores-a.jsonl: its first line does not say.*\n  scores-b.*\n  scores-c"):
         run_evaluation(change(settings, saved_scores=True))
 
@@ -154,13 +157,13 @@ def test_dry_run_says_that_no_model_is_asked(settings: EvalSettings) -> None:
 
 
 def test_each_split_has_saved_scores_of_its_own(settings: EvalSettings, copy_splits: Callable[..., Path]) -> None:
-    splits = change(settings, manifest=copy_splits(settings.manifest, (1, 2)), splits=(1, 2))
+    splits = change(settings, manifest=copy_splits(settings.data.manifest, (1, 2)), splits=(1, 2))
     expected = run_evaluation(splits).ranking.mean_ap
-    before = read_json(settings.output_dir / "results.json")
+    before = read_json(settings.output.output_dir / "results.json")
     assert len(list_scores(settings)) == 2
     take_model_away(settings)
     assert run_evaluation(change(splits, saved_scores=True)).ranking.mean_ap == expected
-    assert read_json(settings.output_dir / "results.json") == before
+    assert read_json(settings.output.output_dir / "results.json") == before
 
 
 def test_processes_without_files_of_their_own_learn_from_the_first(
@@ -168,7 +171,7 @@ def test_processes_without_files_of_their_own_learn_from_the_first(
 ) -> None:
     expected = run_evaluation(settings).ranking.mean_ap
     take_model_away(settings)
-    folders = settings.output_dir, tmp_path / "other_disk"
+    folders = settings.output.output_dir, tmp_path / "other_disk"
     runs = [partial(run_evaluation, change(settings, saved_scores=True, output_dir=folder)) for folder in folders]
     found = run_together(runs)
     assert [one.ranking.mean_ap for one in found] == [expected] * 2
@@ -181,8 +184,8 @@ def test_trials_are_fused_and_measured_as_with_the_model(
     manifest = parse_layout("sysumm01")
     trials = change(settings, protocol="sysumm01", manifest=manifest, trials=3, max_queries=3, fusion="linear")
     run_evaluation(trials)
-    expected = read_json(settings.output_dir / "results.json")
+    expected = read_json(settings.output.output_dir / "results.json")
     assert len(expected["trials"]) == 3
     take_model_away(settings)
     run_evaluation(change(trials, saved_scores=True))
-    assert read_json(settings.output_dir / "results.json") == expected
+    assert read_json(settings.output.output_dir / "results.json") == expected

@@ -13,8 +13,8 @@ from chatreid_plugin.datasets.benchmark import Query
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.searching import rank_folder
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
+from tests.support import make_eval_settings
 
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -48,7 +48,15 @@ def test_ranks_by_colours_where_there_is_no_model(
     )
     assert "6 images" in search.title and search.title.endswith("colour features alone, no model")
 
-    command = ["rank", str(gallery), "--image", str(tmp_path / "photo.png"), "--json", "top_k=2", "floor=0"]
+    command = [
+        "rank",
+        str(gallery),
+        "--image",
+        str(tmp_path / "photo.png"),
+        "--json",
+        "filter.top_k=2",
+        "filter.floor=0",
+    ]
     cli.app([*command, "--html", str(tmp_path / "page.html")], standalone_mode=False)
     told = json.loads(capsys.readouterr().out)
     assert [found["path"] for found in told["found"]][0] == "0/red.png"
@@ -60,14 +68,14 @@ def test_ranks_by_colours_where_there_is_no_model(
 
 @pytest.mark.slow
 def test_the_model_scores_as_it_does_in_an_evaluation(gallery: Path, tmp_path: Path, checkpoint: Path) -> None:
-    photo, own = tmp_path / "photo.png", ["device=cpu", "dtype=float32"]
-    search = rank_folder(gallery, photo, "", str(checkpoint), [*own, "top_k=3", "floor=0"], stage=2)
+    photo, own = tmp_path / "photo.png", ["model.device=cpu", "model.dtype=float32"]
+    search = rank_folder(gallery, photo, "", str(checkpoint), [*own, "filter.top_k=3", "filter.floor=0"], stage=2)
     assert [found.score is None for found in search.found] == [False] * 3 + [True] * 3
     scores = [found.score for found in search.found[:3] if found.score is not None]
     assert scores == sorted(scores, reverse=True)
     values = {"protocol": "folder", "manifest": "m", "output_dir": "o", "model_name_or_path": str(checkpoint)}
     values |= {"device": "cpu", "dtype": "float32", "chatreid_stage": 2}
-    scorer = TransformersScorer(EvalSettings.model_validate(values), gallery)
+    scorer = TransformersScorer(make_eval_settings(values).model, gallery)
 
     def describe(file: Path) -> ImageRecord:
         return ImageRecord(str(file), "x", "gallery", str(file), "", "", *Image.open(file).size)
@@ -94,7 +102,7 @@ def test_refuses_what_cannot_be_ranked(gallery: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--text needs --model"):
         rank_folder(gallery, photo, "a man", None)
     with pytest.raises(ConfigError, match="backend: oracle knows nothing"):
-        rank_folder(gallery, photo, "", None, ["backend=oracle"])
+        rank_folder(gallery, photo, "", None, ["scoring.backend=oracle"])
     with pytest.raises(DataError, match="is not a folder"):
         rank_folder(photo, photo, "", None)
     with pytest.raises(DataError, match="cannot be read as an image"):

@@ -1,7 +1,7 @@
-"""What a shipped YAML offers in its comments can be used: keys to uncomment, and the values they may have."""
+"""What the annotated YAML says of its keys: all are there, with their defaults, and its choices are accepted."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -10,106 +10,123 @@ import numpy as np
 import pytest
 import yaml
 
-from chatreid_plugin.config import load_settings
+from chatreid_plugin.config import list_sections, load_settings
 from chatreid_plugin.datasets.registry import list_benchmarks
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.external import list_query_names
 from chatreid_plugin.eval.features import extract_features
 from chatreid_plugin.eval.loader import load_benchmark
-from chatreid_plugin.eval.pipeline import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval_settings import EvalSettings, FilterSettings
+from tests.support import alter
 
 
 MakeCase = Callable[..., EvalSettings]
 
 YAMLS = sorted((Path(__file__).parents[2] / "eval").glob("*.yaml"))
-LINE = re.compile(r"^(?:# )?([a-z_0-9]+): .*$", re.MULTILINE)
+ANNOTATED = YAMLS[0].with_name("market1501.yaml")
 # Their other values need files of another program, or a server.
-OPEN = ("backend",)
+OPEN = ("scoring.backend",)
+# Keys that only say something of another benchmark, which is not this file's.
+OTHERS = ("data.variant", "data.setting", "data.shots", "data.trials_from")
 
 
-def find_lines(path: Path) -> dict[str, str]:
-    """Return key -> its line, commented or not."""
-    lines = {found.group(1): found.group() for found in LINE.finditer(path.read_text())}
-    return {key: line for key, line in lines.items() if key in EvalSettings.model_fields}
+def read_lines() -> dict[str, tuple[str, bool]]:
+    """Return key with its section -> its line without the comment sign, and whether there was one."""
+    found: dict[str, tuple[str, bool]] = {}
+    section = ""
+    for line in ANNOTATED.read_text().splitlines():
+        if head := re.match(r"(?:# )?([a-z]+):(?:  # .*)?$", line):
+            section = head.group(1)
+        elif key := re.match(r"(#   |  (?:# )?)([a-z_0-9]+: .*)$", line):
+            found[f"{section}.{key.group(2).partition(':')[0]}"] = key.group(2), "#" in key.group(1)
+    return found
 
 
-def read_value(line: str) -> Any:
-    return next(iter(yaml.safe_load(line.removeprefix("# ")).values()))
+LINES = read_lines()
+WORDS = [name for name, rules in list_benchmarks().items() if rules.asks_in_words]
 
 
-def list_offers(lines: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """Yield each key with each value that the file offers for it."""
-    for key, line in lines.items():
-        choices = re.search(r"choices: (\[.*?\])", line)
-        values = yaml.safe_load(choices.group(1)) if choices and key not in OPEN else []
-        assert not values or read_value(line) in values
-        yield from ((key, value) for value in [read_value(line), *values])
+def read_value(key: str) -> Any:
+    return next(iter(yaml.safe_load(LINES[key][0]).values()))
 
 
-def list_filters(lines: dict[str, str], key: str, value: Any) -> list[str | None]:
-    """Return the filters that the key's comment says it goes with; None is the file's own."""
-    if key == "filter":
-        return [value]
-    comment = lines[key].partition("  # ")[2]
-    named = re.findall(r"for ([a-z]+):", comment)
-    for words in re.findall(r"filter: ([a-z]+(?: or [a-z]+)*)", comment):
-        named += words.split(" or ")
-    return named or [None]
+def read_choices(key: str) -> list[Any]:
+    choices = re.search(r"choices: (\[.*?\])", LINES[key][0])
+    return yaml.safe_load(choices.group(1)) if choices else []
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
-def test_every_key_and_value_that_is_offered_is_accepted(path: Path) -> None:
-    lines, tried = find_lines(path), 0
-    for key, value in list_offers(lines):
-        for name in list_filters(lines, key, value):
-            values = {key: value}
-            if name is not None:
-                own = {other: line for other, line in lines.items() if f"for {name}:" in line}
-                values |= {"filter": name} | {other: read_value(line) for other, line in own.items()}
-            settings = load_settings(path, [f"{one}={yaml.safe_dump(v)}" for one, v in values.items()], EvalSettings)
-            # The one key of them that results.json leaves out.
-            dumped = settings.model_dump(mode="json") | {"overwrite": settings.overwrite}
-            assert dumped[key] == value
-            tried += 1
-    commented = [line for line in lines.values() if line.startswith("# ")]
-    assert tried > len(lines) > len(commented) >= 3
+def test_every_key_is_there_with_its_default() -> None:
+    sections = list_sections(EvalSettings)
+    fields = {
+        f"{name}.{key}": field for name, section in sections.items() for key, field in section.model_fields.items()
+    }
+    assert set(LINES) == set(fields)
+    for key, (_, is_comment) in LINES.items():
+        default = fields[key].get_default()
+        if not is_comment and not fields[key].is_required() and key != "model.model_name_or_path":
+            value = read_value(key)
+            assert (tuple(value) if isinstance(value, list) else value) == default, key
+        assert not is_comment or key.startswith("server.") or default is None, key
 
 
-def test_protocol_takes_what_is_offered_for_it(case: Any, layouts_root: Path, tmp_path: Path) -> None:
-    lines = find_lines(Path(__file__).parents[2] / "eval" / f"{case.recipe}.yaml")
-    keys = ("max_queries", "setting", "shots", "trials_from", "camera_rule")
-    for key, value in list_offers({key: line for key, line in lines.items() if key in keys}):
-        settings = replace(case, changes={}).load(layouts_root, output_dir=tmp_path, **{key: value})
-        manifest = Path(str(settings.manifest).replace("{trial}", "1"))
-        assert load_benchmark(settings.model_copy(update={"manifest": manifest})).queries
+def list_offers() -> list[tuple[str, Any]]:
+    return [(key, value) for key in LINES for value in [read_value(key), *read_choices(key)]]
+
+
+@pytest.mark.parametrize("key", [key for key in LINES if key not in OPEN + OTHERS])
+def test_every_value_that_is_offered_is_accepted(key: str, tmp_path: Path) -> None:
+    for value in [read_value(key), *read_choices(key)]:
+        given = {key: value}
+        # What its comment says it goes with.
+        source = value if key == "filter.source" else next(iter(re.findall(r"for ([a-z]+):", LINES[key][0])), None)
+        if source is not None:
+            needed = [other for other, (line, _) in LINES.items() if f"for {source}:" in line]
+            given |= {"filter.source": source} | {other: read_value(other) for other in needed}
+        if backend := re.search(r"for backend: ([a-z]+)", LINES[key][0]):
+            given |= {"scoring.backend": backend.group(1)}
+        overrides = [f"{one}={yaml.safe_dump(chosen)}" for one, chosen in given.items()]
+        settings = load_settings(ANNOTATED, overrides, EvalSettings)
+        section, _, name = key.partition(".")
+        found = getattr(getattr(settings, section), name)
+        assert (str(found) if isinstance(found, Path) else list(found) if isinstance(found, tuple) else found) == value
+    assert not read_choices(key) or read_value(key) in read_choices(key)
+
+
+def test_benchmark_takes_each_of_its_choices(case: Any, layouts_root: Path, tmp_path: Path) -> None:
+    plain = replace(case, changes={})
+    benchmark = plain.load(layouts_root, output_dir=tmp_path).data.benchmark
+    offers = [
+        (key, value)
+        for key in ("setting", "shots", "trials_from")
+        for value in list_benchmarks()[benchmark].choices.get(key, ())
+        if not (value == "agw_seed" and "multi" in case.recipe)
+    ]
+    for key, value in [*offers, ("max_queries", 2)]:
+        settings = plain.load(layouts_root, output_dir=tmp_path, **{key: value})
+        manifest = Path(str(settings.data.manifest).replace("{trial}", "1"))
+        assert load_benchmark(alter(settings, {"manifest": manifest}).data).queries
 
 
 @pytest.mark.parametrize(
-    "case",
-    [
-        f"{name}-{'peta' if name == 'attributes' else name}"
-        for name, rules in list_benchmarks().items()
-        if rules.asks_in_words
-    ],
-    indirect=True,
+    "case", [f"{name}-{'peta' if name == 'attributes' else name}" for name in WORDS], indirect=True
 )
 def test_filters_that_are_offered_for_words_compare_words(case: Any, make_case: MakeCase, tmp_path: Path) -> None:
-    lines = find_lines(YAMLS[0].with_name(f"{case.recipe}.yaml"))
-    offered = {value for key, value in list_offers(lines) if key == "filter"}
-    protocol, rng = load_benchmark(make_case()), np.random.default_rng(0)
+    words = re.search(r"words need (.*)", LINES["filter.source"][0])
+    assert words is not None
+    protocol, rng = load_benchmark(make_case().data), np.random.default_rng(0)
     names = [list_query_names(query)[0] for query in protocol.queries] + [record.path for record in protocol.gallery]
     np.savez(tmp_path / "f.npz", paths=names, features=rng.normal(size=(len(names), 8)))
     files = {"filter_features": tmp_path / "f.npz", "filter_model": "absent", "filter_weights": "absent.pth"}
     plan = make_plan(make_case(filter="npz", **files))
     assert plan.query_features is not None and len(plan.query_features) == len(protocol.queries)
     taken = {"none", "npz"}
-    for name in set(get_args(EvalSettings.model_fields["filter"].annotation)) - taken:
+    for name in set(get_args(FilterSettings.model_fields["source"].annotation)) - taken:
         settings = make_case(filter=name, backend="transformers", model_name_or_path="absent", **files)
         with pytest.raises(ConfigError) as caught:
-            extract_features(["a red coat"], tmp_path, settings)
+            extract_features(["a red coat"], tmp_path, settings.filter)
         taken |= set() if "compares images" in str(caught.value) else {name}
-    assert offered == taken
-    fused = run_evaluation(make_case(filter="npz", fusion=read_value(lines["fusion"]), **files))
+    assert set(re.split(", | or ", words.group(1))) == taken
+    fused = run_evaluation(make_case(filter="npz", fusion="linear", **files))
     assert fused.baseline is not None and fused.baseline.mean_ap < fused.ranking.mean_ap

@@ -12,13 +12,15 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.base import Confidence
-from chatreid_plugin.eval.candidates import choose_split, describe_plan
+from chatreid_plugin.eval.batch import describe_plan
 from chatreid_plugin.eval.measuring import average_metrics
 from chatreid_plugin.eval.metrics import RankingMetrics, bootstrap_interval, evaluate_ranking
-from chatreid_plugin.eval.pipeline import average_splits, run_evaluation
 from chatreid_plugin.eval.report import render_table
+from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval.splits import average_splits, choose_split
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest, write_manifest
+from tests.support import alter, place_key
 
 
 MakeWorld = Callable[..., Path]
@@ -90,8 +92,8 @@ def test_every_splits_manifest_and_model_is_looked_for_before_the_first_is_score
     (tmp_path / "run_1").mkdir()
     changes = {"splits": (1, 2), "backend": "transformers", "model_name_or_path": str(tmp_path / "run_{trial}")}
     with pytest.raises(ConfigError, match=r"run_2 does not exist.*trains them"):
-        run_evaluation(settings.model_copy(update=changes))
-    assert not (settings.output_dir / "split1").exists()
+        run_evaluation(alter(settings, changes))
+    assert not (settings.output.output_dir / "split1").exists()
 
 
 def measure_split(precisions: Sequence[float]) -> RankingMetrics:
@@ -125,7 +127,7 @@ def test_queries_of_all_splits_are_counted(make_world: MakeWorld, make_settings:
         write_manifest(manifest.with_name(f"m{trial}.parquet"), chosen, root, {"made_by": "test"})
     settings = make_settings(manifest.with_name("m{trial}.parquet"), splits=[1, 2], backend="random")
     results = run_evaluation(settings)
-    content = read_json(settings.output_dir / "results.json")
+    content = read_json(settings.output.output_dir / "results.json")
     assert content["metrics"]["valid_queries"] == results.ranking.valid_queries == 6
     assert content["protocol"]["queries"] == 6
     assert content["protocol"]["gallery"] == 11.5
@@ -158,10 +160,11 @@ def test_every_path_and_name_has_the_number_of_its_split(make_settings: MakeSett
     names = ("model_name_or_path", "adapter_name_or_path", "filter_model", "model", "base_url")
     changes: dict[str, Any] = {key: Path(f"{key}_{{trial}}") for key in files}
     changes |= {key: f"{key}_{{trial}}" for key in names}
-    settings = make_settings(Path("m{trial}"), splits=[7]).model_copy(update=changes)
+    settings = alter(make_settings(Path("m{trial}"), splits=[7]), changes)
     split = choose_split(settings, 7)
     for key, value in changes.items():
-        assert getattr(split, key) == type(value)(f"{key}_7")
-    assert split.splits == ()
-    assert split.output_dir == settings.output_dir / "split7"
-    assert split.backend == settings.backend
+        for section, _, name in (place.partition(".") for place in place_key(key)):
+            assert getattr(getattr(split, section), name) == type(value)(f"{key}_7")
+    assert split.data.splits == ()
+    assert split.output.output_dir == settings.output.output_dir / "split7"
+    assert split.scoring.backend == settings.scoring.backend

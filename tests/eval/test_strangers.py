@@ -193,5 +193,5 @@ def test_damaged_checkpoints_are_one_error(
     damage(folder)
     settings = make_settings(tmp_path, backend="transformers", model_name_or_path=str(folder), device="cpu")
     with pytest.raises(ConfigError, match=message) as caught:
-        load_checkpoint(settings)
+        load_checkpoint(settings.model)
     assert str(folder) in str(caught.value)

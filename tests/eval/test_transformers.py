@@ -20,6 +20,7 @@ from chatreid_plugin.eval.questions import IMAGE_PAIR
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction
 from chatreid_plugin.tasks import render_prompt
+from tests.support import make_eval_settings
 
 
 SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (33, 190), (128, 256)]
@@ -32,7 +33,7 @@ def crops(write_noise: Callable[..., tuple[Path, list[ImageRecord]]]) -> tuple[P
 
 def make_settings(checkpoint: Path, tmp_path: Path, **changes: Any) -> EvalSettings:
     values = {"protocol": "folder", "manifest": "m.parquet", "model_name_or_path": str(checkpoint)}
-    return EvalSettings.model_validate(values | {"output_dir": tmp_path, "device": "cpu"} | changes)
+    return make_eval_settings(values | {"output_dir": tmp_path, "device": "cpu"} | changes)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -44,7 +45,7 @@ def test_scorer_equals_one_forward_pass_per_pair(
     tmp_path: Path,
 ) -> None:
     root, records = crops
-    scorer = TransformersScorer(make_settings(checkpoint, tmp_path, chatreid_stage=stage, batch_size=2), root)
+    scorer = TransformersScorer(make_settings(checkpoint, tmp_path, chatreid_stage=stage, batch_size=2).model, root)
     query, candidates = records[0], records[1:]
     margins = scorer.score_pairs(make_image_query(query), candidates, IMAGE_PAIR)
     pair = Instruction("pair", IMAGE_PAIR, (ImageReference("a"), ImageReference("b")), 2, Answer(match=True))
@@ -60,7 +61,7 @@ def test_scorer_decodes_and_encodes_every_image_once(
     checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, records = crops
-    scorer = TransformersScorer(make_settings(checkpoint, tmp_path), root)
+    scorer = TransformersScorer(make_settings(checkpoint, tmp_path).model, root)
     encoded, opened = list[int](), list[str]()
     get_image_features, open_regular = scorer.model.get_image_features, crops_module.open_regular
 
@@ -87,8 +88,8 @@ def test_fingerprint_changes_when_a_weight_changes(
 ) -> None:
     from chatreid_plugin.eval.backends.checkpoint import compute_weights_fingerprint
 
-    scorer = TransformersScorer(make_settings(checkpoint, tmp_path), crops[0])
-    again = TransformersScorer(make_settings(checkpoint, tmp_path), crops[0])
+    scorer = TransformersScorer(make_settings(checkpoint, tmp_path).model, crops[0])
+    again = TransformersScorer(make_settings(checkpoint, tmp_path).model, crops[0])
     assert scorer.fingerprint == again.fingerprint
     with torch.no_grad():
         next(iter(again.model.parameters())).view(-1)[0] += 1
@@ -99,7 +100,7 @@ def test_encodes_a_batch_whole_if_it_is_planned_and_nothing_else(
     checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
 ) -> None:
     root, records = crops
-    planned = TransformersScorer(make_settings(checkpoint, tmp_path, chatreid_stage=None), root)
+    planned = TransformersScorer(make_settings(checkpoint, tmp_path, chatreid_stage=None).model, root)
     planned.prepare([], records[:1], records)
     alike = [record for record in records if (record.width, record.height) == (64, 128)]
     assert len(planned.features) == len(alike) == 2
@@ -125,7 +126,7 @@ def test_fingerprint_changes_with_image_sizes_tokenizer_and_configuration(
     checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path
 ) -> None:
     def compute(folder: Path) -> Any:
-        return TransformersScorer(make_settings(folder, tmp_path), crops[0]).fingerprint
+        return TransformersScorer(make_settings(folder, tmp_path).model, crops[0]).fingerprint
 
     def change(name: str, file: str, edit: Callable[[Any], None]) -> Path:
         folder = shutil.copytree(checkpoint, tmp_path / name)
@@ -155,7 +156,7 @@ def test_missing_checkpoint_is_named_without_asking_the_hub(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"^{key}: the folder {name} does not exist"):
-        TransformersScorer(make_settings(checkpoint, tmp_path, **{key: name}), tmp_path)
+        TransformersScorer(make_settings(checkpoint, tmp_path, **{key: name}).model, tmp_path)
 
 
 def test_says_that_the_hub_is_asked(
@@ -168,14 +169,14 @@ def test_says_that_the_hub_is_asked(
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
     with pytest.raises(ConfigError, match=r"Qwen/Qwen2-VL.*no folder here, and not to be had from the hub: We could"):
-        TransformersScorer(make_settings(Path("Qwen/Qwen2-VL"), tmp_path), tmp_path)
+        TransformersScorer(make_settings(Path("Qwen/Qwen2-VL"), tmp_path).model, tmp_path)
     assert "there is no folder Qwen/Qwen2-VL; asking the Hugging Face hub" in caplog.text
 
 
 def test_file_in_place_of_a_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ConfigError, match=r"model\.safetensors is a file"):
-        TransformersScorer(make_settings(tmp_path / "model.safetensors", tmp_path), tmp_path)
+        TransformersScorer(make_settings(tmp_path / "model.safetensors", tmp_path).model, tmp_path)
 
 
 def test_weights_that_are_cut_off_are_named(checkpoint: Path, tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_weights_that_are_cut_off_are_named(checkpoint: Path, tmp_path: Path) ->
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ConfigError, match=r"cut/model\.safetensors is damaged or cut off .* Copy it again"):
-        TransformersScorer(make_settings(folder, tmp_path), tmp_path)
+        TransformersScorer(make_settings(folder, tmp_path).model, tmp_path)
 
 
 @pytest.mark.parametrize("device", ["cuda:7", "gpu", "cuda", "meta"])
@@ -193,8 +194,8 @@ def test_device_that_is_not_here_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda:7")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     here = "cpu, cuda, cuda:0" if device == "cuda:7" else "cpu"
-    with pytest.raises(ConfigError, match=f"device: {device} is not on this machine, which has {here}"):
-        TransformersScorer(make_settings(checkpoint, tmp_path, device=device), tmp_path)
+    with pytest.raises(ConfigError, match=f"model.device: {device} is not on this machine, which has {here}"):
+        TransformersScorer(make_settings(checkpoint, tmp_path, device=device).model, tmp_path)
 
 
 def test_model_that_does_not_fit_is_one_error(
@@ -207,12 +208,12 @@ def test_model_that_does_not_fit_is_one_error(
 
     monkeypatch.setattr(PreTrainedModel, "to", run_out)
     with pytest.raises(UpstreamError, match="no memory for the model"):
-        TransformersScorer(make_settings(checkpoint, tmp_path), tmp_path)
+        TransformersScorer(make_settings(checkpoint, tmp_path).model, tmp_path)
 
 
 def test_damaged_image_is_named(checkpoint: Path, crops: tuple[Path, list[ImageRecord]], tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
-    scorer = TransformersScorer(make_settings(checkpoint, tmp_path), tmp_path)
+    scorer = TransformersScorer(make_settings(checkpoint, tmp_path).model, tmp_path)
     with pytest.raises(DataError, match=r"cut\.jpg"):
         scorer.prepare([], [replace(crops[1][0], path="cut.jpg")])
 
@@ -238,8 +239,8 @@ def test_checkpoint_without_a_tensor_or_with_a_foreign_one_is_refused(checkpoint
 
     for change, message in ((take_away, f"lacks 1 .*{name}"), (add, r"beyond .* 1 tensor\(s\), first .*layers\.7")):
         folder = change_tensors(checkpoint, tmp_path / change.__name__, change)
-        with pytest.raises(ConfigError, match=f"^model_name_or_path: .*{message}"):
-            TransformersScorer(make_settings(folder, tmp_path), tmp_path)
+        with pytest.raises(ConfigError, match=f"^model.model_name_or_path: .*{message}"):
+            TransformersScorer(make_settings(folder, tmp_path).model, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json"])
@@ -257,7 +258,7 @@ def test_code_of_a_checkpoint_is_never_run_nor_asked_about(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.input", lambda *words: "y")
     with pytest.raises(ConfigError, match="asks for Python code of its own to be run"):
-        TransformersScorer(make_settings(folder, tmp_path), tmp_path)
+        TransformersScorer(make_settings(folder, tmp_path).model, tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -270,8 +271,8 @@ def test_adapter_on_another_base_is_warned_of(
     model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint)
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(str(tmp_path / "adapter"))
     adapter = {"adapter_name_or_path": str(tmp_path / "adapter")}
-    TransformersScorer(make_settings(checkpoint, tmp_path, **adapter), tmp_path)
+    TransformersScorer(make_settings(checkpoint, tmp_path, **adapter).model, tmp_path)
     assert "was trained on" not in caplog.text
     other = shutil.copytree(checkpoint, tmp_path / "other")
-    TransformersScorer(make_settings(other, tmp_path, **adapter), tmp_path)
+    TransformersScorer(make_settings(other, tmp_path, **adapter).model, tmp_path)
     assert f"was trained on {checkpoint}, and is put on {other}" in caplog.text

@@ -10,9 +10,10 @@ import pytest
 from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.measuring import measure
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest
+from tests.support import alter
 
 
 MakeSettings = Callable[..., EvalSettings]
@@ -32,8 +33,8 @@ def settings(request: pytest.FixtureRequest, parse_layout: ParseLayout, make_set
 
 
 def run(settings: EvalSettings, **changes: Any) -> Any:
-    folder = settings.output_dir / "-".join(f"{value}" for value in changes.values())
-    return run_evaluation(settings.model_copy(update={**changes, "output_dir": folder}))
+    folder = settings.output.output_dir / "-".join(f"{value}" for value in changes.values())
+    return run_evaluation(alter(settings, {**changes, "output_dir": folder}))
 
 
 def test_one_trial_is_the_first_of_several_when_filtered(settings: EvalSettings) -> None:
@@ -44,7 +45,7 @@ def test_one_trial_is_the_first_of_several_when_filtered(settings: EvalSettings)
 
 
 def test_scores_stay_with_their_images_when_there_is_one_trial(settings: EvalSettings) -> None:
-    plan = make_plan(settings.model_copy(update={"trials": 1}))
+    plan = make_plan(alter(settings, {"trials": 1}))
     scores = [np.arange(len(kept), dtype=np.float32) for kept in plan.kept]
     (shared,) = plan.share_scores(scores)
     for kept, values, chosen, given in zip(plan.kept, scores, plan.trial_candidates[0], shared, strict=True):
@@ -77,11 +78,11 @@ def test_gallery_of_sysu_is_what_some_trial_ranks(
     assert set(np.concatenate(protocol.trials).tolist()) == set(range(len(protocol.gallery)))
     cameras = {"1", "2"} if "setting" in changes else {"1", "2", "4", "5"}
     assert {record.camera_id for record in protocol.gallery} == cameras
-    assert read_json(settings.output_dir / "results.json")["protocol"]["gallery"] == len(protocol.gallery)
+    assert read_json(settings.output.output_dir / "results.json")["protocol"]["gallery"] == len(protocol.gallery)
 
 
 def test_gallery_has_what_some_trial_ranks_and_no_more(settings: EvalSettings) -> None:
-    protocol = load_benchmark(settings.model_copy(update={"trials": 1}))
+    protocol = load_benchmark(alter(settings, {"trials": 1}).data)
     assert protocol.trials[0].tolist() == list(range(len(protocol.gallery)))
-    records, _ = read_manifest(settings.manifest)
+    records, _ = read_manifest(settings.data.manifest)
     assert len(protocol.gallery) < len(records)

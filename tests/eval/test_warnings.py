@@ -11,14 +11,16 @@ import pytest
 from chatreid_plugin.config import load_settings
 from chatreid_plugin.datasets.benchmark import Benchmark
 from chatreid_plugin.datasets.matching import label_benchmark
-from chatreid_plugin.eval.candidates import describe_plan, list_shared_parts
+from chatreid_plugin.eval.batch import describe_plan
 from chatreid_plugin.eval.comparison import describe_comparison, read_run, render_text
 from chatreid_plugin.eval.loader import compare_size, load_benchmark
 from chatreid_plugin.eval.metrics import evaluate_ranking
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import render_table
+from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval.splits import list_shared_parts
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest, write_manifest
+from tests.support import alter
 
 
 MakeWorld = Callable[..., Path]
@@ -55,12 +57,12 @@ WITHOUT_SIZE = {"attributes", "cuhk03_classic", "folder", "multimodal"}
 def find_everywhere(settings: EvalSettings, text: str, *, page: str = "report.html") -> list[bool]:
     """Return whether results.json, the table, the page, `chatreid report` and its JSON say a text."""
     results = run_evaluation(settings)
-    content = read_json(settings.output_dir / "results.json")
-    run = read_run(settings.output_dir)
+    content = read_json(settings.output.output_dir / "results.json")
+    run = read_run(settings.output.output_dir)
     return [
         any(text in warning for warning in content["warnings"]),
         text in render_table(results),
-        text in (settings.output_dir / page).read_text(),
+        text in (settings.output.output_dir / page).read_text(),
         text in render_text([run]),
         any(text in warning for warning in describe_comparison([run])["warnings"]),
     ]
@@ -75,7 +77,7 @@ def test_a_filter_that_caps_the_result_is_said_everywhere(make_world: MakeWorld,
         "Raise top_k (1) or filter_recall (0.99), or choose a better filter (colour) or none.",
     ):
         assert all(find_everywhere(settings, words))
-    whole = settings.model_copy(update={"top_k": None})
+    whole = alter(settings, {"top_k": None})
     assert not any(find_everywhere(whole, "The filter caps the result"))
 
 
@@ -99,7 +101,7 @@ def test_query_that_is_in_the_gallery_is_counted_and_warned_of(
     text = "1 of 4 queries have their own file in the gallery, byte for byte, and no rule ignores it"
     assert all(find_everywhere(settings, text))
     assert text in caplog.text and text in describe_plan(settings)
-    assert read_json(settings.output_dir / "results.json")["protocol"]["copied_queries"] == 1
+    assert read_json(settings.output.output_dir / "results.json")["protocol"]["copied_queries"] == 1
 
 
 def test_own_file_is_no_match_when_copies_are_ignored(make_world: MakeWorld, make_settings: MakeSettings) -> None:
@@ -124,7 +126,7 @@ def test_own_file_is_no_match_when_copies_are_ignored(make_world: MakeWorld, mak
 def test_own_file_is_ignored_whoever_it_is_said_to_show(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     manifest = make_world()
     copy_a_query(manifest, hashed=True, person="tiny:2")
-    protocol = load_benchmark(make_settings(manifest, ignore_copies=True))
+    protocol = load_benchmark(make_settings(manifest, ignore_copies=True).data)
     assert protocol.copied_queries == 1
     paths = [record.path for record in read_manifest(manifest)[0]]
     scores = np.zeros((4, 12))
@@ -140,7 +142,7 @@ def test_query_that_only_its_own_file_matches_is_skipped(make_world: MakeWorld, 
     items = [("query", "1", "1"), ("gallery", "1", "2"), ("query", "2", "1"), ("gallery", "2", "2")]
     manifest = make_world(items)
     copy_a_query(manifest, hashed=True)
-    protocol = load_benchmark(make_settings(manifest, ignore_copies=True))
+    protocol = load_benchmark(make_settings(manifest, ignore_copies=True).data)
     assert [item.reason for item in protocol.skipped] == [
         "identity tiny:1 has no other match than the query's own file"
     ]
@@ -152,8 +154,8 @@ def test_query_that_only_its_own_file_matches_is_skipped(make_world: MakeWorld, 
 def test_own_image_that_a_rule_ignores_is_no_copy(
     layout: str, name: str, parse_layout: Callable[[str], Path], make_settings: MakeSettings
 ) -> None:
-    plain = load_benchmark(make_settings(parse_layout(layout), protocol=name))
-    same = load_benchmark(make_settings(parse_layout(layout), protocol=name, ignore_copies=True))
+    plain = load_benchmark(make_settings(parse_layout(layout), protocol=name).data)
+    same = load_benchmark(make_settings(parse_layout(layout), protocol=name, ignore_copies=True).data)
     assert plain.copied_queries == same.copied_queries == 0
     assert label_benchmark(same).copies and not label_benchmark(plain).copies
     before, after = label_benchmark(plain), label_benchmark(same)
@@ -164,7 +166,7 @@ def test_own_image_that_a_rule_ignores_is_no_copy(
 def test_copies_are_ignored_in_every_trial(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     manifest = make_world()
     copy_a_query(manifest, hashed=True)
-    labels = label_benchmark(load_benchmark(make_settings(manifest, ignore_copies=True)))
+    labels = label_benchmark(load_benchmark(make_settings(manifest, ignore_copies=True).data))
     places = np.array([1, 2, 5])
     assert labels.take_gallery(places).find_ignored(0).tolist() == labels.find_ignored(0)[places].tolist()
     assert labels.take_gallery(places[1:]).find_ignored(0).tolist() == [False, False]
@@ -182,7 +184,7 @@ def test_one_model_over_splits_is_warned_of(
     file = manifest.with_name("f.npz")
     np.savez(file, paths=paths, features=np.eye(len(paths)))
     settings = make_settings(copy_splits(manifest, (1, 2)), splits=[1, 2], backend="features", features=file)
-    text = f"All 2 splits are measured with the same features: {file}. A model that was trained on one split has seen"
+    text = f"All 2 splits are measured with the same scoring.features: {file}. A model that was trained on one split"
     assert all(find_everywhere(settings, text, page="split2/report.html"))
     assert text in caplog.text and text in describe_plan(settings)
 
@@ -260,9 +262,9 @@ def test_counts_of_another_test_set_are_said_wherever_the_figure_stands(
     size = "4 x 12 instead of 3,368 x 15,913"
     assert all(find_everywhere(settings, f"Not the published test set: queries x gallery images are {size}."))
     assert all(find_everywhere(settings, "Only 3 of 4 queries ask (max_queries)."))
-    assert read_json(settings.output_dir / "results.json")["protocol"]["unlike_published"] == size
-    assert f"queries x gallery images are {size}" in render_text([read_run(settings.output_dir)])
-    assert not run_evaluation(make_settings(settings.manifest)).warnings
+    assert read_json(settings.output.output_dir / "results.json")["protocol"]["unlike_published"] == size
+    assert f"queries x gallery images are {size}" in render_text([read_run(settings.output.output_dir)])
+    assert not run_evaluation(make_settings(settings.data.manifest)).warnings
 
 
 def test_published_sizes_are_those_of_the_readme() -> None:
@@ -272,18 +274,20 @@ def test_published_sizes_are_those_of_the_readme() -> None:
     for name in SIZES.keys() | WITHOUT_SIZE:
         settings = load_settings(EVAL / f"{name}.yaml", [], EvalSettings)
         queries, gallery = SIZES.get(name, (5, 7))
-        variant = settings.variant or ""
+        variant = settings.data.variant or ""
         whole: Any = Benchmark(name, "", [None] * queries, [None] * (gallery or 9), Path())  # type: ignore[list-item]
-        assert compare_size(whole, settings, variant) == "", name
+        assert compare_size(whole, settings.data, variant) == "", name
         fewer = replace(whole, queries=whole.queries[1:])
         wanted = f"{queries:,} x {gallery:,}" if gallery else f"{queries:,}"
         found = f"{queries - 1:,} x {gallery:,}" if gallery else f"{queries - 1:,}"
-        assert compare_size(fewer, settings, variant) == (f"{found} instead of {wanted}" if name in SIZES else ""), (
-            name
-        )
+        assert compare_size(fewer, settings.data, variant) == (
+            f"{found} instead of {wanted}" if name in SIZES else ""
+        ), name
         if gallery and name in SIZES:
             less = replace(whole, gallery=whole.gallery[1:])
-            assert compare_size(less, settings, variant).startswith(f"{queries:,} x {gallery - 1:,} instead of"), name
+            assert compare_size(less, settings.data, variant).startswith(
+                f"{queries:,} x {gallery - 1:,} instead of"
+            ), name
 
 
 def test_splits_say_what_only_some_of_them_have(

@@ -19,10 +19,10 @@ from scipy.io import loadmat
 
 from chatreid_plugin.config import SourceSettings
 from chatreid_plugin.engine.manifests import parse_source
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import Results
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.shards import write_manifest
+from tests.support import make_eval_settings
 
 
 CAMERAS = range(1, 7)
@@ -89,7 +89,7 @@ def main() -> None:
         for setting, expected in golden["settings"].items():
             keys = dict(zip(("setting", "shots"), setting.split("_"), strict=True))
             results = run_evaluation(
-                EvalSettings.model_validate({"protocol": "sysumm01", "backend": "scores", **files, **keys})
+                make_eval_settings({"protocol": "sysumm01", "backend": "scores", **files, **keys})
             )
             differences.append(compare(results, expected))
             print(f"{setting}: mAP {results.ranking.mean_ap:.6f}, largest difference {differences[-1]:.1e}")

@@ -18,6 +18,7 @@ from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.serve.model import ServedModel
 from chatreid_plugin.serve.server import make_app, open_listener
+from tests.support import make_eval_settings
 
 
 SIZES = [(64, 128), (48, 128), (200, 400), (128, 256), (64, 128), (33, 90)]
@@ -36,7 +37,7 @@ def make_settings(checkpoint: Path) -> Callable[..., EvalSettings]:
     def make(**changes: Any) -> EvalSettings:
         values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "out", "device": "cpu"}
         values |= {"model_name_or_path": str(checkpoint), "dtype": "float32", "chatreid_stage": 2}
-        return EvalSettings.model_validate(values | changes)
+        return make_eval_settings(values | changes)
 
     return make
 
@@ -87,7 +88,7 @@ def start(make_settings: Callable[..., EvalSettings]) -> Iterator[Callable[..., 
 @pytest.fixture(scope="module")
 def server(start: Callable[..., Server], make_settings: Callable[..., EvalSettings]) -> Server:
     """Serve the tiny model."""
-    return start(ServedModel(make_settings(), "tiny"))
+    return start(ServedModel(make_settings().model, "tiny"))
 
 
 @pytest.fixture(scope="module")

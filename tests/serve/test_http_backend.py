@@ -30,12 +30,13 @@ MakeSettings = Callable[..., EvalSettings]
 
 
 def make_scorer(server: Any, make_settings: MakeSettings, crops: Crops, **changes: Any) -> HttpScorer:
-    return HttpScorer(make_settings(backend="http", filter="none", base_url=server.base_url, **changes), crops[0])
+    settings = make_settings(backend="http", filter="none", base_url=server.base_url, **changes)
+    return HttpScorer(settings.server, settings.model, crops[0])
 
 
 @pytest.fixture(scope="module")
 def expected(make_settings: MakeSettings, crops: Crops) -> npt.NDArray[np.float32]:
-    scorer = TransformersScorer(make_settings(), crops[0])
+    scorer = TransformersScorer(make_settings().model, crops[0])
     return scorer.score_pairs(make_image_query(crops[1][0]), crops[1][1:], PAIR)
 
 
@@ -83,7 +84,7 @@ def test_largest_request_of_the_default_policy_fits() -> None:
 def test_sender_decides_on_the_image_policy(server: Any, make_settings: MakeSettings, crops: Crops) -> None:
     settings = {"chatreid_stage": 1, "image_min_pixels": 9000, "chatreid_aspect": "keep"}
     scorer = make_scorer(server, make_settings, crops, **settings)  # the server was started with stage 2
-    plainly = TransformersScorer(make_settings(**settings), crops[0])
+    plainly = TransformersScorer(make_settings(**settings).model, crops[0])
     query = make_image_query(crops[1][0])
     margins, wanted = (one.score_pairs(query, crops[1], PAIR) for one in (scorer, plainly))
     np.testing.assert_allclose(margins, wanted, atol=1e-3)
@@ -136,7 +137,7 @@ def test_weights_and_not_the_address_make_the_fingerprint(
     elsewhere = start(server.model)
     one, other = (make_scorer(place, make_settings, crops).fingerprint for place in (server, elsewhere))
     assert one == other
-    assert one["weights"] == TransformersScorer(make_settings(), crops[0]).fingerprint["weights"]
+    assert one["weights"] == TransformersScorer(make_settings().model, crops[0]).fingerprint["weights"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_whole_evaluation_ranks_as_with_the_transformers_backend(
 ) -> None:
     from dataclasses import replace
 
-    from chatreid_plugin.eval.pipeline import run_evaluation
+    from chatreid_plugin.eval.run import run_evaluation
     from chatreid_plugin.shards import read_json, write_manifest
 
     records: Sequence[ImageRecord] = [

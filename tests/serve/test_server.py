@@ -81,7 +81,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(
         logprobs=True,
         top_logprobs=20,
     )
-    scorer = TransformersScorer(make_settings(), crops[0])
+    scorer = TransformersScorer(make_settings().model, crops[0])
     images = [prepare_crop(open_crop(crops[0] / crops[1][i].path), scorer.settings.policy) for i in (0, 2)]
     text = format_chat_prompt(f"First {IMAGE_TOKENS} second {IMAGE_TOKENS} same?")
     inputs = scorer.processor(text=[text], images=images, return_tensors="pt")
@@ -112,7 +112,7 @@ def test_scores_are_those_of_the_transformers_backend(
     body = {"query": {"image": urls[0]}, "candidates": urls[1:], "task": PAIR}
     status, answer = server.ask("/v1/score", body)
     assert status == 200
-    scorer = TransformersScorer(make_settings(), crops[0])
+    scorer = TransformersScorer(make_settings().model, crops[0])
     expected = scorer.score_pairs(make_image_query(crops[1][0]), crops[1][1:], PAIR)
     np.testing.assert_allclose(answer["scores"], expected, atol=1e-4)
     assert len(set(answer["scores"])) == len(urls) - 1
@@ -328,13 +328,13 @@ def test_taken_port_is_one_error(server: Any, checkpoint: Path) -> None:
 
 def test_wrong_key_value_is_one_error(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="chatreid serve has 1 fault"):
-        run_server(str(checkpoint), ["dtype=float31"], "127.0.0.1", 0, 3, None, None)
+        run_server(str(checkpoint), ["model.dtype=float31"], "127.0.0.1", 0, 3, None, None)
 
 
 @pytest.mark.parametrize("background", [False, True])
 def test_command_serves_until_stopped_and_leaves_nothing(checkpoint: Path, tmp_path: Path, background: bool) -> None:
     """By Ctrl-C, or by SIGTERM where SIGINT is ignored; the tests' own handlers are not the child's."""
-    command = [sys.executable, "-m", "chatreid_plugin", "serve", str(checkpoint), "device=cpu", "--port", "0"]
+    command = [sys.executable, "-m", "chatreid_plugin", "serve", str(checkpoint), "model.device=cpu", "--port", "0"]
     handler = partial(signal.signal, signal.SIGINT, signal.SIG_IGN if background else signal.SIG_DFL)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, preexec_fn=handler, env=os.environ | {"TMPDIR": str(tmp_path)}, **pipes)

@@ -198,3 +198,10 @@ def test_compared_file_has_the_same_limits(
     findings = recipe_checks.check_image_limits(read_recipe(3), path)
     assert [finding.state for finding in findings] == ["ok" if message is None else "error"]
     assert message is None or message in findings[0].found
+
+
+def test_an_evaluation_is_compared_by_its_section_of_the_model(read_recipe: ReadRecipe, tmp_path: Path) -> None:
+    path = tmp_path / "eval.yaml"
+    path.write_text("data: {benchmark: folder}\nmodel: {chatreid_stage: 2}\n")
+    (finding,) = recipe_checks.check_image_limits(read_recipe(3), path)
+    assert finding.state == "error" and "chatreid_stage is 3 here, 2 in" in finding.found

@@ -13,13 +13,13 @@ from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.questions import IMAGE_PAIR, build_pair_prompt
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageReference, Instruction
 from chatreid_plugin.system_prompts import RECORD, read_system_prompt, write_system_prompt
 from chatreid_plugin.tasks import format_chat_prompt
 from chatreid_plugin.training.recipe_checks import check_system_prompt
 from chatreid_plugin.training.recipe_data import find_token_counter
 from chatreid_plugin.training.trainer import PromptRecord
+from tests.support import make_eval_settings
 
 
 CAPTIONING = "chatreid_stage1_image_captioning"
@@ -76,7 +76,7 @@ def test_evaluator_asks_with_the_token_ids_of_training(
 
     def ask(**changes: Any) -> tuple[list[int], Any]:
         settings = values | {"model_name_or_path": str(trained)} | changes
-        scorer = TransformersScorer(EvalSettings.model_validate(settings), root)
+        scorer = TransformersScorer(make_eval_settings(settings).model, root)
         scorer.features.encode(pair)
         grids = [scorer.features[one.image_id].grid for one in pair]
         tokens = scorer._tokenizer.encode(build_pair_prompt(make_image_query(pair[0]), IMAGE_PAIR), grids)

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...adapters import ADAPTER_CONFIG, describe_other_base, find_base, guard_loading, guard_peft
 from ...errors import ChatReIDError, ConfigError, UpstreamError
-from ...eval_settings import EvalSettings
+from ...eval_settings import ModelSettings
 from ...system_prompts import read_system_prompt
 from ...tasks import find_default_system
 from ...weight_files import find_weight_files, find_weights_entry
@@ -28,7 +29,7 @@ LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
 logger = logging.getLogger(__name__)
 
 
-def find_checkpoint(settings: EvalSettings) -> tuple[str, str | None]:
+def find_checkpoint(settings: ModelSettings) -> tuple[str, str | None]:
     """Return (base model, adapter or None); a ``model_name_or_path`` with an adapter's file names its base there.
 
     Raises:
@@ -41,20 +42,21 @@ def find_checkpoint(settings: EvalSettings) -> tuple[str, str | None]:
         return name, adapter
     if adapter is not None:
         raise ConfigError(
-            f"model_name_or_path: {name} is an adapter itself; with adapter_name_or_path it has to be the base model."
+            f"model.model_name_or_path: {name} is an adapter itself; with "
+            "model.adapter_name_or_path it has to be the base model."
         )
     base = find_base(Path(name))
     if base is None:
         raise ConfigError(
-            f"{file} names no base model. Set model_name_or_path to the base model and adapter_name_or_path to this "
-            "folder."
+            f"{file} names no base model. Set model.model_name_or_path to the base model and "
+            "model.adapter_name_or_path to this folder."
         )
     if (Path(base) / ADAPTER_CONFIG).is_file():
         raise ConfigError(f"{file} names the adapter {base} as its base. Merge that one first, and name the result.")
     return base, name
 
 
-def find_system_prompt(settings: EvalSettings, family: str) -> str:
+def find_system_prompt(settings: ModelSettings, family: str) -> str:
     """Return the settings' system prompt, else the one that the checkpoint or its adapter was trained with.
 
     Raises:
@@ -81,7 +83,9 @@ def pick_device(name: str) -> str:
     if torch.backends.mps.is_available():
         here.append("mps")
     if name not in here:
-        raise ConfigError(f"device: {name} is not on this machine, which has {', '.join(here)}. Set one, or auto.")
+        raise ConfigError(
+            f"model.device: {name} is not on this machine, which has {', '.join(here)}. Set one, or auto."
+        )
     return name
 
 
@@ -124,8 +128,18 @@ def _list_weight_files(folder: Path) -> list[Path]:
     return sorted(set(find_weight_files(folder).values()))
 
 
-def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
-    """Return (model in evaluation mode on its device, adapter merged; processor).
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on its device, its processor, and hashes of all weights and of what is computed with them."""
+
+    model: Any
+    processor: Any
+    weights: str
+    configuration: str
+
+
+def load_checkpoint(settings: ModelSettings) -> Checkpoint:
+    """Return a model in evaluation mode on its device, its adapter merged.
 
     Raises:
         ConfigError: the device, the checkpoint or its adapter is missing, has no weights or is of no known family.
@@ -136,10 +150,10 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
     name, adapter = find_checkpoint(settings)
     device = pick_device(settings.device)
     named = adapter is not None and settings.adapter_name_or_path is None
-    hint = f" It is the base that {adapter} names; say where it is now with model_name_or_path." if named else ""
-    check_name("model_name_or_path", name, hint)
+    hint = f" It is the base that {adapter} names; say where it is now with model.model_name_or_path." if named else ""
+    check_name("model.model_name_or_path", name, hint)
     if adapter is not None:
-        check_name("adapter_name_or_path", adapter)
+        check_name("model.adapter_name_or_path", adapter)
         warning = describe_other_base(Path(adapter), name)
         if warning is not None:
             logger.warning("%s", warning)
@@ -149,7 +163,9 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             known = ", ".join(FAMILIES)
-            raise ConfigError(f"model_name_or_path: {name} is a {config.model_type}; this backend scores {known}.")
+            raise ConfigError(
+                f"model.model_name_or_path: {name} is a {config.model_type}; this backend scores {known}."
+            )
         part = "weights or the quantization_config"
         result: Any = AutoModelForImageTextToText.from_pretrained(
             name, dtype=settings.dtype, output_loading_info=True, trust_remote_code=False
@@ -165,16 +181,18 @@ def load_checkpoint(settings: EvalSettings) -> tuple[Any, Any]:
         why = explain_failure(name, error)
         if not isinstance(error, LOADING_ERRORS):
             why = f"the {part} is damaged ({type(error).__name__}: {why}). Copy or save the checkpoint again."
-        raise ConfigError(f"model_name_or_path: {name} cannot be loaded: {why}{hint}") from None
+        raise ConfigError(f"model.model_name_or_path: {name} cannot be loaded: {why}{hint}") from None
     model, loaded = result
-    refuse_misfits("model_name_or_path", name, loaded)
+    refuse_misfits("model.model_name_or_path", name, loaded)
     if adapter is not None:
         model = _merge_adapter(model, adapter)
     try:
-        return model.to(device).eval(), processor
+        model = model.to(device).eval()
     except RuntimeError as error:
         _refuse_too_large(name, error)
         raise
+    fingerprints = compute_weights_fingerprint(model), compute_configuration_fingerprint(model, processor)
+    return Checkpoint(model, processor, *fingerprints)
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
@@ -210,7 +228,8 @@ def refuse_misfits(key: str, name: str, loaded: dict[str, Any]) -> None:
 def _refuse_too_large(name: str, error: Exception) -> None:
     if is_out_of_memory(error):
         raise UpstreamError(
-            f"There is no memory for the model {name}: {error} Set dtype: bfloat16, or take a device with more memory."
+            f"There is no memory for the model {name}: {error} Set model.dtype: bfloat16, or take a "
+            "device with more memory."
         ) from None
 
 
@@ -226,7 +245,7 @@ def _merge_adapter(model: Any, adapter: str) -> Any:
     except Exception as error:  # as in load_checkpoint
         _refuse_too_large(adapter, error)
         why = explain_failure(adapter, error)
-        raise ConfigError(f"adapter_name_or_path: {adapter} cannot be merged into the model: {why}") from None
+        raise ConfigError(f"model.adapter_name_or_path: {adapter} cannot be merged into the model: {why}") from None
 
 
 def compute_weights_fingerprint(model: Any) -> str:

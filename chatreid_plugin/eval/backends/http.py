@@ -24,7 +24,7 @@ from ...answers import read_answer
 from ...crops import encode_picture, open_crop, prepare_crop
 from ...datasets.benchmark import Query
 from ...errors import ConfigError, UpstreamError
-from ...eval_settings import EvalSettings
+from ...eval_settings import ModelSettings, ServerSettings
 from ...openai_answers import BrokenAnswer, Completion, ListedModel, read_as
 from ...openai_client import (
     FAILURES,
@@ -164,47 +164,52 @@ class HttpScorer:
 
     confidence: Literal["margins", "answers"]
 
-    def __init__(self, settings: EvalSettings, image_root: Path) -> None:
+    def __init__(self, server: ServerSettings, model: ModelSettings, image_root: Path) -> None:
         """Ask the server what it gives.
+
+        Args:
+            server: where it is.
+            model: the image policy and the system prompt that the model behind it was trained with.
+            image_root: where the images are.
 
         Raises:
             ConfigError: no key, or no model named where the server has several.
             UpstreamError: the server is out of reach, or refuses the key, the model or images.
         """
-        self.settings = settings
+        self._server, self._system_prompt, self._policy = server, model.system_prompt, model.policy
         self.image_root = image_root
         self.filled = 0
         self._urls: OrderedDict[str, str] = OrderedDict()
         self._lock = Lock()
-        server = Server(
-            settings.base_url,
-            settings.api_key_variable,
-            "api_key_variable",
+        asked = Server(
+            server.base_url,
+            server.api_key_variable,
+            "server.api_key_variable",
             "the evaluation's settings",
-            settings.timeout,
-            settings.retries,
-            settings.concurrency,
+            server.timeout,
+            server.retries,
+            server.concurrency,
         )
-        self.client = OpenAIClient(server, settings.model or "")
-        self.traits = probe_server(self.client, settings.model, settings.extra_body, settings.votes)
+        self.client = OpenAIClient(asked, server.model or "")
+        self.traits = probe_server(self.client, server.model, server.extra_body, server.votes)
         self.confidence = "margins" if self.traits.gives == "logprobs" else "answers"
         if self.traits.own is not None:
             self._check_system_prompt(self.traits.own.get("system_prompt"))
             # Our own server works on one request at a time: a queue there would count as time-outs here.
-            self.client.limit(min(2, settings.concurrency))
+            self.client.limit(min(2, server.concurrency))
         if self.traits.gives == "answers":
             logger.warning(
                 "%s gives no log-probabilities: scores are hard answers (votes: %d), so that most images tie.",
                 self.client.host,
-                settings.votes,
+                server.votes,
             )
 
     def _check_system_prompt(self, own: str | None) -> None:
         """Refuse a system prompt that is not the one `chatreid serve` was started with, which asks in its own."""
-        if self.settings.system_prompt not in (None, own):
+        if self._system_prompt not in (None, own):
             raise ConfigError(
-                f"system_prompt: {self.settings.system_prompt!r} is not that of {self.client.host}, {own!r}. Remove "
-                "it, or start `chatreid serve` with it: system_prompt=..."
+                f"model.system_prompt: {self._system_prompt!r} is not that of {self.client.host}, {own!r}. Remove "
+                "it, or start `chatreid serve` with it: model.system_prompt=..."
             )
 
     @property
@@ -212,23 +217,23 @@ class HttpScorer:
         """The server, or the weights behind `chatreid serve` wherever it runs; what it gives; what it is asked."""
         own = self.traits.own or {}
         loaded = {key: own.get(key) for key in ("weights", "configuration")}
-        server = loaded if own else {"base_url": self.settings.base_url}
-        votes = {"votes": self.settings.votes} if self.traits.gives == "answers" else {}
+        server = loaded if own else {"base_url": self._server.base_url}
+        votes = {"votes": self._server.votes} if self.traits.gives == "answers" else {}
         return {
             **server,
             **votes,
-            "system_prompt": own.get("system_prompt") if own else self.settings.system_prompt,
+            "system_prompt": own.get("system_prompt") if own else self._system_prompt,
             "model": self.traits.model,
             "gives": self.traits.gives,
             "top_logprobs": self.traits.top_logprobs,
-            "extra_body": self.settings.extra_body,
+            "extra_body": self._server.extra_body,
         }
 
     def prepare(
         self, queries: Sequence[Query], gallery: Sequence[ImageRecord], planned: Sequence[ImageRecord] = ()
     ) -> None:
         """Say what leaves this machine; images are encoded when they are sent."""
-        if not is_local(self.settings.base_url):
+        if not is_local(self._server.base_url):
             images = len(gallery) + sum(query.image is not None for query in queries)
             logger.warning(
                 "Sending %d images of people to %s (model %s).", images, self.client.host, self.traits.model
@@ -296,7 +301,7 @@ class HttpScorer:
             if record.image_id in self._urls:
                 self._urls.move_to_end(record.image_id)
             else:
-                picture = prepare_crop(open_crop(self.image_root / record.path), self.settings.policy)
+                picture = prepare_crop(open_crop(self.image_root / record.path), self._policy)
                 self._urls[record.image_id] = encode_picture(picture)
                 while len(self._urls) > KEPT_IMAGES:
                     self._urls.popitem(last=False)
@@ -308,9 +313,9 @@ class HttpScorer:
         for number, segment in enumerate(prompt.segments):
             parts += [make_image_part(self._encode(images[number - 1]))] if number else []
             parts += [{"type": "text", "text": segment}] if segment else []
-        settings, traits = self.settings, self.traits
-        extra = {k: v for k, v in settings.extra_body.items() if not (options and k in PAIR_KEYS)}
-        make = partial(make_body, traits.model, parts, extra, settings.system_prompt)
+        server, traits = self._server, self.traits
+        extra = {k: v for k, v in server.extra_body.items() if not (options and k in PAIR_KEYS)}
+        make = partial(make_body, traits.model, parts, extra, self._system_prompt)
         words = LETTERS[:options] if options else (YES, NO)
         if traits.gives == "logprobs":
             body = make(logprobs=True, top_logprobs=traits.top_logprobs)
@@ -319,9 +324,9 @@ class HttpScorer:
             values = values if options else [values[0] - values[1]]
         else:
             changes: dict[str, Any] = {"max_tokens": CHOICE_TOKENS if options else PAIR_TOKENS}
-            changes |= {"temperature": 1.0} if settings.votes > 1 else {}
-            changes |= {"n": settings.votes} if settings.votes > 1 and traits.several_choices else {}
-            requests = 1 if traits.several_choices else settings.votes
+            changes |= {"temperature": 1.0} if server.votes > 1 else {}
+            changes |= {"n": server.votes} if server.votes > 1 and traits.several_choices else {}
+            requests = 1 if traits.several_choices else server.votes
             answers = [self.client.ask("/chat/completions", make(**changes), read_texts) for _ in range(requests)]
             values, filled = count_votes(task, [text for texts in answers for text in texts], options)
         self._fill(filled)

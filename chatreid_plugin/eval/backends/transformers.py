@@ -20,25 +20,21 @@ from tqdm import tqdm
 
 from ...datasets.benchmark import Query
 from ...errors import UpstreamError
-from ...eval_settings import EvalSettings
+from ...eval_settings import ModelSettings
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ...vision_tower import speed_up_vision_tower
 from ..arrays import ScoreArray
 from ..questions import IMAGE_PAIR, SHOWS_QUERY, Prompt, build_choice_prompt, build_pair_prompt, can_ask
 from .base import QUERY_BLOCK
-from .checkpoint import (
-    compute_configuration_fingerprint,
-    compute_weights_fingerprint,
-    find_system_prompt,
-    load_checkpoint,
-)
+from .checkpoint import Checkpoint, find_system_prompt, load_checkpoint
 from .decoder import Beginning, Decoder, KeysAndValues, Prefixes, Tokenizer, Tokens, make_beginning
 from .encoder import Batcher, Grid, VisionFeatures
 
 
 # Of the vision towers: 28x28 (Qwen2-VL, Qwen2.5-VL) or 32x32.
 PIXELS_PER_TOKEN = 28 * 28
+ImageOrder = Literal["query_first", "gallery_first", "both"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +45,34 @@ class TransformersScorer:
     confidence: Literal["margins"] = "margins"
     filled = 0
 
-    def __init__(self, settings: EvalSettings, image_root: Path) -> None:
-        """Load the checkpoint.
+    def __init__(
+        self,
+        settings: ModelSettings,
+        image_root: Path,
+        image_order: ImageOrder = "query_first",
+        loaded: Checkpoint | None = None,
+    ) -> None:
+        """Take a checkpoint, or load it.
+
+        Args:
+            settings: the checkpoint and its image policy.
+            image_root: where the images are.
+            image_order: of the question on two images alone; see ``score_pairs``.
+            loaded: the checkpoint of the settings; it may be another scorer's, too.
 
         Raises:
             ConfigError: see ``load_checkpoint``.
             UpstreamError: the tokenizer splits "Yes", "No" or a letter.
         """
-        self.settings = settings
-        self.model, self.processor = load_checkpoint(settings)
+        loaded = loaded or load_checkpoint(settings)
+        self.model, self.processor = loaded.model, loaded.processor
+        self._image_order = image_order
         _speed_up_vision_tower(self.model)
         self.system_prompt = find_system_prompt(settings, self.model.config.model_type)
         self.fingerprint: dict[str, Any] = {
-            "weights": compute_weights_fingerprint(self.model),
-            "configuration": compute_configuration_fingerprint(self.model, self.processor),
-            "image_order": settings.image_order,
+            "weights": loaded.weights,
+            "configuration": loaded.configuration,
+            "image_order": image_order,
             "system_prompt": self.system_prompt,
         }
         on_host = settings.features_on == "host"
@@ -163,7 +172,7 @@ class TransformersScorer:
         """
         self._encode([query], candidates)
         ask = partial(self._score_pairs, query, candidates, task)
-        order = self.settings.image_order
+        order = self._image_order
         if task != IMAGE_PAIR or order == "query_first":
             return ask(shown_first=task in SHOWS_QUERY)
         swapped = ask(shown_first=False)
@@ -252,6 +261,7 @@ class TransformersScorer:
 
 
 def _speed_up_vision_tower(model: Any) -> None:
+    """Batch the attention over images, once for a model that several scorers share."""
     try:
         speed_up_vision_tower(model)
     except UpstreamError as error:

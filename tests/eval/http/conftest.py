@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from chatreid_plugin.eval.backends.http import HttpScorer
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
+from tests.support import make_eval_settings
 
 
 KEY = "sk-test-0123456789"
@@ -145,6 +145,7 @@ def make(server: FakeServer, tmp_path: Path) -> Callable[..., HttpScorer]:
         values = {"protocol": "folder", "manifest": "m.parquet", "output_dir": "out", "backend": "http"}
         values["filter"] = "none"
         values |= {"base_url": server.base_url, "api_key_variable": "CHATREID_TEST_KEY", "concurrency": 3}
-        return HttpScorer(EvalSettings.model_validate(values | changes), tmp_path)
+        settings = make_eval_settings(values | changes)
+        return HttpScorer(settings.server, settings.model, tmp_path)
 
     return make

@@ -11,7 +11,7 @@ import pytest
 from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.backends.http import HttpScorer
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.openai_client import READINGS
 from chatreid_plugin.records import ImageRecord
@@ -109,7 +109,7 @@ def test_system_prompt_that_a_server_of_ours_does_not_have_is_refused(
 ) -> None:
     server.models = lambda: {"data": [{"id": "any", "chatreid": {"weights": "1", "system_prompt": "Compare."}}]}
     assert make().fingerprint["system_prompt"] == make(system_prompt="Compare.").fingerprint["system_prompt"]
-    with pytest.raises(ConfigError, match=r"system_prompt: 'Mine.' is not that of .*'Compare.'.*system_prompt="):
+    with pytest.raises(ConfigError, match=r"system_prompt: 'Mine.' is not that of .*'Compare.'.*model.system_prompt="):
         make(system_prompt="Mine.")
 
 

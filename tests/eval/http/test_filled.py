@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import UpstreamError
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.report import Results
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json
 
@@ -52,12 +52,12 @@ def leave_out(server: Any) -> Callable[[list[int]], None]:
 
 
 def read_results(settings: EvalSettings) -> Any:
-    return read_json(settings.output_dir / "results.json")
+    return read_json(settings.output.output_dir / "results.json")
 
 
 def start_over(settings: EvalSettings) -> Any:
     """Evaluate with nothing saved and return the results."""
-    shutil.rmtree(settings.output_dir, ignore_errors=True)
+    shutil.rmtree(settings.output.output_dir, ignore_errors=True)
     run_evaluation(settings)
     return read_results(settings)
 
@@ -69,7 +69,7 @@ def test_resumed_run_gives_the_same_results(
     settings = make(fusion="k_reciprocal")
     whole = start_over(settings)
     assert whole["scores"]["confidence"] == "top_logprobs" and "stands in" in whole["scores"]["warning"]
-    shutil.rmtree(settings.output_dir)
+    shutil.rmtree(settings.output.output_dir)
     answer, asked = server.reply, len(server.pairs)
     server.reply = lambda body: (500, {}) if len(server.pairs) - asked > 8 else answer(body)
     with pytest.raises(UpstreamError, match="Finished queries are kept"):
@@ -109,7 +109,7 @@ def test_word_that_another_process_missed_counts(
     settings = make(fusion="k_reciprocal")
     alone = start_over(settings)
     assert alone["scores"]["confidence"] == "top_logprobs"
-    shutil.rmtree(settings.output_dir)
+    shutil.rmtree(settings.output.output_dir)
     found = run_together([partial(run_evaluation, settings)] * 2)
     assert [results.confidence for results in found] == ["top_logprobs"] * 2
     assert read_results(settings) == alone

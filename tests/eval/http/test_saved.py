@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.errors import ConfigError, UpstreamError
-from chatreid_plugin.eval.pipeline import run_evaluation
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
+from tests.support import alter
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_scores_keep_their_kind_when_the_server_is_gone(server: Any, settings: E
     if reply is not None:
         server.reply = lambda body: reply(server, body)
     run_evaluation(settings)
-    expected = json.loads((settings.output_dir / "results.json").read_text())
+    expected = json.loads((settings.output.output_dir / "results.json").read_text())
     kinds = {None: "margins", answer_in_words: "answers", leave_words_out: "top_logprobs"}
     assert expected["scores"]["confidence"] == kinds[reply]
     server.models = None
@@ -40,9 +41,9 @@ def test_scores_keep_their_kind_when_the_server_is_gone(server: Any, settings: E
     with pytest.raises((ConfigError, UpstreamError), match="saved_scores=true"):
         run_evaluation(settings)
     asked = len(server.bodies)
-    saved = settings.model_copy(update={"saved_scores": True})
+    saved = alter(settings, {"saved_scores": True})
     run_evaluation(saved)
-    assert json.loads((settings.output_dir / "results.json").read_text()) == expected
+    assert json.loads((settings.output.output_dir / "results.json").read_text()) == expected
     assert len(server.bodies) == asked
     for changes, message in (
         ({"base_url": "http://127.0.0.1:9/v1"}, 'base_url was "http'),
@@ -50,12 +51,12 @@ def test_scores_keep_their_kind_when_the_server_is_gone(server: Any, settings: E
         ({"extra_body": {"top_p": 1}}, r'extra_body was {}, is {"top_p": 1}'),
     ):
         with pytest.raises(ConfigError, match=message):
-            run_evaluation(saved.model_copy(update=changes))
+            run_evaluation(alter(saved, changes))
 
 
 def test_numbers_as_names_are_found_again(server: Any, settings: EvalSettings) -> None:
-    biased = settings.model_copy(update={"extra_body": {"logit_bias": {9454: 5, 151645: 1}}})
+    biased = alter(settings, {"extra_body": {"logit_bias": {9454: 5, 151645: 1}}})
     expected = run_evaluation(biased).ranking.mean_ap
     asked = len(server.bodies)
-    assert run_evaluation(biased.model_copy(update={"saved_scores": True})).ranking.mean_ap == expected
+    assert run_evaluation(alter(biased, {"saved_scores": True})).ranking.mean_ap == expected
     assert len(server.bodies) == asked

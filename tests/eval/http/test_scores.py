@@ -14,9 +14,9 @@ from PIL import Image
 
 from chatreid_plugin.datasets.benchmark import Query, make_image_query
 from chatreid_plugin.eval.backends.http import HttpScorer, count_votes, look_up, need_logprobs, read_logprobs
-from chatreid_plugin.eval.pipeline import run_evaluation
 from chatreid_plugin.eval.questions import score_query
 from chatreid_plugin.eval.report import render_table
+from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.openai_answers import BrokenAnswer
 from chatreid_plugin.records import ImageRecord

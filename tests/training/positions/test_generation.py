@@ -9,8 +9,8 @@ from PIL import Image
 
 from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.eval.questions import IMAGE_PAIR
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
+from tests.support import make_eval_settings
 
 
 TOKEN_TYPES = "mm_token_type_ids"
@@ -29,12 +29,12 @@ def test_several_answers_to_one_question_share_the_positions(service: Any) -> No
 def test_evaluator_scores_with_the_positions_and_logits_of_chat(name: str, service: Any, tmp_path: Path) -> None:
     from chatreid_plugin.eval.backends.transformers import TransformersScorer
 
-    settings = EvalSettings.model_validate(
+    settings = make_eval_settings(
         {"protocol": "folder", "manifest": "m.parquet", "device": "cpu"}
         | {"model_name_or_path": str(service.checkpoint.folder)}
         | {"output_dir": tmp_path, "chatreid_stage": 3, "dtype": "float32"}
     )
-    scorer = TransformersScorer(settings, service.images)
+    scorer = TransformersScorer(settings.model, service.images)
     record = service.make_record(name)
     query, candidate = (
         ImageRecord(image.path, "t", "gallery", image.path, "t:1", "1", image.width, image.height)
