@@ -218,7 +218,7 @@ def print_table(output: Path, evaluations: dict[str, list[str]], seconds: float)
     print(f"\n{'unseen identities':<32}{'mAP':>8}{'Rank-1':>8}")
     folder = output
     for name, overrides in evaluations.items():
-        folder = output / overrides[-1].removeprefix("output_dir=")
+        folder = output / overrides[-1].removeprefix("output.output_dir=")
         results = read_json(folder / "results.json")
         rows = {name: results["metrics"]}
         if name == "after Stage 3, filtered":

@@ -387,10 +387,10 @@ def _shorten(value: Any) -> str:
 def _describe_filter(settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that the features of ``filter: vlm`` and their threshold depend on, but the images' bytes."""
     keys = {"chatreid_stage", "chatreid_aspect", "image_max_pixels", "image_min_pixels", "dtype"}
-    automatic = {"recall": settings.filter.recall, "seed": settings.data.seed}
+    automatic = {"filter.recall": settings.filter.recall, "data.seed": settings.data.seed}
     return {
-        **settings.model.model_dump(include=keys),
-        "tau": settings.filter.tau,
+        **{f"model.{key}": value for key, value in settings.model.model_dump(include=keys).items()},
+        "filter.tau": settings.filter.tau,
         **(automatic if settings.filter.tau == "auto" else {}),
         **{key: fingerprint.get(key) for key in ("weights", "configuration")},
         "queries": [query.query_id for query in protocol.queries],

@@ -34,4 +34,4 @@ def test_tells_a_whole_run_from_one_that_failed(
     code, lines = run(tmp_path / "absent")
     assert code == 1
     assert [line[2] for line in lines] == ["pointwise", "choice", "turns"]
-    assert all(line[3].startswith("FAILED: model_name_or_path: the folder") for line in lines)
+    assert all(line[3].startswith("FAILED: model.model_name_or_path: the folder") for line in lines)

@@ -116,7 +116,7 @@ def answer_plainly() -> Callable[..., float]:
     def answer(scorer: Any, root: Path, question: str, *records: ImageRecord) -> float:
         text = format_chat_prompt(question).replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
         images = [Image.open(root / record.path).convert("RGB") for record in records]
-        images = [image.resize(resize_by_policy(*image.size, scorer.settings.policy)) for image in images]
+        images = [image.resize(resize_by_policy(*image.size, scorer.features.policy)) for image in images]
         inputs = scorer.processor(text=[text], images=images, return_tensors="pt")
         with torch.inference_mode():
             logits = scorer.model(**inputs).logits[0, -1].float()

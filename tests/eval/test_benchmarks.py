@@ -201,7 +201,7 @@ def test_images_of_an_attribute_set_ask_with_their_attributes(parse_layout: Pars
     ("changes", "message"),
     [
         ({"protocol": "ltcc", "setting": "all"}, "choose one of cc, standard, sc"),
-        ({"protocol": "market1501", "shots": "single"}, "shots: single does not fit protocol market1501"),
+        ({"protocol": "market1501", "shots": "single"}, "shots: single does not fit benchmark market1501"),
         ({"protocol": "market1501", "restrict": True}, "restrict: True does not fit"),
         ({"protocol": "regdb", "splits": [1]}, "belong together"),
     ],

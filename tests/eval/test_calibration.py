@@ -228,7 +228,7 @@ def test_scores_of_the_default_filter_are_ranked_again_without_the_model(vlm: Ev
     saved = alter(fused, {"saved_scores": True})
     run_evaluation(saved)
     assert {name: (vlm.output.output_dir / name).read_bytes() for name in names} == expected
-    with pytest.raises(DataError, match=r"filter\.npz are of another run: filter_recall differ"):
+    with pytest.raises(DataError, match=r"filter\.npz are of another run: filter.recall differ"):
         run_evaluation(alter(saved, {"filter_recall": 0.9}))
     (vlm.output.output_dir / "filter.npz").unlink()
     with pytest.raises(DataError, match="the features by which filter.source: vlm chose candidates, is missing"):
@@ -239,8 +239,8 @@ def test_backends_without_a_model_say_which_filter_to_set(make_settings: MakeSet
     for backend in ("http", "random", "oracle", "features"):
         with pytest.raises(ValueError, match="filter.source=npz filter.features=FILE.npz .*filter.source=colour or"):
             make_settings(Path(), filter="vlm", backend=backend)
-    assert make_settings(Path(), filter="vlm", backend="scores", scores=Path("s.npz")).filter == "vlm"
-    assert make_settings(Path(), filter="vlm", backend="features", features=Path("f.npz")).reads_scores
+    assert make_settings(Path(), filter="vlm", backend="scores", scores=Path("s.npz")).filter.source == "vlm"
+    assert make_settings(Path(), filter="vlm", backend="features", features=Path("f.npz")).scoring.reads_scores
 
 
 def test_dry_run_tells_pairs_and_hours(vlm: EvalSettings) -> None:

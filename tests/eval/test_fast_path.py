@@ -101,7 +101,8 @@ class Bench:
             "dtype": "float32",
             "batch_size": 2,
         }
-        return TransformersScorer(make_eval_settings(values | changes).model, self.root)
+        settings = make_eval_settings(values | changes)
+        return TransformersScorer(settings.model, self.root, settings.scoring.image_order)
 
     def compute_logits(
         self, scorer: TransformersScorer, segments: Sequence[str], images: Sequence[ImageRecord]

@@ -110,7 +110,7 @@ def test_the_model_is_asked_once_for_both_directions(
 
 
 def test_captions_are_no_choice_among_images(make_text_settings: MakeSettings) -> None:
-    with pytest.raises(ValueError, match="image_to_text ranks captions, and mode: turns shows images"):
+    with pytest.raises(ValueError, match="image_to_text ranks captions, and scoring.mode: turns shows images"):
         make_text_settings(mode="turns")
-    with pytest.raises(ValueError, match="setting: image_to_text does not fit protocol market1501"):
+    with pytest.raises(ValueError, match="setting: image_to_text does not fit benchmark market1501"):
         make_text_settings(protocol="market1501")

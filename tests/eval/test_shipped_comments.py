@@ -80,7 +80,11 @@ def test_every_value_that_is_offered_is_accepted(key: str, tmp_path: Path) -> No
     for value in [read_value(key), *read_choices(key)]:
         given = {key: value}
         # What its comment says it goes with.
-        source = value if key == "filter.source" else next(iter(re.findall(r"for ([a-z]+):", LINES[key][0])), None)
+        source = (
+            value
+            if key == "filter.source"
+            else next(iter(re.findall(r"for (?!backend)([a-z]+):", LINES[key][0])), None)
+        )
         if source is not None:
             needed = [other for other, (line, _) in LINES.items() if f"for {source}:" in line]
             given |= {"filter.source": source} | {other: read_value(other) for other in needed}

@@ -155,7 +155,7 @@ def test_missing_checkpoint_is_named_without_asking_the_hub(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"^{key}: the folder {name} does not exist"):
+    with pytest.raises(ConfigError, match=f"^model.{key}: the folder {name} does not exist"):
         TransformersScorer(make_settings(checkpoint, tmp_path, **{key: name}).model, tmp_path)
 
 

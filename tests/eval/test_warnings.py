@@ -74,7 +74,7 @@ def test_a_filter_that_caps_the_result_is_said_everywhere(make_world: MakeWorld,
     settings = make_settings(manifest, filter="colour", tau=-1, top_k=1, floor=0)
     for words in (
         "The filter caps the result: it lost",
-        "Raise top_k (1) or filter_recall (0.99), or choose a better filter (colour) or none.",
+        "Raise filter.top_k (1) or filter.recall (0.99), or choose a better filter.source (colour) or none.",
     ):
         assert all(find_everywhere(settings, words))
     whole = alter(settings, {"top_k": None})
@@ -192,16 +192,19 @@ def test_one_model_over_splits_is_warned_of(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"backend": "transformers", "model_name_or_path": "saves/a"}, ["model_name_or_path: saves/a"]),
+        ({"backend": "transformers", "model_name_or_path": "saves/a"}, ["model.model_name_or_path: saves/a"]),
         ({"backend": "transformers", "model_name_or_path": "saves/{trial}"}, []),
         (
             {"backend": "transformers", "model_name_or_path": "Qwen/Qwen2-VL", "adapter_name_or_path": "a/{trial}"},
             [],
         ),
-        ({"backend": "http", "model": "mine", "base_url": "http://h:1/v1"}, ["model: mine, base_url: http://h:1/v1"]),
+        (
+            {"backend": "http", "model": "mine", "base_url": "http://h:1/v1"},
+            ["server.model: mine, server.base_url: http://h:1/v1"],
+        ),
         ({"backend": "http", "base_url": "http://h:800{trial}/v1"}, []),
-        ({"backend": "scores", "scores": "s.npz"}, ["scores: s.npz"]),
-        ({"backend": "features", "filter": "npz", "filter_features": "f.npz"}, ["filter_features: f.npz"]),
+        ({"backend": "scores", "scores": "s.npz"}, ["scoring.scores: s.npz"]),
+        ({"backend": "features", "filter": "npz", "filter_features": "f.npz"}, ["filter.features: f.npz"]),
         ({"backend": "features", "filter": "colour"}, []),
         ({"backend": "random"}, []),
     ],

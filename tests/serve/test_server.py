@@ -82,7 +82,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(
         top_logprobs=20,
     )
     scorer = TransformersScorer(make_settings().model, crops[0])
-    images = [prepare_crop(open_crop(crops[0] / crops[1][i].path), scorer.settings.policy) for i in (0, 2)]
+    images = [prepare_crop(open_crop(crops[0] / crops[1][i].path), scorer.features.policy) for i in (0, 2)]
     text = format_chat_prompt(f"First {IMAGE_TOKENS} second {IMAGE_TOKENS} same?")
     inputs = scorer.processor(text=[text], images=images, return_tensors="pt")
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == scorer.model.config.image_token_id).int()

@@ -17,7 +17,7 @@ from chatreid_plugin.eval.backends.http import HttpScorer, count_votes, look_up,
 from chatreid_plugin.eval.questions import score_query
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval_settings import EvalSettings, ScoringSettings
 from chatreid_plugin.openai_answers import BrokenAnswer
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_json
@@ -35,7 +35,7 @@ def test_scores_are_margins_in_the_order_of_the_candidates(
     assert [server.read_greys(body)[0] for body in server.pairs] == [40] * 5  # the query comes first in every request
     assert server.most_active <= 3
     assert set(server.keys) == {f"Bearer {server.key}"}
-    assert server.key not in json.dumps(dict(scorer.fingerprint)) + str(scorer.settings)
+    assert server.key not in json.dumps(dict(scorer.fingerprint)) + str(vars(scorer))
 
 
 def test_query_of_words_is_asked_about_one_image(
@@ -130,8 +130,9 @@ def test_windows_of_a_choice_are_asked_at_once(
     scores: list[Any] = []
     for concurrency in (3, 1):
         server.most_active = 0
-        scorer = make(concurrency=concurrency, mode=mode, window=4)
-        scores.append(score_query(scorer.settings, scorer, make_image_query(records[0]), candidates))
+        scorer = make(concurrency=concurrency)
+        settings = ScoringSettings(backend="http", mode=mode, window=4)
+        scores.append(score_query(settings, "folder", scorer, make_image_query(records[0]), candidates))
         assert server.most_active == concurrency
     assert scores[0].tolist() == scores[1].tolist()
     assert np.argmax(scores[0]) < 4  # the darkest
