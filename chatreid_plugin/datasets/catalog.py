@@ -52,9 +52,7 @@ class CatalogEntry(Settings):
     """
 
     title: str
-    setting: Literal[
-        "standard", "cloth-changing", "visible-infrared", "text-to-image", "attributes", "captions", "any"
-    ]
+    setting: Setting
     layout: str
     file_name: str
     variants: tuple[str, ...] = ()
