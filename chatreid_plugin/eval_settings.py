@@ -213,7 +213,7 @@ class OutputSettings(Settings):
     # Who scored, in the table, the page and the rows of `chatreid report`; null: the checkpoint, server or file.
     name: Annotated[str, Field(min_length=1)] | None = None
     report_queries: Annotated[int, Field(ge=0)] = 50
-    # Write every pair's score into this .npz or .npy file as well (`eval/matrix_file.py`).
+    # Write every pair's score into this .npz or .npy file as well (`eval/backends/files.py`).
     save_matrix: Annotated[Path | None, Field(exclude=True)] = None
     overwrite: Annotated[bool, Field(exclude=True)] = False
 

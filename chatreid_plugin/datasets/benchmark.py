@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from ..records import ImageRecord, Modality
+from ..records import Attribute, ImageRecord, Modality
+from ..tasks import ASKED, format_attributes
 
 
 IntArray = npt.NDArray[np.int64]
@@ -74,6 +75,11 @@ class Query:
     def label(self) -> str:
         """What a message or a page calls it: the image's path, or its words."""
         return self.image.path if self.image is not None else f'"{self.text}"' if self.text else self.query_id
+
+    @property
+    def words(self) -> str:
+        """Its text, or the attributes it asks for (``upper colour: red, hat: none``)."""
+        return self.text or format_attributes([Attribute(ASKED, *item) for item in self.attributes.items()])
 
 
 def make_image_query(record: ImageRecord) -> Query:

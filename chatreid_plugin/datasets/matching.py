@@ -1,38 +1,47 @@
 """What matches a query and what is ignored: identities, cameras and clothes as integer codes, fast to compare."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..records import ImageRecord
 from .benchmark import Benchmark, BoolArray, IntArray, Query, Rule
 
 
+IgnoreMask = Callable[[int], BoolArray]  # a query's index to the mask (G,) of what is ignored
 SYSU_QUERY_CAMERA, SYSU_GALLERY_CAMERA = "3", "2"
+
+
+def _make_no_codes() -> IntArray:
+    return np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
     """Identities, cameras and clothes of a benchmark as integer codes: (Q,) for the queries, (G,) for the gallery.
 
-    ``copies`` has the gallery indices of a query's own file, where such are ignored.
+    ``copies`` has the gallery indices of a query's own file, where such are ignored. ``ignore`` stands in for a rule
+    that a caller has made. ``names`` are the queries' identities for messages, where they are no codes.
     """
 
     query_person: IntArray
     gallery_person: IntArray
-    query_camera: IntArray
-    gallery_camera: IntArray
-    query_clothes: IntArray
-    gallery_clothes: IntArray
-    rule: Rule
+    query_camera: IntArray = field(default_factory=_make_no_codes)
+    gallery_camera: IntArray = field(default_factory=_make_no_codes)
+    query_clothes: IntArray = field(default_factory=_make_no_codes)
+    gallery_clothes: IntArray = field(default_factory=_make_no_codes)
+    rule: Rule = "nothing"
     same_room: tuple[int, int] = (-1, -1)
     copies: Mapping[int, IntArray] = field(default_factory=dict[int, IntArray])
+    ignore: IgnoreMask | None = None
+    names: Sequence[Any] = ()
     _places: dict[int, IntArray] = field(default_factory=dict[int, IntArray])
 
     def _list_same(self, query: int) -> IntArray:
-        if not self._places:
+        if not self._places and len(self.gallery_person):
             order = np.argsort(self.gallery_person, kind="stable")
             persons, starts = np.unique(self.gallery_person[order], return_index=True)
             self._places.update(zip(persons.tolist(), np.split(order, starts[1:]), strict=True))
@@ -44,20 +53,22 @@ class Labels:
         return ignored | np.isin(places, self.copies[query]) if query in self.copies else ignored
 
     def _is_ignored_by_rule(self, query: int, places: IntArray) -> BoolArray:
+        if self.ignore is not None:
+            return self.ignore(query)[places]
         if self.rule == "nothing":
             return np.zeros(len(places), dtype=np.bool_)
         if self.rule == "same_room":
             hidden = self.query_camera[query] == self.same_room[0]
             return hidden & (self.gallery_camera[places] == self.same_room[1])
         camera = self.gallery_camera[places] == self.query_camera[query]
+        if self.rule in ("same_camera", "same_image"):
+            return camera
         clothes = self.gallery_clothes[places] == self.query_clothes[query]
-        if self.rule == "cloth_changing":
-            return camera | clothes
-        return camera | ~clothes if self.rule == "same_clothes" else camera
+        return camera | clothes if self.rule == "cloth_changing" else camera | ~clothes
 
     def find_ignored(self, query: int) -> BoolArray:
         """Return the mask (G,) of what is removed from the query's ranking."""
-        if self.rule == "same_room":
+        if self.rule == "same_room" or self.ignore is not None:
             return self._is_ignored(query, np.arange(len(self.gallery_person)))
         mask = np.zeros(len(self.gallery_person), dtype=np.bool_)
         same = self._list_same(query)
@@ -70,6 +81,24 @@ class Labels:
         """Return the gallery indices of the query's matches."""
         same = self._list_same(query)
         return same[~self._is_ignored(query, same)]
+
+    def find(self, query: int) -> tuple[IntArray, npt.NDArray[Any]]:
+        """Return the indices of the query's matches, ascending, and the indices or a mask of all but its negatives."""
+        same = self._list_same(query)
+        matches = same[~self._is_ignored(query, same)]
+        if self.rule != "same_room" and self.ignore is None and query not in self.copies:
+            return matches, same
+        excluded = self.find_ignored(query).copy()
+        excluded[same] = True
+        return matches, excluded
+
+    def explain_unmatched(self, query: int) -> str:
+        """Say why nothing in the gallery can match a query."""
+        name = self.names[query] if len(self.names) else self.query_person[query]
+        if not len(self._list_same(query)):
+            return f"query {query} (identity {name}): identity absent from the gallery"
+        own = " (only seen by the query's own camera)" if self.rule == "same_camera" else ""
+        return f"query {query} (identity {name}): all its gallery images are ignored{own}"
 
     def find_positives(self, query: int) -> BoolArray:
         """Return the mask (G,) of the query's matches."""

@@ -27,7 +27,7 @@ from ..records import ImageRecord
 from ..shards import read_manifest, read_manifest_provenance
 from .arrays import ScoreArray
 from .distributed import Processes
-from .filtering import iterate_similarities
+from .filter import iterate_similarities
 from .loader import apply_rules, check_images, get_variant
 
 

@@ -19,12 +19,10 @@ from ..records import ImageRecord
 from .arrays import IntArray, ScoreArray
 from .backends import Models
 from .backends.base import Scorer
-from .backends.simple import Vectors
+from .backends.files import Matrix, Vectors, read_matrix
 from .calibration import NO_THRESHOLD, Calibration, calibrate
 from .distributed import Processes
-from .external import Matrix, read_matrix
-from .features import extract_protocol_features
-from .filtering import filter_gallery, iterate_similarities
+from .filter import extract_protocol_features, filter_gallery, iterate_similarities
 from .loader import load_benchmark
 from .scores import find_features
 
@@ -57,6 +55,11 @@ class Plan:
         if self.query_features is None or self.gallery_features is None:
             return None
         return self.query_features, self.gallery_features
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether images are ranked that have no score: the filter left them out, or a file lacks them."""
+        return self.features is not None or (self.matrix is not None and self.matrix.may_lack)
 
     def iterate_similarities(self) -> Iterator[ScoreArray] | None:
         """Yield each query's baseline similarities (G,); None without a filter, where no order is known."""

@@ -25,9 +25,9 @@ from ..eval_settings import ModelOnly, ModelSettings
 from ..records import ImageRecord
 from ..shards import open_atomically, read_manifest
 from .arrays import ScoreArray
+from .backends.files import write_rows
 from .backends.transformers import TransformersScorer
 from .loader import check_images
-from .matrix_file import write_rows
 from .scores import hash_images
 
 

@@ -22,7 +22,7 @@ from ..eval_settings import ScoringSettings
 from .arrays import FloatArray, IntArray, ScoreArray
 from .backends.base import Confidence
 from .candidates import Plan
-from .filtering import iterate_similarities
+from .filter import iterate_similarities
 from .questions import list_pair_tasks, standardise
 
 

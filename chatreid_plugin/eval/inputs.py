@@ -1,16 +1,20 @@
-"""What a caller hands to ``metrics``, read into plain arrays and lists or refused with the reason."""
+"""What a caller hands to ``metrics``: scores and labels as plain arrays and codes, or refused with the reason."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Number
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..archives import advise_shape
+from ..datasets.matching import IgnoreMask, Labels
 from ..errors import ConfigError, DataError
+from .arrays import BoolArray, IntArray
 
+
+Ignore = Literal["same_camera", "nothing"] | IgnoreMask | None
 
 # Up to here float64 holds every whole number.
 LARGEST_WHOLE = 2**53
@@ -123,6 +127,62 @@ def check_comparable(queries: list[Any], gallery: list[Any], what: str) -> None:
             f"{what} of queries and gallery are of different types, such as {queries[0]!r} and {gallery[0]!r}, which "
             "are never equal. Convert both to one type."
         )
+
+
+def _encode(queries: list[Any], gallery: list[Any]) -> tuple[IntArray, IntArray]:
+    """Return integer codes (Q,) and (G,) that are equal where labels are; -1: not in the gallery."""
+    codes: dict[Any, int] = {}
+    gallery_codes = [codes.setdefault(label, len(codes)) for label in gallery]
+    query_codes = [codes.get(label, -1) for label in queries]
+    return np.array(query_codes, dtype=np.int64), np.array(gallery_codes, dtype=np.int64)
+
+
+def read_matching(
+    query_person: Any, gallery_person: Any, query_camera: Any, gallery_camera: Any, ignore: Ignore
+) -> Labels:
+    """Return the codes and the rule by which ``evaluate_ranking`` matches; arguments and errors are its own."""
+    if ignore is not None and not callable(ignore) and str(ignore) not in ("same_camera", "nothing"):
+        raise ConfigError(
+            f'ignore is {ignore!r}; choose "same_camera", "nothing", or a function from a query\'s index to a '
+            "boolean mask of the gallery."
+        )
+    if ignore is None and not (query_camera is None and gallery_camera is None):
+        raise ConfigError(
+            'Cameras are given, but ignore does not say what to do with them. Set ignore="same_camera" to remove '
+            "the images of the query's own identity and camera, as Market-1501 and most benchmarks do, or "
+            'ignore="nothing" to rank the whole gallery.'
+        )
+    queries, gallery = read_labels(query_person, "query_person"), read_labels(gallery_person, "gallery_person")
+    check_comparable(queries, gallery, "Identities")
+    persons = _encode(queries, gallery)
+    if ignore == "same_camera":
+        cameras = _read_cameras(query_camera, gallery_camera, len(queries), len(gallery))
+        return Labels(*persons, *cameras, rule="same_camera", names=queries)
+    mask = _check_masks(ignore, len(gallery)) if callable(ignore) else None
+    return Labels(*persons, rule="nothing", ignore=mask, names=queries)
+
+
+def _read_cameras(query_camera: Any, gallery_camera: Any, queries: int, gallery: int) -> tuple[IntArray, IntArray]:
+    if query_camera is None or gallery_camera is None:
+        raise ConfigError('ignore="same_camera" needs query_camera and gallery_camera.')
+    asked, ranked = read_labels(query_camera, "query_camera"), read_labels(gallery_camera, "gallery_camera")
+    if len(asked) != queries or len(ranked) != gallery:
+        raise DataError(
+            f"{len(asked)} query and {len(ranked)} gallery cameras do not fit {queries} queries and {gallery} gallery "
+            "items."
+        )
+    check_comparable(asked, ranked, "Cameras")
+    return _encode(asked, ranked)
+
+
+def _check_masks(ignore: Callable[[int], Any], gallery: int) -> IgnoreMask:
+    def find(query: int) -> BoolArray:
+        mask = read_array(ignore(query), f"ignore({query})").astype(np.bool_)
+        if mask.shape != (gallery,):
+            raise DataError(f"ignore({query}) has shape {mask.shape}; expected ({gallery},).")
+        return mask
+
+    return find
 
 
 def read_topk(topk: Any) -> tuple[int, ...]:

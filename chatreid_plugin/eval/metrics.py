@@ -14,16 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..datasets.benchmark import AveragePrecision, Cmc, Ties
+from ..datasets.matching import Labels
 from ..errors import ConfigError, DataError
 from .arrays import FloatArray, IntArray
 from .direction import DirectionProbe
-from .identity_cmc import cuts_through_ties, measure_identities
-from .inputs import iterate_rows, read_retrieved, read_row, read_topk
-from .matches import Ignore, Matches
-from .ties import QueryMetrics, expect_over_ties, measure_ranks
+from .inputs import Ignore, iterate_rows, read_matching, read_retrieved, read_row, read_topk
+from .tied import QueryMetrics, cuts_through_ties, expect_over_ties, measure_identities, measure_ranks
 
 
 FIRST_ITEMS = 500
+EXAMPLES_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +167,8 @@ class RankingMeter:
 
     def __init__(
         self,
-        query_person: Any,
-        gallery_person: Any,
-        query_camera: Any = None,
-        gallery_camera: Any = None,
+        labels: Labels,
         *,
-        ignore: Ignore = None,
         average_precision: AveragePrecision = "mean",
         cmc: Cmc = "standard",
         ties: Ties = "expected",
@@ -187,7 +183,8 @@ class RankingMeter:
                 'average_precision="top500" cuts the list, so equal scores need one order: set ties="index", the '
                 "gallery's order."
             )
-        self._matches = Matches(query_person, gallery_person, query_camera, gallery_camera, ignore)
+        self.labels = labels
+        self.query_count, self.gallery_size = len(labels.query_person), len(labels.gallery_person)
         self._definition: AveragePrecision = average_precision
         self._cmc: Cmc = cmc
         self._ties: Ties = ties
@@ -197,36 +194,29 @@ class RankingMeter:
         self._valid: list[int] = []
         self._invalid: list[int] = []
 
-    @property
-    def query_count(self) -> int:
-        """Number of queries that it expects."""
-        return len(self._matches.query_person)
+    def add(self, query: int, row: Any, retrieved: int | None = None) -> QueryMetrics | None:
+        """Measure the scores (G,) of one query and return its figures, None if nothing matches it.
 
-    @property
-    def gallery_size(self) -> int:
-        """Number of gallery items in a row."""
-        return self._matches.gallery_size
-
-    def add(self, query: int, row: Any, retrieved: int | None = None) -> None:
-        """Measure the scores (G,) of one query; ``retrieved`` as in ``evaluate_ranking``, for this query."""
-        values = read_row(row, query, self._matches.gallery_size)
-        positives, excluded = self._matches.find(query)
+        ``retrieved`` is as in ``evaluate_ranking``, for this query.
+        """
+        values = read_row(row, query, self.gallery_size)
+        positives, excluded = self.labels.find(query)
         if not len(positives):
             self._invalid.append(query)
-            return
-        limit = self._matches.gallery_size if retrieved is None else retrieved
+            return None
+        limit = self.gallery_size if retrieved is None else retrieved
         metrics, has_ties = _measure_row(values, positives, excluded, self._ties, self._topk, self._definition, limit)
         if self._definition == "top500":
             precision = _measure_first_500(values, positives, excluded, limit)
             metrics = replace(metrics, average_precision=precision)
         if self._cmc != "standard":
-            negatives = np.delete(np.arange(self._matches.gallery_size), excluded)
+            negatives = np.delete(np.arange(self.gallery_size), excluded)
             if cuts_through_ties(values, positives, negatives, self._cmc, limit):
                 raise DataError(
                     f'Query {query}: retrieved={limit} cuts through equal scores, for which cmc="{self._cmc}" is not '
                     'defined. Cut between different scores, or use cmc="standard".'
                 )
-            codes, topk = self._matches.codes, self._topk
+            codes, topk = self.labels.gallery_person, self._topk
             hits = measure_identities(values, codes, positives, negatives, self._cmc, self._ties, topk, limit)
             metrics = replace(metrics, cmc=hits)
         self._valid.append(query)
@@ -236,6 +226,7 @@ class RankingMeter:
                 _measure_row(way, positives, excluded, "expected", (1,), "mean", len(row)) for way in (values, -values)
             ]
             self.direction.precisions.append((ways[0][0].average_precision, ways[1][0].average_precision))
+        return metrics
 
     def summarise(self) -> RankingMetrics:
         """Return the means over the valid queries, once every query was added."""
@@ -243,7 +234,7 @@ class RankingMeter:
         if rows != self.query_count:
             raise DataError(f"{rows} rows of scores for {self.query_count} queries.")
         if not self._valid:
-            reasons = self._matches.explain_invalid(self._invalid)
+            reasons = "; ".join(map(self.labels.explain_unmatched, self._invalid[:EXAMPLES_SHOWN]))
             raise DataError(f"None of {len(self._invalid)} queries has a match in the gallery: {reasons}.")
         return _summarise(self._found, self._valid, self._invalid, self._topk)
 
@@ -283,7 +274,7 @@ def evaluate_ranking(
             500 items count, cut before ignored ones are removed; divided by the positives among them; needs
             ``ties="index"``.
         cmc: ``"standard"``: is a positive among the first k; ``"unique_identity"`` or ``"single_gallery_shot"``: the
-            same over identities (see ``identity_cmc``). AP and INP stay over the full gallery.
+            same over identities (see ``tied``). AP and INP stay over the full gallery.
         ties: for equal scores: ``"expected"``, the exact mean over all their orders; ``"index"``, in gallery order;
             ``"optimistic"``, positives first; ``"pessimistic"``, positives last.
         topk: the CMC's k, whole numbers from 1 on.
@@ -297,18 +288,8 @@ def evaluate_ranking(
         DataError: scores that are NaN, infinite, masked or no real numbers, labels that cannot be compared, shapes
             that do not fit, or no query with a positive.
     """
-    meter = RankingMeter(
-        query_person,
-        gallery_person,
-        query_camera,
-        gallery_camera,
-        ignore=ignore,
-        average_precision=average_precision,
-        cmc=cmc,
-        ties=ties,
-        topk=topk,
-        probe=True,
-    )
+    labels = read_matching(query_person, gallery_person, query_camera, gallery_camera, ignore)
+    meter = RankingMeter(labels, average_precision=average_precision, cmc=cmc, ties=ties, topk=topk, probe=True)
     limits = None if retrieved is None else read_retrieved(retrieved, meter.query_count)
     for query, row in enumerate(iterate_rows(scores, meter.query_count, meter.gallery_size)):
         meter.add(query, row, None if limits is None else limits[query])

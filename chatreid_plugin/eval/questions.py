@@ -22,7 +22,7 @@ from ..datasets.registry import list_benchmarks
 from ..errors import ConfigError, UpstreamError
 from ..eval_settings import ScoringSettings
 from ..records import Answer, Attribute, ImageRecord, ImageReference, Instruction
-from ..tasks import ASKED, IMAGE_MARK, TASKS, format_attributes, get_task, render_prompt
+from ..tasks import ASKED, IMAGE_MARK, TASKS, get_task, render_prompt
 from .arrays import FloatArray, ScoreArray
 from .backends.base import Confidence, Scorer
 
@@ -116,11 +116,6 @@ def can_ask(query: Query, task: str) -> bool:
     return needs.get(task, False)
 
 
-def describe_in_words(query: Query) -> str:
-    """Return the query's words: its text, or the attributes it asks for (``upper colour: red, hat: none``)."""
-    return query.text or format_attributes([Attribute(ASKED, name, value) for name, value in query.attributes.items()])
-
-
 def combine_margins(
     image_margins: ScoreArray, text_margins: ScoreArray, text_weight: float | None = None
 ) -> ScoreArray:
@@ -147,7 +142,7 @@ def pick_choice_task(scoring: ScoringSettings, benchmark: str, query: Query) -> 
     """Return the question of ``choice`` and ``turns``: ``choice_task``, or what fits the query and the benchmark."""
     if scoring.choice_task is not None:
         return scoring.choice_task
-    if query.image is not None and describe_in_words(query):
+    if query.image is not None and query.words:
         return "multimodal_retrieval"
     if query.image is None:
         return "text_to_image_reid" if query.text else "attribute_retrieval"
@@ -200,7 +195,7 @@ def build_choice_prompt(query: Query, task: str, count: int) -> Prompt:
     if get_task(task).answer_kind != "letters":
         raise ConfigError(f"{task} does not choose among lettered images; mode: choice needs a task that does.")
     own = 1 if "{image}" in get_task(task).prompts[0] else 0
-    captions = (describe_in_words(query),) if "{caption}" in get_task(task).prompts[0] else ()
+    captions = (query.words,) if "{caption}" in get_task(task).prompts[0] else ()
     return _cut(_ask(query, task, own + count, query_images=own, captions=captions))
 
 

@@ -1,9 +1,11 @@
-"""The results of an evaluation and how they are written: ``results.json``, ``rankings.parquet`` and a table in words.
+"""The results of an evaluation and how they are written: ``results.json``, ``rankings.parquet``, a table and a page.
 
-Last step of an evaluation, together with ``html``.
+Last step of an evaluation. The page of ranked galleries is one HTML file with its pictures inside, which opens from
+disk without a network; the worst queries come first, since they are what one looks for.
 """
 
 import hashlib
+import heapq
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,20 +19,26 @@ import numpy as np
 import pyarrow as pa
 
 from .. import __version__
-from ..datasets.benchmark import RULES, Benchmark
+from ..crops import encode_thumbnail
+from ..datasets.benchmark import RULES, Benchmark, Query
 from ..eval_settings import EvalSettings
-from ..shards import read_json, write_json, write_shard
-from .arrays import BoolArray, IntArray, ScoreArray
+from ..pages import embed_png, encode_png, render_template
+from ..records import ImageRecord
+from ..shards import read_json, write_json, write_shard, write_text
+from .arrays import BoolArray, IntArray
 from .backends.base import Confidence
 from .calibration import Calibration
-from .measuring import CURVE_RANKS, Measured
+from .measure import CURVE_RANKS, Measured, Ranking, define_terms
 from .metrics import RankingMetrics
-from .terms import WARNINGS, define_terms
 
 
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+SHOWN = 10
 RANKING_DEPTH = 100
+
 # Of the mAP of a perfect re-ranker: below it the filter is warned of.
 LEAST_CEILING = 0.99
+
 # What tables quote of the CMC.
 HEADLINE_RANKS = (1, 5, 10, 20)
 PACKAGES = ("numpy", "pyarrow", "pillow", "torch", "torchvision", "transformers", "llamafactory")
@@ -46,6 +54,14 @@ RANKING_SCHEMA = pa.schema(
         ("first_match", pa.int64()),
     ]
 )
+
+# What a reader has to know of scores that are not the model's own margins (``backends.Confidence``).
+WARNINGS = {
+    "top_logprobs": "Scores come from the server's few best log-probabilities: where a word was not among them, "
+    "the least likely one returned stands in for it.",
+    "answers": "Scores are hard answers, not confidences: the server gives no log-probabilities. Images with the same "
+    "share of votes tie, and ties count as the mean over every order.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,39 +285,61 @@ def write_results(output: Path, content: Mapping[str, Any], seconds: float, proc
     write_json(output / "results.json", content)
 
 
-def build_ranking_row(
-    protocol: Benchmark,
-    query: int,
-    order: IntArray,
-    candidates: IntArray,
-    scores: ScoreArray,
-    matches: BoolArray,
-    figures: tuple[float, float] | None,
-) -> dict[str, Any]:
-    """Return one row of ``rankings.parquet``: the first 100 gallery images of a query, and its own figures.
+class ShownRankings:
+    """What files and page show of the first trial's rankings: a row a query, and the worst queries' galleries."""
 
-    Args:
-        protocol: names the images.
-        query: index of the query.
-        order: (N,) gallery indices in ranking order.
-        candidates: (K,) gallery indices that were scored.
-        scores: (K,) their scores; images after the filter have none and get null.
-        matches: (G,) which gallery images are matches.
-        figures: average precision and inverse negative penalty, whose means are quoted; None of a query in no mean.
-    """
-    precision, penalty = (None, None) if figures is None else figures
-    found = np.flatnonzero(matches[order])
-    known = dict(zip(candidates.tolist(), scores.tolist(), strict=True))
+    def __init__(self, protocol: Benchmark, most: int) -> None:
+        """``most``: how many queries the page shows."""
+        self.protocol = protocol
+        self.most = most
+        self._rows: list[dict[str, Any]] = []
+        self._worst: list[tuple[float, int, Ranking]] = []
+
+    def add(self, ranking: Ranking, precision: float | None) -> None:
+        """Take a query's ranking, with its average precision if it has a match."""
+        self._rows.append(_build_row(self.protocol, ranking))
+        if precision is not None and self.most:
+            # The heap's first one is the best of the worst.
+            item = -precision, -ranking.query, ranking
+            (heapq.heappush if len(self._worst) < self.most else heapq.heappushpop)(self._worst, item)
+
+    def list_rows(self, figures: Mapping[int, tuple[float, float]]) -> list[dict[str, Any]]:
+        """Return the rows of ``rankings.parquet``.
+
+        Args:
+            figures: each query's average precision and inverse negative penalty, whose means are quoted; a query in no
+                mean has none.
+        """
+        found = [figures.get(query, (None, None)) for query in range(len(self._rows))]
+        return [
+            row | {"average_precision": precision, "inverse_negative_penalty": penalty}
+            for row, (precision, penalty) in zip(self._rows, found, strict=True)
+        ]
+
+    def build_views(self) -> list[dict[str, Any]]:
+        """Return what the page shows, lowest average precision first."""
+        worst = sorted(self._worst, key=lambda item: (-item[0], -item[1]))
+        return [_view_ranking(self.protocol, ranking, -precision) for precision, _, ranking in worst]
+
+
+def _build_row(protocol: Benchmark, ranking: Ranking) -> dict[str, Any]:
+    """Return a row of ``rankings.parquet`` but its figures; images after the filter have no score and get null."""
+    order, known = ranking.list_order(), ranking.list_scores()
+    matches = _find_matches(ranking, order)
+    found = np.flatnonzero(matches)
     shown: list[int] = order[:RANKING_DEPTH].tolist()
     return {
-        "query_id": protocol.queries[query].query_id,
+        "query_id": protocol.queries[ranking.query].query_id,
         "gallery_ids": [protocol.gallery[index].image_id for index in shown],
         "scores": [known.get(index) for index in shown],
-        "matches": matches[shown].tolist(),
-        "average_precision": precision,
-        "inverse_negative_penalty": penalty,
+        "matches": matches[:RANKING_DEPTH].tolist(),
         "first_match": int(found[0]) + 1 if len(found) else None,
     }
+
+
+def _find_matches(ranking: Ranking, order: IntArray) -> BoolArray:
+    """Return which images of an order, in the whole gallery's indices, are matches."""
+    return ranking.matches[np.searchsorted(ranking.places, order)]
 
 
 def write_rankings(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -370,3 +408,84 @@ def render_table(results: Results) -> str:
         *(f"{name}: {terms[name]}." for name in ("mAP", "Rank-k", "mINP", "ties", *columns)),
     ]
     return "\n".join(lines)
+
+
+def _view_image(record: ImageRecord, image_root: Path) -> dict[str, Any]:
+    return {
+        "picture": encode_thumbnail(image_root / record.path) if (image_root / record.path).is_file() else "",
+        "image_id": record.image_id,
+        "person": record.person_id,
+        "camera": record.camera_id,
+        "text": "",
+    }
+
+
+def _view_query(query: Query, image_root: Path) -> dict[str, Any]:
+    picture = {} if query.image is None else _view_image(query.image, image_root)
+    words = {"image_id": query.query_id, "person": query.person_id, "camera": query.camera_id, "text": query.label}
+    return {"picture": "", **picture, **words}
+
+
+def _view_ranking(protocol: Benchmark, ranking: Ranking, average_precision: float) -> dict[str, Any]:
+    """Return what the page shows of one query: its picture, the first ten, and the matches that are not among them."""
+    order, known = ranking.list_order(), ranking.list_scores()
+    is_match = _find_matches(ranking, order)
+    missed = [rank for rank in np.flatnonzero(is_match).tolist() if rank >= SHOWN]
+
+    def view(rank: int) -> dict[str, Any]:
+        index = int(order[rank])
+        record = protocol.gallery[index]
+        image = _view_image(record, protocol.image_root)
+        if protocol.ranks_captions:
+            image |= {"picture": "", "text": record.captions[0]}
+        return {**image, "rank": rank + 1, "same": bool(is_match[rank]), "score": known.get(index)}
+
+    return {
+        "query": _view_query(protocol.queries[ranking.query], protocol.image_root),
+        "average_precision": average_precision,
+        "right_at_one": bool(is_match[0]),
+        "matches": int(is_match.sum()),
+        "top": [view(rank) for rank in range(min(SHOWN, len(order)))],
+        "missed": [view(rank) for rank in missed[:SHOWN]],
+        "missed_count": len(missed),
+    }
+
+
+def draw_curves(results: Results) -> str:
+    """Return the CMC curves of the ranking and its baseline as a picture in a data URL."""
+    # Imported here: matplotlib takes a second, and a run may be stopped long before it is needed.
+    from .comparison import draw_cmc_curves
+
+    curves = {"ranking": list(results.ranking.cmc.values())}
+    if results.baseline is not None:
+        curves["baseline"] = list(results.baseline.cmc.values())
+    return embed_png(encode_png(draw_cmc_curves({results.protocol.name: curves})))
+
+
+def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
+    """Return the HTML of the page; every text from outside is escaped."""
+    ranking = results.ranking
+    figures = [("mAP", ranking.mean_ap), *((f"Rank-{k}", ranking.cmc[k]) for k in HEADLINE_RANKS)]
+    figures += [("mINP", ranking.mean_inp), ("Filter recall", results.filter_recall)]
+    figures += [("Ceiling mAP", results.ceiling.mean_ap)]
+    figures += [(f"Recall@{k}", share) for k, share in results.measured.recall_at.items()]
+    return render_template(
+        TEMPLATE,
+        protocol=results.protocol,
+        scorer=results.scorer,
+        method=describe_method(results.settings),
+        calibrations=[one.describe() for one in list_calibrations(results)],
+        figures=figures,
+        definitions=define_terms(results.protocol),
+        warnings=results.warnings,
+        curves=draw_curves(results),
+        views=views,
+        query_count=ranking.valid_queries,
+        trial_count=len(results.measured.trials),
+        wrong_count=sum(not view["right_at_one"] for view in views),
+    )
+
+
+def write_page(path: Path, results: Results, views: Sequence[Mapping[str, Any]]) -> None:
+    """Write the page, atomically."""
+    write_text(path, render_page(results, views))

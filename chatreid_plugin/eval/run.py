@@ -19,16 +19,13 @@ from ..locks import hold_folder, make_folder
 from .arrays import ScoreArray
 from .backends import Models, make_scorer
 from .backends.base import QUERY_BLOCK, Confidence, Scorer
+from .backends.files import check_target, write_matrix
 from .candidates import Plan, make_plan, turn_plan, turn_scores
 from .distributed import Processes
 from .fusion import fuse_scores
-from .html import build_query_view, write_page
-from .inputs import read_row
-from .matrix_file import check_target, iterate_ranked_scores, write_matrix
-from .measuring import measure
+from .measure import iterate_ranked_scores, measure
 from .questions import PAIR_TASKS, describe_mode, name_scores, score_query
-from .ranking import order_gallery
-from .report import Results, build_ranking_row, describe_results, write_rankings, write_results
+from .report import Results, ShownRankings, describe_results, write_page, write_rankings, write_results
 from .scores import (
     SavedScorer,
     Scored,
@@ -100,13 +97,14 @@ def _evaluate(settings: EvalSettings, processes: Processes, models: Models, rema
         fingerprint = {"backend": backend, "file": str(path), "bytes": path.stat().st_size}
         confidence: Confidence = "external" if backend == "scores" else "similarities"
         settings = settings.replace(filter={"source": "none"})  # whatever the YAML says, nothing was filtered
-    measured = measure(plan, ranked)
+    shown = ShownRankings(plan.protocol, settings.output.report_queries)
+    measured = measure(plan, ranked, shown.add)
     found = settings, plan.protocol, measured, pairs, fingerprint, path, confidence
     results = Results(*found, remarks=remarks, calibration=plan.calibration)
     if processes.is_first:
         if measured.doubt:
             logger.warning("%s", measured.doubt)
-        _write_rankings_and_page(results, plan, ranked[0] if ranked else [])
+        _write_rankings_and_page(results, shown)
         if settings.output.save_matrix is not None:
             write_matrix(settings.output.save_matrix, plan.protocol, iterate_ranked_scores(plan, ranked))
     return results
@@ -276,39 +274,7 @@ def _iterate_share(
             progress.update(len(candidates))
 
 
-def _write_rankings_and_page(results: Results, plan: Plan, scores: Sequence[ScoreArray]) -> None:
-    """Write ``rankings.parquet`` and, worst average precision first, the page of the first trial's galleries.
-
-    Args:
-        results: what was measured.
-        plan: what was scored.
-        scores: (K,) for each query of the first trial; empty where a file has them.
-    """
-    first = results.measured.trials[0]
-    precisions = dict(zip(first.query_indices.tolist(), first.average_precisions.tolist(), strict=True))
-    worst = sorted(precisions, key=lambda query: (precisions[query], query))[: results.settings.output.report_queries]
-    shown = set(worst)
-    figures = results.figures
-    rows: list[dict[str, Any]] = []
-    views: dict[int, dict[str, Any]] = {}
-    similarities = plan.iterate_similarities()
-    outside = np.ones(len(plan.protocol.gallery), dtype=np.bool_)
-    outside[plan.protocol.trial_galleries[0]] = False
-    for query, candidates in enumerate(plan.trial_candidates[0]):
-        row = None if similarities is None else next(similarities)
-        left_out, matches = plan.labels.find_ignored(query) | outside, plan.labels.find_positives(query)
-        if plan.matrix is not None and row is not None:
-            candidates = np.flatnonzero(~left_out & ~(plan.matrix.may_lack & np.isnan(row)))
-            # Ordered as the metrics read it; the files show float32, in which neighbours of float64 would tie.
-            order = order_gallery(candidates, read_row(row[candidates], query, len(candidates)), None, left_out)
-            values = row[candidates].astype(np.float32)
-        else:
-            values = scores[query]
-            order = order_gallery(candidates, values, row, left_out)
-        rows.append(build_ranking_row(plan.protocol, query, order, candidates, values, matches, figures.get(query)))
-        if query in shown:
-            precision = precisions[query]
-            views[query] = build_query_view(plan.protocol, query, order, candidates, values, matches, precision)
+def _write_rankings_and_page(results: Results, shown: ShownRankings) -> None:
     output = results.settings.output.output_dir
-    write_rankings(output / "rankings.parquet", rows)
-    write_page(output / "report.html", results, [views[query] for query in worst])
+    write_rankings(output / "rankings.parquet", shown.list_rows(results.figures))
+    write_page(output / "report.html", results, shown.build_views())

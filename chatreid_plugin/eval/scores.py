@@ -36,7 +36,7 @@ from ..records import ImageRecord
 from ..shards import open_atomically
 from .arrays import ScoreArray
 from .backends.base import Confidence
-from .backends.simple import ModelFreeScorer
+from .backends.files import ModelFreeScorer
 from .calibration import Calibration
 from .distributed import Processes
 

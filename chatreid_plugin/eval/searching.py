@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..config import check_settings
 from ..crops import encode_thumbnail, open_crop
 from ..datasets.benchmark import Benchmark, Query
@@ -26,8 +28,8 @@ from .backends import Models, make_scorer
 from .candidates import Plan, filter_protocol
 from .distributed import Processes
 from .fusion import fuse_scores
+from .measure import Ranking
 from .questions import score_query
-from .ranking import order_gallery
 
 
 TEMPLATE = Path(__file__).with_name("search.html.j2")
@@ -136,12 +138,10 @@ def rank_folder(
     models = Models()
     plan = filter_protocol(settings, protocol, Processes(), models)
     scores, similarities = _score(settings, plan, query, models)
-    nothing = plan.labels.find_ignored(0)
-    order = order_gallery(plan.kept[0], scores, similarities, nothing)
-    known = dict(zip(plan.kept[0].tolist(), scores.tolist(), strict=True))
-    found = [
-        Found(rank, records[place].path, known.get(place)) for rank, place in enumerate(order[:top].tolist(), start=1)
-    ]
+    masks = plan.labels.find_positives(0), plan.labels.find_ignored(0)
+    ranking = Ranking(0, np.arange(len(records)), plan.kept[0], scores, similarities, *masks, scores)
+    known, order = ranking.list_scores(), ranking.list_order()[:top].tolist()
+    found = [Found(rank, records[place].path, known.get(place)) for rank, place in enumerate(order, start=1)]
     return Search(folder, image, text, _name_scorer(settings), len(records), len(known), unreadable, found)
 
 

@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..eval_settings import EvalSettings
 from .backends.base import rank_weakness
 from .loader import check_split
-from .measuring import Measured, average_metrics, average_recalls
+from .measure import Measured, average_metrics, average_recalls
 from .report import Results
 
 

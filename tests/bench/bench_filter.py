@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from chatreid_plugin.eval.filtering import filter_gallery, iterate_similarities
+from chatreid_plugin.eval.filter import filter_gallery, iterate_similarities
 
 
 QUERIES, GALLERY, SIZE, TOP_K = 512, 82161, 256, 100

@@ -28,8 +28,8 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / 
 
 from make_vectors import Vectors, make_vectors  # noqa: E402
 
-from chatreid_plugin.eval.identity_cmc import Cmc  # noqa: E402
 from chatreid_plugin.eval.metrics import evaluate_ranking  # noqa: E402
+from chatreid_plugin.eval.tied import Cmc  # noqa: E402
 
 
 CHUNK = 1000

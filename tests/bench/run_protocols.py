@@ -29,7 +29,7 @@ from chatreid_plugin.config import BuildSettings, load_settings
 from chatreid_plugin.errors import ChatReIDError
 from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.loader import load_benchmark
-from chatreid_plugin.eval.measuring import measure
+from chatreid_plugin.eval.measure import measure
 from chatreid_plugin.eval.questions import list_pair_tasks, pick_choice_task
 from chatreid_plugin.eval.report import Results
 from chatreid_plugin.eval.run import run_evaluation

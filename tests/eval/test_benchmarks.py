@@ -10,11 +10,11 @@ import pytest
 
 from chatreid_plugin.datasets.matching import label_benchmark
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval.backends.simple import RandomScorer
+from chatreid_plugin.eval.backends.files import RandomScorer
 from chatreid_plugin.eval.candidates import make_plan
-from chatreid_plugin.eval.external import list_query_names
+from chatreid_plugin.eval.filter import list_query_names
 from chatreid_plugin.eval.loader import load_benchmark
-from chatreid_plugin.eval.measuring import measure
+from chatreid_plugin.eval.measure import measure
 from chatreid_plugin.eval.questions import IMAGE_PAIR
 from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval.splits import choose_split

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.external: other models' scores and features, under any protocol."""
+"""Tests of chatreid_plugin.eval.backends.files: other models' scores and features, under any protocol."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ import pytest
 from chatreid_plugin.archives import normalise
 from chatreid_plugin.datasets.benchmark import Benchmark
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.eval.external import list_image_names, list_query_names
+from chatreid_plugin.eval.filter import list_image_names, list_query_names
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings

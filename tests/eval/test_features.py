@@ -21,7 +21,7 @@ from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval import candidates
 from chatreid_plugin.eval.candidates import Plan, make_plan
 from chatreid_plugin.eval.distributed import Processes
-from chatreid_plugin.eval.features import extract_features, form_batches
+from chatreid_plugin.eval.filter import extract_features, form_batches
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import DataSettings, EvalSettings

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.filtering and features: the sources, and tau, top_k and floor."""
+"""Tests of chatreid_plugin.eval.filter: its sources, and tau, top_k and floor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +10,14 @@ from PIL import Image
 
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.candidates import make_plan
-from chatreid_plugin.eval.features import describe_colours, extract_features
-from chatreid_plugin.eval.filtering import filter_gallery, is_cut_through_ties, iterate_similarities, number_distinct
+from chatreid_plugin.eval.filter import (
+    describe_colours,
+    extract_features,
+    filter_gallery,
+    is_cut_through_ties,
+    iterate_similarities,
+    number_distinct,
+)
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 

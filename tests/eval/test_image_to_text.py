@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from chatreid_plugin.eval import html
+from chatreid_plugin.eval import report
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.metrics import RankingMetrics, evaluate_ranking
 from chatreid_plugin.eval.run import run_evaluation
@@ -22,7 +22,7 @@ MakeSettings = Callable[..., EvalSettings]
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no CMC curves, which take longer than the runs."""
-    monkeypatch.setattr(html, "draw_curves", lambda _: "")
+    monkeypatch.setattr(report, "draw_curves", lambda _: "")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.inputs and matches: what evaluate_ranking takes, what it refuses and why."""
+"""Tests of chatreid_plugin.eval.inputs: what evaluate_ranking takes, what it refuses and why."""
 
 from typing import Any
 

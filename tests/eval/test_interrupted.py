@@ -17,7 +17,7 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval import run as evaluation
-from chatreid_plugin.eval.backends.simple import RandomScorer
+from chatreid_plugin.eval.backends.files import RandomScorer
 from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval.run import describe_fingerprint, run_evaluation
 from chatreid_plugin.eval.scores import Scored, ScoreStore
@@ -31,7 +31,7 @@ MakeSettings = Callable[..., EvalSettings]
 # The evaluator with a scorer that takes its time: `python slow.py SECONDS CONFIG.yaml ...`.
 SLOW = """
 import sys, time
-from chatreid_plugin.eval.backends.simple import RandomScorer
+from chatreid_plugin.eval.backends.files import RandomScorer
 from chatreid_plugin.eval.__main__ import main
 
 pause, score_pairs = float(sys.argv[1]), RandomScorer.score_pairs

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.matrix_file: the scores of a run, written and read again, give the same numbers."""
+"""Tests of chatreid_plugin.eval.backends.files: the scores of a run, written and read again, give the same numbers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.errors import ConfigError, DataError
-from chatreid_plugin.eval import html
+from chatreid_plugin.eval import report
 from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json
@@ -21,7 +21,7 @@ MakeSettings = Callable[..., EvalSettings]
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no CMC curves, which take longer than the runs."""
-    monkeypatch.setattr(html, "draw_curves", lambda _: "")
+    monkeypatch.setattr(report, "draw_curves", lambda _: "")
 
 
 def read_metrics(settings: EvalSettings) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from chatreid_plugin.answers import render_answer
 from chatreid_plugin.datasets.benchmark import Query
 from chatreid_plugin.errors import ConfigError, UpstreamError
-from chatreid_plugin.eval.backends.simple import OracleScorer
+from chatreid_plugin.eval.backends.files import OracleScorer
 from chatreid_plugin.eval.questions import (
     ATTRIBUTE_PAIR,
     IMAGE_PAIR,

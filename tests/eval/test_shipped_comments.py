@@ -14,8 +14,7 @@ from chatreid_plugin.config import list_sections, load_settings
 from chatreid_plugin.datasets.registry import list_benchmarks
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.candidates import make_plan
-from chatreid_plugin.eval.external import list_query_names
-from chatreid_plugin.eval.features import extract_features
+from chatreid_plugin.eval.filter import extract_features, list_query_names
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval_settings import EvalSettings, FilterSettings

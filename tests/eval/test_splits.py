@@ -13,7 +13,7 @@ import pytest
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.base import Confidence
 from chatreid_plugin.eval.batch import describe_plan
-from chatreid_plugin.eval.measuring import average_metrics
+from chatreid_plugin.eval.measure import average_metrics
 from chatreid_plugin.eval.metrics import RankingMetrics, bootstrap_interval, evaluate_ranking
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation

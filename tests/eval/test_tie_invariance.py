@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.eval.identity_cmc import Cmc
 from chatreid_plugin.eval.metrics import RankingMetrics, evaluate_ranking
-from chatreid_plugin.eval.ties import AveragePrecision
+from chatreid_plugin.eval.tied import AveragePrecision, Cmc
 
 
 TOPK = (1, 2, 3, 9)

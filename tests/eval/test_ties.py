@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.ties: the expectation equals the mean over every order of the tied items."""
+"""Tests of chatreid_plugin.eval.tied: the expectation equals the mean over every order of the tied items."""
 
 from itertools import permutations
 from typing import cast
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chatreid_plugin.eval.metrics import Ties, evaluate_ranking
-from chatreid_plugin.eval.ties import AveragePrecision, measure_ranks
+from chatreid_plugin.eval.tied import AveragePrecision, measure_ranks
 
 
 TOPK = (1, 2, 3, 5)

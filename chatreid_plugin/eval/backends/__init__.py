@@ -7,7 +7,7 @@ from ...datasets.benchmark import Benchmark
 from ...errors import ConfigError
 from ...eval_settings import RankSettings
 from .base import Scorer
-from .simple import FeatureScorer, OracleScorer, RandomScorer, Vectors
+from .files import FeatureScorer, OracleScorer, RandomScorer, Vectors
 
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.eval.ranking: candidates before the tail, ties kept as they are, the strict variant."""
+"""Tests of chatreid_plugin.eval.measure: candidates before the tail, ties kept as they are, the strict variant."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatreid_plugin.datasets.matching import Labels
+from chatreid_plugin.eval.measure import Ranking, merge_scores
 from chatreid_plugin.eval.metrics import evaluate_ranking
-from chatreid_plugin.eval.ranking import merge_scores, order_gallery
 
 
 def make_array(values: list[float]) -> Any:
@@ -25,9 +25,15 @@ def test_tail_follows_the_candidates_in_baseline_order() -> None:
     assert np.argsort(-row, kind="stable").tolist() == [1, 3, 2, 0, 4]
     assert row[0] == row[4]
     assert merge_scores(KEPT, make_array([-5.0, -3.0]), None, 5)[[0, 2, 4]].max() < -5.0
-    nothing_ignored = np.zeros(5, dtype=np.bool_)
-    assert order_gallery(KEPT, make_array([-5.0, -3.0]), SIMILARITIES, nothing_ignored).tolist() == [1, 3, 2, 0, 4]
-    assert order_gallery(KEPT, make_array([1.0, 1.0]), SIMILARITIES, np.arange(5) == 2).tolist() == [3, 1, 0, 4]
+    nothing = np.zeros(5, dtype=np.bool_)
+
+    def order(scores: list[float], ignored: Any) -> list[int]:
+        places, values = np.arange(10, 15), make_array(scores)
+        return Ranking(0, places, KEPT, values, SIMILARITIES, nothing, ignored, values).list_order().tolist()
+
+    assert order([-5.0, -3.0], nothing) == [11, 13, 12, 10, 14]
+    assert order([1.0, 1.0], np.arange(5) == 2) == [13, 11, 10, 14]
+    assert order([1.0, 1.0], np.arange(5) == 3) == [11, 12, 10, 14]
 
 
 @settings(max_examples=100, deadline=None)
