@@ -43,7 +43,7 @@ TARGETS = {
     "llamafactory.train.callbacks": ("resuming with all weights", "resume.extend_resuming"),
     "llamafactory.train.sft.trainer": ("learning rate of the vision encoder", "trainer.extend_optimizer"),
     "llamafactory.train.tuner": ("report of trimmed records, record of the system prompt", "trainer.extend_tuner"),
-    "llamafactory.launcher": ("why torchrun stopped, in one line", "launcher.extend_launcher"),
+    "llamafactory.launcher": ("why torchrun stopped, in one line", "hooks.extend_launcher"),
 }
 ERRORS: dict[str, str] = {}
 

@@ -13,8 +13,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from . import __version__
-from .errors import ChatReIDError, DataError
-from .interruption import end_on_sigterm
+from .errors import ChatReIDError, DataError, end_on_sigterm
 from .printing import say
 
 

@@ -32,9 +32,9 @@ from PIL import Image
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from .crops import encode_picture
 from .errors import ConfigError, UpstreamError
 from .openai_answers import BrokenAnswer, ListedModel, ModelList, Usage, parse_answer, read_as
+from .pixels import encode_picture
 from .printing import make_printable
 
 

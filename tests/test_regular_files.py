@@ -9,9 +9,9 @@ import pytest
 
 from chatreid_plugin.archives import map_array, open_archive
 from chatreid_plugin.config import BuildSettings, load_settings
-from chatreid_plugin.crops import open_crop
 from chatreid_plugin.engine.image_facts import inspect_image
 from chatreid_plugin.errors import ChatReIDError
+from chatreid_plugin.pixels import open_crop
 from chatreid_plugin.records import IMAGE_RECORD_SCHEMA
 from chatreid_plugin.regular_files import check_regular, read_regular
 from chatreid_plugin.shards import check_shard, read_json, read_json_lines, read_shard, read_text

@@ -18,8 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..config import SourceSettings
-from ..crops import save_image
 from ..errors import ConfigError, DataError
+from ..pixels import save_image
 from ..records import Split
 from ..regular_files import check_regular
 from .benchmark import Benchmark, BenchmarkRules, Choices, Source

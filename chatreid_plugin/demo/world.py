@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..crops import save_image
 from ..errors import ConfigError, DataError
+from ..pixels import save_image
 from ..shards import open_folder_atomically
 from ..worker_pool import open_pool
 from .people import CAPTION_VARIANTS, Person, describe_person, sample_people

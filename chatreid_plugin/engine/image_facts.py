@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 from tqdm import tqdm
 
-from ..crops import DAMAGE, convert_to_rgb
 from ..errors import DataError
+from ..pixels import DAMAGE, convert_to_rgb
 from ..regular_files import read_regular
 from ..worker_pool import open_pool
 

@@ -18,10 +18,10 @@ from pydantic import ValidationError
 
 from ..answers import render_turns
 from ..config import BuildSettings
-from ..crops import encode_thumbnail
 from ..errors import DataError
+from ..html import render_template
 from ..images import ImagePolicy, count_visual_tokens
-from ..pages import render_template
+from ..pixels import encode_thumbnail
 from ..records import ImageReference, Instruction, convert_row_to_instruction
 from ..shards import DATASET_INFO, FORMATTING, HELD_OUT, check_shard, open_parquet, read_json, write_text
 from ..tasks import IMAGE_MARK, LETTERS, ORDINALS, Task, get_task

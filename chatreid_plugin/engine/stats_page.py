@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import __version__
-from ..pages import embed_png, encode_png, render_template
+from ..html import embed_png, encode_png, render_template
 from ..printing import say
 from ..shards import open_atomically, write_text
 from .stats import TOKEN_BIN, Comparison, DatasetStatistics, IdentityStatistics, Statistics, compute_statistics

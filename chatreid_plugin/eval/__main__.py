@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ChatReIDError
+from ..errors import ChatReIDError, end_on_sigterm
 from ..eval_settings import EvalSettings
-from ..interruption import end_on_sigterm
 from ..printing import PrintableFormatter, say
 from .batch import compare_evaluations, describe_plan, load_evaluations, run_evaluations
 from .comparison import render_text

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from ..datasets.registry import list_benchmarks
 from ..errors import DataError
-from ..pages import embed_png, encode_png, render_template
+from ..html import embed_png, encode_png, render_template
 from ..shards import open_atomically, read_json, write_json, write_text
 
 

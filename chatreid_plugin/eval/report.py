@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from .. import __version__
-from ..crops import encode_thumbnail
 from ..datasets.benchmark import RULES, Benchmark, Query
 from ..eval_settings import EvalSettings
-from ..pages import embed_png, encode_png, render_template
+from ..html import embed_png, encode_png, render_template
+from ..pixels import encode_thumbnail
 from ..records import ImageRecord
 from ..shards import read_json, write_json, write_shard, write_text
 from .arrays import BoolArray, IntArray

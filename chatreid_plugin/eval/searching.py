@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..config import check_settings
-from ..crops import encode_thumbnail, open_crop
 from ..datasets.benchmark import Benchmark, Query
 from ..errors import ConfigError, DataError
 from ..eval_settings import RankSettings
-from ..pages import render_template
+from ..html import render_template
+from ..pixels import encode_thumbnail, open_crop
 from ..printing import make_printable
 from ..records import ImageRecord
 from ..shards import write_text

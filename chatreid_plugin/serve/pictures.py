@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from ..crops import DAMAGE, prepare_crop, read_upright_size
 from ..images import ImagePolicy, PatchGeometry, count_visual_tokens
+from ..pixels import DAMAGE, prepare_crop, read_upright_size
 from .bodies import RequestFault
 
 

@@ -16,11 +16,20 @@ from llamafactory.extras import logging
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..adapters import ADAPTER_CONFIG, describe_other_base, find_base
+from ..checkpoints import (
+    ADAPTER_CONFIG,
+    INDEX,
+    describe_other_base,
+    find_base,
+    find_weight_files,
+    find_weights_entry,
+    has_weights,
+    open_weights,
+    read_shapes,
+)
 from ..errors import ConfigError, UpstreamError
 from ..printing import say
 from ..shards import open_folder_atomically, read_json, write_json
-from ..weight_files import INDEX, find_weight_files, find_weights_entry, has_weights, open_weights, read_shapes
 
 
 MARKER = "chatreid_composed.json"

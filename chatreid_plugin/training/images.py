@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
-from ..crops import DAMAGE, convert_to_rgb, read_upright_size
 from ..errors import DataError
+from ..pixels import DAMAGE, convert_to_rgb, read_upright_size
 from ..printing import say
 from ..regular_files import check_regular
 

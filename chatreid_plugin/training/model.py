@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from llamafactory.extras import logging
 
-from ..adapters import guard_peft
+from ..checkpoints import guard_peft
 from ..errors import ConfigError, UpstreamError
 from ..vision_tower import speed_up_vision_tower
 from .compat import get_function

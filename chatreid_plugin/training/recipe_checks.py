@@ -15,10 +15,10 @@ from typing import Any
 from llamafactory.extras import logging
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..checkpoints import read_system_prompt
 from ..errors import ChatReIDError, ConfigError
 from ..images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS
 from ..shards import FORMATTING, read_json
-from ..system_prompts import read_system_prompt
 from ..tasks import find_default_system
 from .dataset_info import list_own_datasets, read_entries
 from .model import FLAGS, list_trained_parts

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from ..checkpoints import read_shapes
 from ..errors import ChatReIDError, ConfigError
 from ..shards import read_json
-from ..weight_files import read_shapes
 from .checkpoint import COMPOSED_FOLDER, MARKER, check_completeness, find_vision_suffix, is_hub_name
 from .model import find_part, list_frozen_parts
 from .recipe import Finding, Recipe

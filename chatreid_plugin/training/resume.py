@@ -21,12 +21,11 @@ from llamafactory.extras import logging
 from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from ..adapters import ADAPTER_CONFIG
+from ..checkpoints import ADAPTER_CONFIG, find_weight_files, has_weights, open_weights
 from ..errors import ConfigError
 from ..printing import say
 from ..shards import read_json
 from ..upstream import get_upstream
-from ..weight_files import find_weight_files, has_weights, open_weights
 from .checkpoint import match_names
 from .compat import get_function
 

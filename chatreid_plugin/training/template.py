@@ -14,7 +14,6 @@ import torch
 from llamafactory.data.mm_plugin import Qwen2VLPlugin, Qwen3VLPlugin
 from PIL import Image
 
-from ..crops import prepare_crop
 from ..images import (
     DEFAULT_IMAGE_MAX_PIXELS,
     DEFAULT_IMAGE_MIN_PIXELS,
@@ -22,6 +21,7 @@ from ..images import (
     count_grid,
     read_geometry,
 )
+from ..pixels import prepare_crop
 from ..upstream import get_upstream
 from .compat import get_function, takes_token_types
 from .images import decode_image, read_size

@@ -20,8 +20,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..checkpoints import read_system_prompt, write_system_prompt
 from ..errors import ConfigError
-from ..system_prompts import read_system_prompt, write_system_prompt
 from ..tasks import find_default_system
 from ..upstream import get_upstream
 from .compat import get_function

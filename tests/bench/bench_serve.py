@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from chatreid_plugin.crops import encode_picture
+from chatreid_plugin.pixels import encode_picture
 
 
 PAIR = "image_to_image_one_to_one"

@@ -12,7 +12,6 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from chatreid_plugin.config import SourceSettings
-from chatreid_plugin.crops import save_image
 from chatreid_plugin.datasets import cuhk03
 from chatreid_plugin.datasets.catalog import read_catalog
 from chatreid_plugin.datasets.listing import Listing
@@ -20,6 +19,7 @@ from chatreid_plugin.datasets.registry import list_source
 from chatreid_plugin.demo.layouts import LAYOUTS
 from chatreid_plugin.demo.layouts.cuhk03 import TRIALS, write_cuhk03_classic
 from chatreid_plugin.errors import ConfigError, DataError
+from chatreid_plugin.pixels import save_image
 
 
 MakeSource = Callable[..., SourceSettings]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from chatreid_plugin.checkpoints import read_system_prompt
 from chatreid_plugin.shards import read_manifest
-from chatreid_plugin.system_prompts import read_system_prompt
 from chatreid_plugin.training.model import find_part
 from tests.support import make_eval_settings
 

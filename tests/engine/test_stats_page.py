@@ -23,7 +23,7 @@ from chatreid_plugin.engine.stats_page import (
     render_page,
     write_statistics,
 )
-from chatreid_plugin.pages import encode_png
+from chatreid_plugin.html import encode_png
 
 
 TOPICS = ["records", "galleries", "matches", "answers", "tokens", "identities", "sources", "wordings", "turns"]

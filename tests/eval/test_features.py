@@ -65,7 +65,7 @@ def test_timm_features_are_the_networks_with_local_weights(
     changes: dict[str, Any] = {"filter": "timm", "filter_model": "tiny", "filter_weights": weights, "device": "cpu"}
     found = extract_features(records, root, make_settings(Path(), **changes).filter)
     assert timm == [("tiny", 0)]
-    from chatreid_plugin.crops import open_crop
+    from chatreid_plugin.pixels import open_crop
 
     pixels = np.asarray(open_crop(root / records[2].path).resize((16, 32), 2), dtype=np.float32) / 255
     expected = network(torch.tensor(pixels).permute(2, 0, 1)[None])[0].detach().numpy()

@@ -19,8 +19,8 @@ from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.http import read_logprobs
 from chatreid_plugin.eval.comparison import draw_cmc_curves
 from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.html import encode_png
 from chatreid_plugin.openai_answers import BrokenAnswer, parse_answer
-from chatreid_plugin.pages import encode_png
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import make_manifest_table, write_text
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatreid_plugin import crops as crops_module
+from chatreid_plugin import pixels
 from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.errors import ConfigError, DataError, UpstreamError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
@@ -63,7 +63,7 @@ def test_scorer_decodes_and_encodes_every_image_once(
     root, records = crops
     scorer = TransformersScorer(make_settings(checkpoint, tmp_path).model, root)
     encoded, opened = list[int](), list[str]()
-    get_image_features, open_regular = scorer.model.get_image_features, crops_module.open_regular
+    get_image_features, open_regular = scorer.model.get_image_features, pixels.open_regular
 
     def count(pixels: torch.Tensor, grids: torch.Tensor) -> Any:
         encoded.append(len(grids))
@@ -74,7 +74,7 @@ def test_scorer_decodes_and_encodes_every_image_once(
         return open_regular(path)
 
     monkeypatch.setattr(scorer.model, "get_image_features", count)
-    monkeypatch.setattr(crops_module, "open_regular", note)
+    monkeypatch.setattr(pixels, "open_regular", note)
     scorer.prepare([], records)
     scorer.score_pairs(make_image_query(records[0]), records[1:], IMAGE_PAIR)
     scorer.score_pairs(make_image_query(records[1]), records[:1], IMAGE_PAIR)

@@ -13,8 +13,8 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from chatreid_plugin.crops import encode_picture
 from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.pixels import encode_picture
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.serve.model import ServedModel
 from chatreid_plugin.serve.server import make_app, open_listener

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chatreid_plugin.crops import encode_picture
+from chatreid_plugin.pixels import encode_picture
 from chatreid_plugin.serve import intake, pictures
 from chatreid_plugin.serve import server as server_module
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatreid_plugin import shards
+from chatreid_plugin.checkpoints import INDEX, WEIGHTS, find_weight_files
 from chatreid_plugin.errors import ChatReIDError, ConfigError, DataError, UpstreamError
 from chatreid_plugin.training import checkpoint
 from chatreid_plugin.training.checkpoint import (
@@ -22,7 +23,6 @@ from chatreid_plugin.training.checkpoint import (
     find_local_checkpoint,
     find_vision_suffix,
 )
-from chatreid_plugin.weight_files import INDEX, WEIGHTS, find_weight_files
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:

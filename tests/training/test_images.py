@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from chatreid_plugin.crops import convert_to_rgb
 from chatreid_plugin.errors import DataError
+from chatreid_plugin.pixels import convert_to_rgb
 from chatreid_plugin.training.images import decode_image, open_image, read_size
 
 

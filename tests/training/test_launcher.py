@@ -10,14 +10,14 @@ from types import ModuleType
 import pytest
 
 from chatreid_plugin.errors import ConfigError
-from chatreid_plugin.training import launcher
-from chatreid_plugin.training.launcher import VARIABLE, pass_on_message
+from chatreid_plugin.training import hooks
+from chatreid_plugin.training.hooks import MESSAGES_VARIABLE, pass_on_message
 
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that runs a command through the extended launcher, with ``run`` in place of LLaMA-Factory."""
-    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv(MESSAGES_VARIABLE, "")
 
     def run_command(run: Callable[[], None], *arguments: str) -> None:
         def launch() -> None:
@@ -27,7 +27,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         module = ModuleType("llamafactory.launcher")
         module.launch = launch  # type: ignore[attr-defined]
         monkeypatch.setattr(sys, "argv", ["llamafactory-cli", *arguments])
-        launcher.extend_launcher(module)
+        hooks.extend_launcher(module)
         module.launch()
 
     return run_command
@@ -46,7 +46,7 @@ def test_messages_of_all_processes_come_last_and_each_once(
         start(run, "train", "recipe.yaml")
     assert caught.value.code == 3
     assert capsys.readouterr().err == "chatreid: ConfigError: two\nlines\nchatreid: DataError: other\n"
-    assert not Path(os.environ[VARIABLE]).parent.exists()
+    assert not Path(os.environ[MESSAGES_VARIABLE]).parent.exists()
 
 
 def test_what_we_know_nothing_of_is_left_as_it_is(start: Callable[..., None]) -> None:

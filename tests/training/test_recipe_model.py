@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from chatreid_plugin.checkpoints import read_shapes
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.training import recipe_model
 from chatreid_plugin.training.recipe import Recipe
@@ -21,7 +22,6 @@ from chatreid_plugin.training.recipe_model import (
     judge_memory,
     list_process_counts,
 )
-from chatreid_plugin.weight_files import read_shapes
 
 
 ReadRecipe = Callable[..., Recipe]

@@ -301,8 +301,8 @@ def test_tokens_grid_and_manifest_agree_for_every_exif_orientation(
     tokenizer_module: dict[str, Any], turned: Path, orientation: int, stage: int, aspect: Aspect
 ) -> None:
     """Counted from the data engine's sizes, from the header, from training's pixels and from evaluation's."""
-    from chatreid_plugin.crops import open_crop, prepare_crop
     from chatreid_plugin.engine.image_facts import inspect_image
+    from chatreid_plugin.pixels import open_crop, prepare_crop
 
     names = [f"{orientation}_{size}.png" for size in ("90x201", "210x330")]
     facts = [inspect_image(turned / name) for name in names]

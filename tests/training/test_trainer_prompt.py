@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from chatreid_plugin.checkpoints import PROMPT_RECORD, read_system_prompt, write_system_prompt
 from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.questions import IMAGE_PAIR, build_pair_prompt
 from chatreid_plugin.records import Answer, ImageReference, Instruction
-from chatreid_plugin.system_prompts import RECORD, read_system_prompt, write_system_prompt
 from chatreid_plugin.tasks import format_chat_prompt
 from chatreid_plugin.training.recipe_checks import check_system_prompt
 from chatreid_plugin.training.recipe_data import find_token_counter
@@ -88,7 +88,7 @@ def test_evaluator_asks_with_the_token_ids_of_training(
     assert fingerprint["system_prompt"] == WORDS
     named, other = ask(system_prompt="Other words.")
     assert named != asked and other["system_prompt"] == "Other words."
-    (trained / RECORD).unlink()
+    (trained / PROMPT_RECORD).unlink()
     assert ask()[1]["system_prompt"] == "You are a helpful assistant."
 
 
@@ -150,7 +150,7 @@ def test_doctor_names_a_difference(read_recipe: Callable[..., Any], trained: Pat
     assert find({"model_name_or_path": str(trained)})[0][0] == "error"
     for compared in ({}, {"model_name_or_path": "not/trained/yet"}, {"system_prompt": "Mine."}):
         assert find(compared, default_system="Mine.")[0][0] == "ok"
-    (trained / RECORD).unlink()  # trained by an older version: evaluated with the family's own
+    (trained / PROMPT_RECORD).unlink()  # trained by an older version: evaluated with the family's own
     assert find({"model_name_or_path": str(trained)}, default_system="Mine.")[0][0] == "error"
 
 
@@ -165,6 +165,6 @@ def test_longer_prompts_count(read_recipe: Callable[..., Any]) -> None:
 
 
 def test_damaged_record_is_one_error(tmp_path: Path) -> None:
-    (tmp_path / RECORD).write_text("[]")
-    with pytest.raises(DataError, match=f"{RECORD} holds no system_prompt. Remove it and set system_prompt"):
+    (tmp_path / PROMPT_RECORD).write_text("[]")
+    with pytest.raises(DataError, match=f"{PROMPT_RECORD} holds no system_prompt. Remove it and set system_prompt"):
         read_system_prompt(tmp_path)

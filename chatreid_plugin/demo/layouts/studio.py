@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ...crops import save_image
+from ...pixels import save_image
 from ...records import ImageRecord, Modality, Split
 from ..people import CAPTION_VARIANTS, Person, describe_person, sample_people
 from ..render import make_cameras, render_background, render_partial, render_person

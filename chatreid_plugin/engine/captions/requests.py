@@ -12,10 +12,10 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 
 from ...config import CaptioningSettings
-from ...crops import DAMAGE, convert_to_rgb, encode_picture, refuse_size
 from ...errors import DataError
 from ...openai_answers import BrokenAnswer, Completion, check_value, read_as
 from ...openai_client import make_image_part
+from ...pixels import DAMAGE, convert_to_rgb, encode_picture, refuse_size
 from ...regular_files import read_regular
 from ...tasks import get_task
 

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ...config import BuildSettings, QualitySettings, SourceSettings
-from ...crops import open_crop, save_image
 from ...errors import ConfigError, DataError
+from ...pixels import open_crop, save_image
 from ...records import ImageRecord
 from ...shards import open_atomically, read_manifest, read_manifest_provenance
 from ..manifests import find_manifest, is_current

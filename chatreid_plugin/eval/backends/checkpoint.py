@@ -11,12 +11,19 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
-from ...adapters import ADAPTER_CONFIG, describe_other_base, find_base, guard_loading, guard_peft
+from ...checkpoints import (
+    ADAPTER_CONFIG,
+    describe_other_base,
+    find_base,
+    find_weight_files,
+    find_weights_entry,
+    guard_loading,
+    guard_peft,
+    read_system_prompt,
+)
 from ...errors import ChatReIDError, ConfigError, UpstreamError
 from ...eval_settings import ModelSettings
-from ...system_prompts import read_system_prompt
 from ...tasks import find_default_system
-from ...weight_files import find_weight_files, find_weights_entry
 from .decoder import IMAGE_PAD
 from .encoder import is_out_of_memory
 

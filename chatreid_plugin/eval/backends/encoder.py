@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ...crops import open_crop, prepare_crop
 from ...errors import UpstreamError
 from ...images import ImagePolicy, resize_by_policy
+from ...pixels import open_crop, prepare_crop
 from ...records import ImageRecord
 
 

@@ -21,7 +21,6 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from ...answers import read_answer
-from ...crops import encode_picture, open_crop, prepare_crop
 from ...datasets.benchmark import Query
 from ...errors import ConfigError, UpstreamError
 from ...eval_settings import ModelSettings, ServerSettings
@@ -35,6 +34,7 @@ from ...openai_client import (
     is_local,
     make_image_part,
 )
+from ...pixels import encode_picture, open_crop, prepare_crop
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ..arrays import ScoreArray

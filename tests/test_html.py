@@ -1,11 +1,11 @@
-"""Tests of chatreid_plugin.pages: what comes from outside is escaped, and what a template misses is an error."""
+"""Tests of chatreid_plugin.html: what comes from outside is escaped, and what a template misses is an error."""
 
 from pathlib import Path
 
 import jinja2
 import pytest
 
-from chatreid_plugin.pages import render_template
+from chatreid_plugin.html import render_template
 
 
 def test_values_are_escaped_and_missing_ones_are_errors(tmp_path: Path) -> None:

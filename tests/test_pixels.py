@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from chatreid_plugin.crops import convert_to_rgb, encode_thumbnail, open_crop, prepare_crop, read_upright_size
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.images import ImagePolicy
+from chatreid_plugin.pixels import convert_to_rgb, encode_thumbnail, open_crop, prepare_crop, read_upright_size
 
 
 def make_noise(width: int, height: int) -> Image.Image:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatreid_plugin.adapters import ADAPTER_CONFIG, describe_other_base, find_base, guard_peft, names_same_model
+from chatreid_plugin.checkpoints import ADAPTER_CONFIG, describe_other_base, find_base, guard_peft, names_same_model
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import write_json
 
