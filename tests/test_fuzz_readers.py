@@ -27,9 +27,9 @@ from chatreid_plugin.config import BuildSettings, SourceSettings, load_settings
 from chatreid_plugin.datasets.cuhk03 import extract_images, read_new_protocol, read_test_people
 from chatreid_plugin.datasets.label_files import read_lines, read_matlab
 from chatreid_plugin.datasets.registry import list_source
-from chatreid_plugin.engine.annotations import attach_annotations
 from chatreid_plugin.engine.captions.requests import encode_image
 from chatreid_plugin.engine.image_facts import inspect_image
+from chatreid_plugin.engine.manifests import attach_annotations
 from chatreid_plugin.errors import ChatReIDError
 from chatreid_plugin.pixels import encode_thumbnail, open_crop
 from chatreid_plugin.records import IMAGE_RECORD_SCHEMA, ImageRecord

@@ -1,13 +1,16 @@
 """Sources become manifests, tables of ImageRecords; the training images of all come back under one image root.
 
-A record has its parser's labels, what the pixels say (``image_facts``), and captions.
+A record has its parser's labels, what the pixels say (``image_facts``), and the captions and attributes of a file.
+From the manifest on an image is a row of a table.
 """
 
 import os
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pyarrow as pa
 import xxhash
@@ -22,18 +25,23 @@ from ..shards import (
     DIGEST,
     make_manifest_table,
     pc,
-    read_manifest,
+    read_json_lines,
     read_manifest_provenance,
     read_manifest_table,
+    select_splits,
     write_manifest,
 )
-from .annotations import attach_annotations
-from .screening.audit import drop_leaks
 
 
 if TYPE_CHECKING:
     from ..datasets.listing import Crop
     from .image_facts import ImageFacts
+
+
+TESTED_SPLITS = ("query", "gallery")
+# Of a line of a captions file. The last two are what `chatreid caption` writes: whether the clothing was seen, and who
+# was asked.
+KEYS = ("path", "person", "captions", "attributes", "clothing_recognised", "model")
 
 
 @dataclass(slots=True)
@@ -63,16 +71,11 @@ def _make_record(source: SourceSettings, crop: "Crop", facts: "ImageFacts") -> I
         path=crop.path,
         person_id=f"{source.name}:{crop.person}",
         camera_id=crop.camera,
-        width=facts.width,
-        height=facts.height,
         clothes_id=crop.clothes,
         modality=crop.modality,
         captions=crop.captions,
         attributes=crop.attributes,
-        content_hash=facts.content_hash,
-        perceptual_hash=facts.perceptual_hash,
-        sharpness=facts.sharpness,
-        brightness=facts.brightness,
+        **asdict(facts),
     )
 
 
@@ -85,18 +88,18 @@ def find_known_facts(root: Path, manifest: Path) -> "dict[str, ImageFacts]":
     from .image_facts import ImageFacts
 
     try:
-        records, known_root = read_manifest(manifest)
+        table, known_root = read_manifest_table(manifest)
     except DataError:
         return {}
     if known_root != root.resolve():
         return {}
     since = manifest.stat().st_mtime
     facts: dict[str, ImageFacts] = {}
-    for record in records:
-        path = root / record.path
-        if record.content_hash and path.is_file() and max(path.stat().st_mtime, path.stat().st_ctime) < since:
-            values = [getattr(record, field.name) for field in fields(ImageFacts)]
-            facts[record.path] = ImageFacts(*values)
+    for row in table.select(["path", *ImageFacts.__dataclass_fields__]).to_pylist():
+        path = row.pop("path")
+        file, known = root / path, ImageFacts(**row)
+        if known.content_hash and file.is_file() and max(file.stat().st_mtime, file.stat().st_ctime) < since:
+            facts[path] = known
     return facts
 
 
@@ -158,6 +161,94 @@ def describe_parse(name: str, report: ParseReport) -> str:
     lines += [f"{name} left out: {count} ({reason})" for reason, count in sorted(report.skipped.items())]
     lines += [f"{name} warning: {warning}" for warning in report.warnings]
     return "\n".join(lines)
+
+
+# ---- Captions and attributes of a JSON Lines file ----
+
+
+def attach_annotations(records: list[ImageRecord], path: Path) -> tuple[list[ImageRecord], int]:
+    """Return the records with captions and attributes from a JSON Lines file, and how many are occluded.
+
+    An occluded training image, whose clothing was not recognised, has neither: Stage 1 leaves it out, as the paper
+    does (section 3.2). Stages 2 and 3 ask who it is; infrared images show no clothing at all to many a model.
+
+    A line is ``{"path": ..., "captions": [...], "attributes": {...}}``, where ``path`` is an image's path below the
+    data set folder, or ``{"person": ...}`` with the identity as published, for all of a person's images. What an
+    image's own line says replaces what its person's line says.
+
+    Raises:
+        DataError: a line is wrong, has an unknown key, names an image or person that the data set does not have, or
+            one named before.
+    """
+    known = {
+        "path": {record.path for record in records},
+        "person": {_get_person(record) for record in records},
+    }
+    found: dict[str, dict[str, Mapping[str, Any]]] = {"path": {}, "person": {}}
+    for number, line in read_json_lines(path):
+        where = f"{path}, line {number}"
+        _check_keys(line, where)
+        key = "path" if "path" in line else "person"
+        value = _read_name(line.get(key))
+        if value not in known[key]:
+            near = get_close_matches(value, known[key], 1, 0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DataError(f"{where}: the data set has no {key} {line.get(key)!r}.{hint}")
+        if value in found[key]:
+            raise DataError(f"{where}: {key} {value!r} was described before; write one line for it.")
+        _check_line(line, where)
+        found[key][value] = line
+
+    described: list[ImageRecord] = []
+    occluded = 0
+    for record in records:
+        line = {**found["person"].get(_get_person(record), {}), **found["path"].get(record.path, {})}
+        if record.split == "train" and line.get("clothing_recognised") is False:
+            line = {"captions": (), "attributes": {}}
+            occluded += 1
+        captions = tuple(line.get("captions", record.captions))
+        described.append(replace(record, captions=captions, attributes=line.get("attributes", record.attributes)))
+    return described, occluded
+
+
+def _get_person(record: ImageRecord) -> str:
+    return record.person_id.partition(":")[2]
+
+
+def _read_name(value: object) -> str:
+    """Return a path or identity; a number stands for its digits."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, str | int | None) and not isinstance(value, bool) else ""
+
+
+def _check_keys(line: Mapping[str, Any], where: str) -> None:
+    for key in line:
+        if key not in KEYS:
+            near = get_close_matches(key.lower(), KEYS, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise DataError(f"{where}: unknown key {key!r}.{hint} Keys are {', '.join(KEYS)}.")
+    if ("path" in line) == ("person" in line):
+        raise DataError(f"{where}: a line describes one image or one person: it needs either `path` or `person`.")
+
+
+def _check_line(line: Mapping[str, Any], where: str) -> None:
+    captions, attributes = line.get("captions", []), line.get("attributes", {})
+    if not isinstance(captions, list) or not all(_is_text(caption) for caption in cast(list[Any], captions)):
+        raise DataError(f"{where}: captions must be a list of texts that are not empty.")
+    if not isinstance(attributes, dict) or not all(
+        _is_text(value) for value in cast(dict[str, Any], attributes).values()
+    ):
+        raise DataError(f"{where}: attributes must be an object whose values are texts that are not empty.")
+    if not isinstance(line.get("clothing_recognised", True), bool):
+        raise DataError(f"{where}: clothing_recognised must be true or false.")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+# ---- Manifests ----
 
 
 def find_manifest(settings: BuildSettings, name: str) -> Path:
@@ -248,10 +339,24 @@ class TrainingImages(NamedTuple):
     folders: dict[str, Path]
 
 
+def list_tested(tables: Iterable[pa.Table], settings: BuildSettings) -> pa.Table:
+    """Return the query and gallery images of the sources' tables and of the manifests of ``audit_against``.
+
+    Raises:
+        DataError: a manifest is missing, unreadable, or has no such images.
+    """
+    tested = [select_splits(table, *TESTED_SPLITS) for table in tables]
+    for path in settings.audit_against:
+        tested.append(select_splits(read_manifest_table(path)[0], *TESTED_SPLITS))
+        if not tested[-1].num_rows:
+            raise DataError(f"{path} of audit_against holds no query or gallery images. Leave it out.")
+    return pa.concat_tables(tested)
+
+
 def read_training_images(settings: BuildSettings, *, write: bool) -> TrainingImages:
     """Return the training images of each source, with paths relative to the folder that all sources share.
 
-    What leaks from a test set is left out or refused (``drop_leaks``); ``quality`` comes later, stage by stage.
+    What leaks from a test set is left out or refused (``apply_leak_rule``); ``quality`` comes later, stage by stage.
 
     Args:
         settings: the recipe.
@@ -260,35 +365,28 @@ def read_training_images(settings: BuildSettings, *, write: bool) -> TrainingIma
     Raises:
         DataError: a source cannot be parsed, has no training images, or leaks test images.
     """
-    tables: list[pa.Table] = []
-    found: list[pa.Table] = []
-    roots: dict[str, Path] = {}
-    for source in settings.sources:
-        table, root = _read_source(settings, source, write=write)
-        tables.append(table)
-        if not source.stages:
-            continue
-        training = _select_training(table)
-        if not training.num_rows:
+    read = {source.name: _read_source(settings, source, write=write) for source in settings.sources}
+    training = {
+        source.name: select_splits(read[source.name][0], "train") for source in settings.sources if source.stages
+    }
+    for name, table in training.items():
+        if not table.num_rows:
             raise DataError(
-                f"Source {source.name} has no training images. Raise its train_share, or set stages: [] if it is only "
-                "tested."
+                f"Source {name} has no training images. Raise its train_share, or set stages: [] if it is only tested."
             )
-        found.append(training)
-        roots[source.name] = root
-    if not found:
+    if not training:
         raise DataError("No source trains a stage: `stages` is empty everywhere.")
-    common = Path(os.path.commonpath(roots.values()))
-    folders = {name: root.relative_to(common) for name, root in roots.items()}
-    selected = drop_leaks(found, tables, settings)
+    selected = list(training.values())
+    tested = list_tested([table for table, _ in read.values()], settings)
+    if tested.num_rows:
+        # pandas takes half a second, which a build without a test set need not wait.
+        from .screening.audit import apply_leak_rule
+
+        selected = apply_leak_rule(selected, tested, settings)
+    common = Path(os.path.commonpath([read[name][1] for name in training]))
+    folders = {name: read[name][1].relative_to(common) for name in training}
     moved = [_move_paths(table, folder) for table, folder in zip(selected, folders.values(), strict=True)]
     return TrainingImages(moved, common, folders)
-
-
-def _select_training(table: pa.Table) -> pa.Table:
-    chosen = pc.equal(table["split"], "train")
-    # Filtering a hundred thousand rows of nested columns takes half a second; often there is nothing to leave out.
-    return table if pc.all(chosen).as_py() else table.filter(chosen)
 
 
 def _move_paths(table: pa.Table, folder: Path) -> pa.Table:

@@ -139,7 +139,7 @@ class ImageTable:
 
     def encode(self, name: str, rows: slice = slice(None)) -> Codes:
         """Return numbers that are equal where the column is, for some rows; -1 where it is null."""
-        return _encode(self.get_column(name)[rows])
+        return encode(self.get_column(name)[rows])
 
     @cached_property
     def caption_starts(self) -> Codes:
@@ -154,7 +154,7 @@ class ImageTable:
     @cached_property
     def caption_codes(self) -> Codes:
         """Numbers that are equal where captions are."""
-        return _encode(self.captions)
+        return encode(self.captions)
 
     @cached_property
     def attribute_starts(self) -> Codes:
@@ -169,7 +169,7 @@ class ImageTable:
     @cached_property
     def attribute_codes(self) -> Codes:
         """Numbers that are equal where name and value of an attribute are."""
-        names, values = _encode(self.attributes.field("name")), _encode(self.attributes.field("value"))
+        names, values = encode(self.attributes.field("name")), encode(self.attributes.field("value"))
         return number(names, values)
 
     @cached_property
@@ -218,7 +218,8 @@ class ImageTable:
         return (lengths[0] + lengths[1]).astype(np.int64) // BYTES_PER_TOKEN + 1
 
 
-def _encode(column: pa.Array) -> Codes:
+def encode(column: pa.Array) -> Codes:
+    """Return numbers that are equal where a column's values are; -1 for null."""
     return pc.fill_null(column.dictionary_encode().indices, -1).to_numpy().astype(np.int64)
 
 

@@ -6,10 +6,9 @@ writes it down. Whether the sampler draws by the recipe's laws is for its tests 
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -215,24 +214,6 @@ class Statistics:
         return "\n\n".join(tables + (["\n".join(notes)] if notes else []))
 
 
-@dataclass(slots=True)
-class DatasetCounts:
-    """What the records of a data set hold, as ``DatasetStatistics`` names it: value -> number of records.
-
-    ``gallery_sizes`` and ``matches`` count every record, whatever its task; ``yes_no`` those that answer so.
-    """
-
-    gallery_sizes: Counter[int] = field(default_factory=Counter[int])
-    matches: Counter[int] = field(default_factory=Counter[int])
-    visual_tokens: Counter[int] = field(default_factory=Counter[int])
-    tokens: Counter[int] = field(default_factory=Counter[int])
-    variants: Counter[int] = field(default_factory=Counter[int])
-    turns: Counter[int] = field(default_factory=Counter[int])
-    yes_no: Counter[int] = field(default_factory=Counter[int])
-    sources: Counter[str] = field(default_factory=Counter[str])
-    unknown_sizes: int = 0
-
-
 def compute_statistics(dataset_dir: Path) -> Statistics:
     """Read every built data set of a folder once and compare it with its recipe.
 
@@ -248,39 +229,32 @@ def compute_statistics(dataset_dir: Path) -> Statistics:
             left_out[dataset.name] = str(error)
     if not datasets:
         raise DataError(next(iter(left_out.values())))
-    counted = count_datasets([dataset for dataset, _ in datasets])
-    shares = _compare_shares(datasets)
+    stages = Counter[int]()
+    described: dict[str, DatasetStatistics] = {}
+    with tqdm(total=sum(dataset.records for dataset, _ in datasets), desc="statistics", unit="record") as progress:
+        for dataset, settings in datasets:
+            # Identities that are held out have a mix of their own.
+            mix = [
+                (one, recipe)
+                for one, recipe in datasets
+                if (one.stage, one.held_out) == (dataset.stage, dataset.held_out)
+            ]
+            # All weights are 0 only if another recipe built the tasks since.
+            weight = _find_weight(dataset, settings) / (sum(_find_weight(*one) for one in mix) or 1.0)
+            share = dataset.records / sum(one.records for one, _ in mix)
+            described[dataset.name] = _describe_dataset(dataset, settings, measure_records(dataset), share, weight)
+            stages[dataset.stage] += dataset.records
+            progress.update(dataset.records)
     identities, identities_left_out = measure_identities([settings for _, settings in datasets])
-    stages = sorted({dataset.stage for dataset, _ in datasets})
     return Statistics(
         dataset_dir=str(dataset_dir),
-        records=sum(dataset.records for dataset, _ in datasets),
-        stages={stage: sum(one.records for one, _ in datasets if one.stage == stage) for stage in stages},
-        datasets={
-            dataset.name: _describe_dataset(dataset, settings, counts, *share)
-            for (dataset, settings), counts, share in zip(datasets, counted, shares, strict=True)
-        },
+        records=stages.total(),
+        stages=dict(sorted(stages.items())),
+        datasets=described,
         left_out=left_out,
         identities=identities,
         identities_left_out=identities_left_out,
     )
-
-
-def _compare_shares(datasets: Sequence[tuple[BuiltDataset, BuildSettings]]) -> list[tuple[float, float]]:
-    """Return each data set's share of its stage's records, built and intended."""
-    # Held out identities have a mix of their own.
-    records: defaultdict[tuple[int, bool], int] = defaultdict(int)
-    weights: defaultdict[tuple[int, bool], float] = defaultdict(float)
-    for dataset, settings in datasets:
-        records[dataset.stage, dataset.held_out] += dataset.records
-        weights[dataset.stage, dataset.held_out] += _find_weight(dataset, settings)
-    shares: list[tuple[float, float]] = []
-    for dataset, settings in datasets:
-        mix = dataset.stage, dataset.held_out
-        # All weights are 0 only if another recipe built the tasks since.
-        intended = _find_weight(dataset, settings) / weights[mix] if weights[mix] else 0.0
-        shares.append((dataset.records / records[mix], intended))
-    return shares
 
 
 def _find_weight(dataset: BuiltDataset, settings: BuildSettings) -> float:
@@ -292,69 +266,66 @@ def _find_weight(dataset: BuiltDataset, settings: BuildSettings) -> float:
 
 
 def _describe_dataset(
-    dataset: BuiltDataset, settings: BuildSettings, counts: DatasetCounts, share: float, intended_share: float
+    dataset: BuiltDataset, settings: BuildSettings, records: pa.Table, share: float, intended_share: float
 ) -> DatasetStatistics:
-    task, gallery = dataset.task, settings.gallery
-    sizes, matches = compute_gallery_shares(task, gallery), compute_match_shares(task, gallery)
+    task = dataset.task
+    sizes, matches = compute_gallery_shares(task, settings.gallery), compute_match_shares(task, settings.gallery)
+    tokens = records["tokens"].to_numpy()
+    sources = count_values(records["source"])
     return DatasetStatistics(
         task=task.name,
         stage=dataset.stage,
         records=dataset.records,
         share=share,
         intended_share=intended_share,
-        gallery_sizes=compare(counts.gallery_sizes, sizes) if task.answer_kind in LETTER_KINDS else None,
-        matches=compare(counts.matches, matches) if matches else None,
+        gallery_sizes=compare(records["gallery"], sizes) if task.answer_kind in LETTER_KINDS else None,
+        matches=compare(records["matches"], matches) if matches else None,
         # Half of the questions are to be answered by yes (paper section 3.1.2).
-        yes_no=compare(counts.yes_no, {0: 0.5, 1: 0.5}) if task.answer_kind == "match" else None,
-        visual_tokens=summarize_tokens(counts.visual_tokens),
-        tokens=summarize_tokens(counts.tokens),
+        yes_no=compare(records["yes"], {0: 0.5, 1: 0.5}) if task.answer_kind == "match" else None,
+        visual_tokens=summarize_tokens(records["visual_tokens"].to_numpy()),
+        tokens=summarize_tokens(tokens),
         cutoff_len=settings.cutoff_len,
-        above_cutoff=sum(number for length, number in counts.tokens.items() if length > settings.cutoff_len),
-        sources=dict(counts.sources.most_common()),
-        variants=dict(sorted(counts.variants.items())),
-        turns=dict(sorted(counts.turns.items())),
-        unknown_sizes=counts.unknown_sizes,
+        above_cutoff=int(np.count_nonzero(tokens > settings.cutoff_len)),
+        sources=dict(sorted(sources.items(), key=lambda item: -item[1])),
+        variants=count_values(records["variant"]),
+        turns=count_values(records["turns"]),
+        unknown_sizes=pc.sum(records["unknown_sizes"]).as_py(),
     )
 
 
-def summarize_tokens(counts: Mapping[int, int]) -> TokenSummary:
-    """Return the summary of lengths; ``counts`` says how many records have each, one at least."""
-    lengths, numbers = np.array(sorted(counts.items()), dtype=np.int64).T
-    reached = np.cumsum(numbers)
-    median, p99 = lengths[np.searchsorted(reached, np.array([0.5, 0.99]) * reached[-1])].tolist()
-    bins: Counter[int] = Counter()
-    for length, number in counts.items():
-        bins[length // TOKEN_BIN * TOKEN_BIN] += number
+def summarize_tokens(lengths: IntArray) -> TokenSummary:
+    """Return the summary of the records' lengths, one at least."""
+    median, p99 = np.quantile(lengths, [0.5, 0.99], method="inverted_cdf").tolist()
     return TokenSummary(
-        mean=_average(counts),
+        mean=int(lengths.sum()) / len(lengths),
         median=median,
         p99=p99,
-        largest=int(lengths[-1]),
-        bins=dict(sorted(bins.items())),
+        largest=int(lengths.max()),
+        bins=count_values(pa.array(lengths // TOKEN_BIN * TOKEN_BIN)),
     )
+
+
+def count_values(values: pa.Array) -> dict[Any, int]:
+    """Return value -> how often it occurs, null apart, in the values' order."""
+    found = pc.value_counts(pc.drop_null(values))
+    return dict(sorted((one["values"], one["counts"]) for one in found.to_pylist()))
 
 
 # ---- What the records hold ----
 
 
-def count_datasets(datasets: Sequence[BuiltDataset]) -> list[DatasetCounts]:
-    """Read the shards of all data sets once and return what each holds.
+def measure_records(dataset: BuiltDataset) -> pa.Table:
+    """Return what is counted of each record of a data set, in columns.
 
-    No Python object is made per record, so that millions take minutes.
+    They are ``gallery`` (its size), ``matches`` (right answers by letter), ``yes`` (1 or 0; null for other answers),
+    ``visual_tokens``, ``tokens`` (of the whole sequence), ``variant``, ``turns``, ``source``, and ``unknown_sizes``
+    (images without one). No Python object is made per record, so that millions take minutes.
 
     Raises:
         DataError: a shard is damaged, lacks a column or holds records of another task.
     """
-    every: list[DatasetCounts] = []
-    with tqdm(total=sum(dataset.records for dataset in datasets), desc="statistics", unit="record") as progress:
-        for dataset in datasets:
-            counts = DatasetCounts()
-            for shard in dataset.shards:
-                for batch in _read_batches(shard):
-                    _count_batch(counts, batch, dataset, shard)
-                    progress.update(len(batch))
-            every.append(counts)
-    return every
+    batches = (_measure_batch(batch, dataset, shard) for shard in dataset.shards for batch in _read_batches(shard))
+    return pa.concat_tables(batches).combine_chunks()
 
 
 def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -370,38 +341,39 @@ def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(BATCH_RECORDS, columns=wanted)
 
 
-def _count_batch(counts: DatasetCounts, batch: pa.RecordBatch, dataset: BuiltDataset, shard: Path) -> None:
+def _measure_batch(batch: pa.RecordBatch, dataset: BuiltDataset, shard: Path) -> pa.Table:
     task = dataset.task
     others = [name for name in pc.unique(batch["task"]).to_pylist() if name != task.name]
     if others:
         raise DataError(f"{shard} mixes tasks {task.name} and {others[0]}; a data set has one. Build it again.")
-    images = _measure_lists(batch["images"])
-    galleries = images - _read_integers(batch["query_images"])
-    if galleries.min(initial=0) < 0:
+    images, answer = batch["images"], batch["answer"]
+    shown = _measure_lists(images)
+    gallery = shown - _read_integers(batch["query_images"])
+    if gallery.min(initial=0) < 0:
         raise DataError(f"{shard} has a record with fewer images than query_images. Build it again.")
-    matches = _measure_lists(pc.struct_field(batch["answer"], "indices"))
-    variants = _read_integers(batch["variant"])
-    visual = _count_visual_tokens(counts, batch["images"], images, dataset.stage)
-    further = _measure_lists(batch["turns"]) if "turns" in batch.schema.names else np.zeros(len(batch), dtype=np.int64)
-    characters = _count_characters(batch, task, variants, matches)
-    if further.any():
-        characters += _count_further_characters(batch["turns"], task, further)
-    text = characters // CHARACTERS_PER_TOKEN + 1
-    counts.gallery_sizes += _count_values(galleries)
-    counts.matches += _count_values(matches)
-    counts.visual_tokens += _count_values(visual)
-    counts.tokens += _count_values(visual + TOKENS_AROUND_IMAGE * images + text + FRAME_TOKENS)
-    counts.variants += _count_values(variants)
-    counts.turns += _count_values(further + 1)
-    counts.yes_no += _count_values(pc.drop_null(pc.struct_field(batch["answer"], "match").cast(pa.int64())))
-    for name, number in _count_values(batch["dataset"]).items():
-        counts.sources[name or "unknown"] += number
-
-
-def _count_values(values: IntArray | pa.Array) -> Counter[Any]:
-    """Return value -> how often it occurs."""
-    found = pc.value_counts(pa.array(values) if isinstance(values, np.ndarray) else values)
-    return Counter(dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)))
+    matches, variants = _measure_lists(pc.struct_field(answer, "indices")), _read_integers(batch["variant"])
+    widths, heights = (_read_integers(pc.struct_field(images.flatten(), name)) for name in ("width", "height"))
+    visual = _sum_lists(images, _count_visual_tokens(widths, heights, dataset.stage))
+    characters = _count_characters(batch, task)
+    characters += np.array([len(prompt) for prompt in task.prompts])[variants % len(task.prompts)]
+    characters += CHARACTERS_PER_LETTER * matches
+    further = np.zeros(len(batch), dtype=np.int64)
+    if "turns" in batch.schema.names:
+        further = _measure_lists(batch["turns"])
+        characters += _count_further_characters(batch["turns"], task)
+    return pa.table(
+        {
+            "gallery": gallery,
+            "matches": matches,
+            "yes": pc.struct_field(answer, "match").cast(pa.int64()),
+            "visual_tokens": visual,
+            "tokens": visual + TOKENS_AROUND_IMAGE * shown + characters // CHARACTERS_PER_TOKEN + 1 + FRAME_TOKENS,
+            "variant": variants,
+            "turns": further + 1,
+            "source": pc.if_else(pc.equal(pc.fill_null(batch["dataset"], ""), ""), "unknown", batch["dataset"]),
+            "unknown_sizes": _sum_lists(images, (widths <= 0) | (heights <= 0)),
+        }
+    )
 
 
 def _read_integers(array: pa.Array) -> IntArray:
@@ -413,56 +385,43 @@ def _measure_lists(lists: pa.Array) -> IntArray:
     return _read_integers(pc.list_value_length(lists))
 
 
+def _sum_lists(lists: pa.Array, values: npt.NDArray[Any]) -> IntArray:
+    """Return the sum of each list's values, which stand one after another in ``values``."""
+    owners = pc.list_parent_indices(lists).to_numpy()
+    return np.bincount(owners, weights=values, minlength=len(lists)).astype(np.int64)
+
+
 def _measure_texts(structs: pa.Array, *names: str) -> IntArray:
     """Return the characters of each struct's named texts together."""
-    return sum(
-        (_read_integers(pc.utf8_length(pc.struct_field(structs, name))) for name in names),
-        np.zeros(len(structs), dtype=np.int64),
-    )
+    lengths = (_read_integers(pc.utf8_length(pc.struct_field(structs, name))) for name in names)
+    return sum(lengths, np.zeros(len(structs), dtype=np.int64))
 
 
-def _sum_lists(values: IntArray, lengths: IntArray) -> IntArray:
-    """Return the sum of each list's values; ``lengths`` says how many of the flat ``values`` each list has."""
-    sums = np.concatenate([[0], np.cumsum(values)])
-    ends = np.cumsum(lengths)
-    return sums[ends] - sums[ends - lengths]
+def _count_visual_tokens(widths: IntArray, heights: IntArray, stage: int) -> IntArray:
+    """Return the visual tokens of each image, 0 where its size is unknown; every size is looked up once."""
+    sizes, places = np.unique(widths << 32 | heights, return_inverse=True)
+    policy = ImagePolicy(stage)
+    known = [(size >> 32, size & 0xFFFFFFFF) for size in sizes.tolist()]
+    counts = [count_visual_tokens(*size, policy) if min(size) > 0 else 0 for size in known]
+    return np.array(counts, dtype=np.int64)[places]
 
 
-@lru_cache(maxsize=1 << 20)
-def _count_image_tokens(width: int, height: int, stage: int) -> int:
-    return count_visual_tokens(width, height, ImagePolicy(stage)) if width > 0 and height > 0 else 0
-
-
-def _count_visual_tokens(counts: DatasetCounts, images: pa.Array, lengths: IntArray, stage: int) -> IntArray:
-    """Return the visual tokens of each record; every size is looked up once a batch."""
-    flat = images.flatten()
-    widths, heights = (_read_integers(pc.struct_field(flat, name)) for name in ("width", "height"))
-    sizes = pc.dictionary_encode(pa.array(widths << 32 | heights))
-    known = [_count_image_tokens(size >> 32, size & 0xFFFFFFFF, stage) for size in sizes.dictionary.to_pylist()]
-    counts.unknown_sizes += int(np.count_nonzero((widths <= 0) | (heights <= 0)))
-    tokens = np.array(known, dtype=np.int64)[sizes.indices.to_numpy()]
-    return _sum_lists(tokens, lengths)
-
-
-def _count_characters(batch: pa.RecordBatch, task: Task, variants: IntArray, matches: IntArray) -> IntArray:
-    """Return the characters of each record's prompt and answer, the wording's field names included."""
-    wordings = np.array([len(prompt) for prompt in task.prompts], dtype=np.int64)
-    characters = wordings[variants % len(wordings)] + len(task.answer_form) + CHARACTERS_PER_LETTER * matches
-    characters += _measure_texts(batch["answer"], "text")
+def _count_characters(batch: pa.RecordBatch, task: Task) -> IntArray:
+    """Return the characters of each record's captions, attributes and answer in words."""
     captions, attributes = batch["captions"], batch["attributes"]
-    lengths = _read_integers(pc.utf8_length(captions.flatten())) + CHARACTERS_AROUND_CAPTION
-    characters += _sum_lists(lengths, _measure_lists(captions))
-    lengths = _measure_texts(attributes.flatten(), "name", "value") + CHARACTERS_AROUND_ATTRIBUTE
-    return characters + _sum_lists(lengths, _measure_lists(attributes))
+    quoted = _read_integers(pc.utf8_length(captions.flatten())) + CHARACTERS_AROUND_CAPTION
+    named = _measure_texts(attributes.flatten(), "name", "value") + CHARACTERS_AROUND_ATTRIBUTE
+    said = _measure_texts(batch["answer"], "text") + len(task.answer_form)
+    return said + _sum_lists(captions, quoted) + _sum_lists(attributes, named)
 
 
-def _count_further_characters(turns: pa.Array, task: Task, lengths: IntArray) -> IntArray:
+def _count_further_characters(turns: pa.Array, task: Task) -> IntArray:
     """Return the characters of each record's turns after the first, each with its longest wording."""
     flat = turns.flatten()
-    characters = _measure_texts(flat, "caption", "name", "value")
-    characters += CHARACTERS_PER_LETTER * _measure_lists(pc.struct_field(flat, "indices"))
     longest = max((len(wording) for wordings in task.follow_ups for wording in wordings), default=0)
-    return _sum_lists(characters + longest + CHARACTERS_AROUND_ATTRIBUTE + CHARACTERS_AROUND_TURN, lengths)
+    characters = _measure_texts(flat, "caption", "name", "value") + longest + CHARACTERS_AROUND_ATTRIBUTE
+    characters += CHARACTERS_PER_LETTER * _measure_lists(pc.struct_field(flat, "indices")) + CHARACTERS_AROUND_TURN
+    return _sum_lists(turns, characters)
 
 
 # ---- What the recipe intends ----
@@ -501,8 +460,9 @@ def compute_match_shares(task: Task, gallery: GallerySettings) -> dict[int, floa
     return {n: share for n, share in shares.items() if share}
 
 
-def compare(counts: Mapping[int, int], shares: Mapping[int, float]) -> Comparison:
-    """Put counted records beside those that ``shares``, value -> share, intend of as many."""
+def compare(found: pa.Array, shares: Mapping[int, float]) -> Comparison:
+    """Put records' values beside those that ``shares``, value -> share, intend of as many."""
+    counts = count_values(found)
     total = sum(counts.values())
     values = sorted(counts.keys() | shares.keys())
     return Comparison(
@@ -559,7 +519,7 @@ def _measure_identities(training: pa.Table) -> IdentityStatistics:
     taken = seen["split_count"].to_numpy().astype(np.int64)
     images = np.bincount(people, weights=taken).astype(np.int64)
     found = (images, np.bincount(people), np.repeat(images[people] - taken, taken))
-    per_identity, cameras, positives = (dict(sorted(_count_values(values).items())) for values in found)
+    per_identity, cameras, positives = (count_values(pa.array(values)) for values in found)
     return IdentityStatistics(
         images=len(training),
         identities=len(images),

@@ -87,7 +87,7 @@ class Description:
     clothing_recognised: bool = True
 
     def make_line(self, path: str, model: str) -> dict[str, Any]:
-        """Return the line of a captions file that ``annotations.py`` reads."""
+        """Return the line of a captions file that ``manifests.py`` reads."""
         line: dict[str, Any] = {"path": path, "captions": list(self.captions), "attributes": dict(self.attributes)}
         if not self.clothing_recognised:
             line["clothing_recognised"] = False

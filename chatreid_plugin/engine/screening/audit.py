@@ -7,22 +7,24 @@ CUHK-PEDES holds images of Market-1501, CUHK01 and CUHK03 (shared notes on proto
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from ...config import BuildSettings
 from ...errors import ConfigError, DataError
 from ...printing import say
-from ...records import ImageRecord
-from ...shards import keep_records, list_records, open_atomically, pc, read_manifest
+from ...shards import keep_rows, open_atomically, pc
 from .hashing import find_close_pairs, find_first_equal, select_hashed
 
 
+# A pandas DataFrame, which has no types.
+Frame = Any
 Kind = Literal["identity", "path", "content", "perceptual", "linked"]
 
 # In the order of an audit.
@@ -175,7 +177,6 @@ def write_leaks(path: Path, leaks: Sequence[Leak]) -> None:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-TESTED_SPLITS = ("query", "gallery")
 # Measured on 768 real and 3,360 synthetic crops: an image saved again as JPEG (quality 50 to 90) or scaled smoothly
 # (0.5 to 2 times) differs in at most 12 of 256 bits, halved and saved at quality 50 in at most 14 for 93 of 100 (26 at
 # most); two images of one person in one camera differ in at least 36, of two people in at least 52. Distances are
@@ -187,34 +188,10 @@ _OTHER_IMAGE_BITS = 80
 # every folder.
 _DISTINCTIVE_LENGTH, _DISTINCTIVE_DIGITS = 12, 8
 _NAMED_IN_ERROR = 5
-
-# Row of a training image, row of a tested image, bits in which the hashes differ if that was the criterion.
-Match = tuple[int, int, int | None]
+_COLUMNS = ["image_id", "person_id", "dataset", "path", "content_hash", "perceptual_hash"]
 
 
-def select_tested(records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """Return the query and gallery images."""
-    return [record for record in records if record.split in TESTED_SPLITS]
-
-
-def read_tested_manifests(paths: Sequence[Path]) -> list[ImageRecord]:
-    """Return the query and gallery images of manifests (``audit_against``).
-
-    Raises:
-        DataError: a manifest is missing, unreadable, or has no such images.
-    """
-    tested: list[ImageRecord] = []
-    for path in paths:
-        found = select_tested(read_manifest(path)[0])
-        if not found:
-            raise DataError(f"{path} of audit_against holds no query or gallery images. Leave it out.")
-        tested += found
-    return tested
-
-
-def audit_records(
-    training: Sequence[ImageRecord], tested: Sequence[ImageRecord], bits: int = PERCEPTUAL_BITS
-) -> AuditReport:
+def audit_images(training: pa.Table, tested: pa.Table, bits: int = PERCEPTUAL_BITS) -> AuditReport:
     """Find the training images that must not be trained on.
 
     - ``identity``: its person_id is tested.
@@ -228,84 +205,57 @@ def audit_records(
       that it shows a tested person, too. Flat pictures link nobody.
 
     A training image is reported once for each data set in which it is tested, by the first of path, content and
-    perceptual that applies, with the first tested image that shows it. Records without a hash are compared by the
+    perceptual that applies, with the first tested image that shows it. Images without a hash are compared by the
     other criteria.
 
     Args:
-        training: images to train on.
-        tested: query and gallery images.
+        training: images to train on, a table of ``IMAGE_RECORD_SCHEMA``.
+        tested: query and gallery images, likewise.
         bits: 0 to 15.
     """
-    leaks = _find_identities(training, tested)
-    shared = list(_find_shared(training, tested, bits))
-    textured = set(select_hashed([training[i] for _, (i, _, _) in shared])[0].tolist())
-    links: dict[str, int] = {}
-    for number, (kind, (i, j, distance)) in enumerate(shared):
-        leaks.append(_make_leak(kind, training[i], tested[j], distance))
-        if number in textured or not training[i].perceptual_hash:
-            links.setdefault(training[i].person_id, j)
-    found = {leak.training_image for leak in leaks}
-    leaks += [
-        _make_leak("linked", record, tested[links[record.person_id]])
-        for record in training
-        if record.person_id in links and record.image_id not in found
-    ]
-    return AuditReport(len(training), len(tested), leaks)
-
-
-def _make_leak(kind: Kind, training: ImageRecord, tested: ImageRecord, distance: int | None = None) -> Leak:
-    return Leak(
-        kind=kind,
-        training_image=training.image_id,
-        training_person=training.person_id,
-        training_dataset=training.dataset,
-        tested_image=tested.image_id,
-        tested_person=tested.person_id,
-        tested_dataset=tested.dataset,
-        distance=distance,
+    # Each image's number; a pair of images is a row of ``training`` and ``tested``.
+    ours, theirs = (
+        table.select(_COLUMNS).to_pandas().fillna("").rename_axis(name).reset_index()
+        for name, table in (("training", training), ("tested", tested))
     )
+    people = _join(ours, theirs, "person_id")
+    paths = pd.concat([_join(ours, theirs, "image_id"), _match_names(ours, theirs)])
+    pairs = {
+        "path": paths.sort_values(["training", "tested"]),
+        "content": _join(ours[ours["content_hash"] != ""], theirs, "content_hash", "dataset"),
+        "perceptual": _match_looks(training, tested, theirs, bits),
+    }
+    shared = pd.concat([found.assign(kind=kind) for kind, found in pairs.items()], ignore_index=True)
+    shared["dataset"] = theirs["dataset"].to_numpy()[shared["tested"]]
+    shared = shared.drop_duplicates(["training", "dataset"])
+    images = ours.loc[shared["training"]]
+    sound = images["training"].isin(select_hashed(training)[0]) | (images["perceptual_hash"] == "")
+    links = shared.assign(person_id=images["person_id"].to_numpy())[sound.to_numpy()]
+    unseen = ours[~ours["training"].isin([*people["training"], *shared["training"]])]
+    linked = _join(unseen, links, "person_id")
+    leaks = pd.concat([people.assign(kind="identity"), shared, linked.assign(kind="linked")])
+    return AuditReport(training.num_rows, tested.num_rows, _list_leaks(leaks, ours, theirs))
 
 
-def _find_identities(training: Sequence[ImageRecord], tested: Sequence[ImageRecord]) -> list[Leak]:
-    people: dict[str, ImageRecord] = {}
-    for record in tested:
-        people.setdefault(record.person_id, record)
-    return [
-        _make_leak("identity", record, people[record.person_id]) for record in training if record.person_id in people
-    ]
+def _list_leaks(pairs: Frame, ours: Frame, theirs: Frame) -> list[Leak]:
+    columns: list[Any] = [pairs["kind"]]
+    for name, side in (("training", ours), ("tested", theirs)):
+        columns += [side[column].loc[pairs[name]] for column in ("image_id", "person_id", "dataset")]
+    columns.append([None if pd.isna(bits) else int(bits) for bits in pairs["distance"]])
+    return [Leak(*row) for row in zip(*columns, strict=True)]
 
 
-def _find_shared(
-    training: Sequence[ImageRecord], tested: Sequence[ImageRecord], bits: int
-) -> Iterator[tuple[Kind, Match]]:
-    """Yield each training image that is tested, once for each tested data set, by the first criterion."""
-    criteria: tuple[tuple[Kind, Iterable[Match]], ...] = (
-        ("path", sorted([*_match_ids(training, tested), *_match_names(training, tested)], key=_get_rows)),
-        ("content", _match_content(training, tested)),
-        ("perceptual", _match_looks(training, tested, bits)),
-    )
-    seen: set[tuple[int, str]] = set()
-    for kind, matches in criteria:
-        for i, j, distance in matches:
-            if (i, tested[j].dataset) not in seen:
-                seen.add((i, tested[j].dataset))
-                yield kind, (i, j, distance)
+def _join(ours: Frame, theirs: Frame, key: str, *each: str) -> Frame:
+    """Return pairs of equal ``key``, in the order of our images; of theirs the first, or that of each data set."""
+    firsts = theirs.drop_duplicates([key, *each])
+    pairs = ours[["training", key]].merge(firsts[["tested", key]], on=key)
+    # Merging keeps no order where several of both sides are equal.
+    return pairs[["training", "tested"]].sort_values(["training", "tested"])
 
 
-def _get_rows(match: Match) -> tuple[int, int]:
-    return match[0], match[1]
-
-
-def _match_ids(training: Sequence[ImageRecord], tested: Sequence[ImageRecord]) -> Iterator[Match]:
-    rows = {record.image_id: j for j, record in enumerate(tested)}
-    for i, record in enumerate(training):
-        if record.image_id in rows:
-            yield i, rows[record.image_id], None
-
-
-def _get_name(record: ImageRecord) -> str:
+def _get_name(path: str) -> str:
     """Return the file's name without its ending, which changes when a file is saved again."""
-    name = record.path.rpartition("/")[2]
+    name = path.rpartition("/")[2]
     return (name.rpartition(".")[0] or name).lower()
 
 
@@ -313,79 +263,57 @@ def _is_distinctive(name: str) -> bool:
     return len(name) >= _DISTINCTIVE_LENGTH and sum(map(str.isdigit, name)) >= _DISTINCTIVE_DIGITS
 
 
-def _match_names(training: Sequence[ImageRecord], tested: Sequence[ImageRecord]) -> Iterator[Match]:
-    """Yield images of two data sets that share a published file name."""
+def _match_names(ours: Frame, theirs: Frame) -> Frame:
+    """Return images of two data sets that share a published file name."""
+    sides: list[Frame] = []
     # A test set may be listed twice, as a source and in audit_against: images are counted, not records.
-    rows: dict[str, dict[str, dict[str, int]]] = {}
-    for j, record in enumerate(tested):
-        name = _get_name(record)
-        if _is_distinctive(name):
-            rows.setdefault(name, {}).setdefault(record.dataset, {}).setdefault(record.image_id, j)
-    names = [_get_name(record) for record in training]
-    counts = Counter((record.dataset, name) for record, name in zip(training, names, strict=True) if name in rows)
-    for i, (record, name) in enumerate(zip(training, names, strict=True)):
-        if counts[record.dataset, name] != 1:
-            continue
-        for dataset, images in rows[name].items():
-            j = next(iter(images.values()))
-            if dataset != record.dataset and len(images) == 1 and not _differ(record, tested[j]):
-                yield i, j, None
+    for images in (ours, theirs.drop_duplicates("image_id")):
+        named = images.assign(name=images["path"].map(_get_name))
+        named = named[named["name"].map(_is_distinctive).astype(bool)]
+        sides.append(named[~named.duplicated(["dataset", "name"], keep=False)])
+    pairs = sides[0].merge(sides[1], on="name", suffixes=("", "_tested"))
+    hashes = zip(pairs["perceptual_hash"], pairs["perceptual_hash_tested"], strict=True)
+    alike = np.array([not _differ(*pair) for pair in hashes], dtype=bool)
+    return pairs[alike & (pairs["dataset"] != pairs["dataset_tested"])][["training", "tested"]]
 
 
-def _differ(first: ImageRecord, second: ImageRecord) -> bool:
+def _differ(first: str, second: str) -> bool:
     """Return whether the hashes, where both are known, say that these are different images."""
-    if not first.perceptual_hash or not second.perceptual_hash:
-        return False
-    return (int(first.perceptual_hash, 16) ^ int(second.perceptual_hash, 16)).bit_count() > _OTHER_IMAGE_BITS
+    return bool(first and second) and (int(first, 16) ^ int(second, 16)).bit_count() > _OTHER_IMAGE_BITS
 
 
-def _match_content(training: Sequence[ImageRecord], tested: Sequence[ImageRecord]) -> Iterator[Match]:
-    rows: dict[str, dict[str, int]] = {}
-    for j, record in enumerate(tested):
-        if record.content_hash:
-            rows.setdefault(record.content_hash, {}).setdefault(record.dataset, j)
-    for i, record in enumerate(training):
-        for j in rows.get(record.content_hash, {}).values():
-            yield i, j, None
-
-
-def _match_looks(training: Sequence[ImageRecord], tested: Sequence[ImageRecord], bits: int) -> Iterator[Match]:
-    """Yield images whose hashes are close, the closest tested one first."""
-    training_rows, training_words = select_hashed(training)
+def _match_looks(training: pa.Table, tested: pa.Table, theirs: Frame, bits: int) -> Frame:
+    """Return images whose hashes are close, the closest tested one first."""
+    rows, words = select_hashed(training)
     tested_rows, tested_words = select_hashed(tested)
+    pairs = find_close_pairs(words, tested_words, bits)
     # The search takes the first of equal hashes for all of them.
-    rows: dict[int, dict[str, int]] = {}
-    for first, j in zip(find_first_equal(tested_words).tolist(), tested_rows.tolist(), strict=True):
-        rows.setdefault(first, {}).setdefault(tested[j].dataset, j)
-    pairs = find_close_pairs(training_words, tested_words, bits)
-    near: dict[int, list[tuple[int, int]]] = {}
-    for left, right, distance in zip(pairs.left.tolist(), pairs.right.tolist(), pairs.distances.tolist(), strict=True):
-        near.setdefault(left, []).append((right, distance))
-    first_rows = find_first_equal(training_words)
-    for index in np.flatnonzero(np.isin(first_rows, pairs.left)).tolist():
-        for right, distance in near[int(first_rows[index])]:
-            for j in rows[right].values():
-                yield int(training_rows[index]), j, distance
+    ours = pd.DataFrame({"training": rows, "left": find_first_equal(words)})
+    shown = pd.DataFrame({"tested": tested_rows, "right": find_first_equal(tested_words)})
+    shown["dataset"] = theirs["dataset"].to_numpy()[tested_rows]
+    close = pd.DataFrame({"left": pairs.left, "right": pairs.right, "distance": pairs.distances})
+    found = ours.merge(close, on="left").merge(shown.drop_duplicates(["right", "dataset"]), on="right")
+    return found.sort_values(["training", "distance", "right", "tested"])[["training", "tested", "distance"]]
 
 
 def apply_leak_rule(
-    training_by_source: Sequence[Sequence[ImageRecord]], tested: Sequence[ImageRecord], settings: BuildSettings
-) -> list[list[ImageRecord]]:
+    training_by_source: Sequence[pa.Table], tested: pa.Table, settings: BuildSettings
+) -> list[pa.Table]:
     """Return the training images of each source after ``leaks``: all of them, or those that do not leak.
 
     Args:
-        training_by_source: the training images of each source.
-        tested: query and gallery images of all sources and of ``audit_against``.
+        training_by_source: the training images of each source, tables of ``IMAGE_RECORD_SCHEMA``.
+        tested: query and gallery images of all sources and of ``audit_against``, likewise.
         settings: ``leaks`` says what to do: ``refuse``, ``drop`` or ``allow`` (a warning on stderr).
 
     Raises:
         DataError: something leaks and ``leaks`` is ``refuse``; or it is ``drop`` and a source has nothing left.
     """
-    sources = [list(records) for records in training_by_source]
-    report = audit_records([record for records in sources for record in records], tested, settings.audit_bits)
+    sources = list(training_by_source)
+    report = audit_images(pa.concat_tables(sources), tested, settings.audit_bits)
     if not report.leaks:
         return sources
-    leaking = set(report.list_images())
+    leaking = report.list_images()
     if settings.leaks == "refuse":
         first = "; ".join(describe_leak(leak) for leak in report.leaks[:_NAMED_IN_ERROR])
         raise DataError(
@@ -395,37 +323,14 @@ def apply_leak_rule(
     if settings.leaks == "allow":
         say(f"warning: {len(leaking)} training images leak into the test (leaks: allow)", aside=True)
         return sources
-    kept = [[record for record in records if record.image_id not in leaking] for records in sources]
-    for before, after in zip(sources, kept, strict=True):
-        if before and not after:
+    kept: list[pa.Table] = []
+    for before in sources:
+        after = keep_rows(before, pc.invert(pc.is_in(before["image_id"], pa.array(leaking))))
+        if before.num_rows and not after.num_rows:
             raise DataError(
-                f"All {len(before)} training images of {before[0].dataset} leak into the test, so leaks: drop leaves "
-                "nothing of it. Take it out of training (stages: [])."
+                f"All {before.num_rows} training images of {before['dataset'][0]} leak into the test, so leaks: drop "
+                "leaves nothing of it. Take it out of training (stages: [])."
             )
+        kept.append(after)
     say(f"leaks: drop left out {len(leaking)} training images that leak into the test", aside=True)
     return kept
-
-
-def drop_leaks(training: Sequence[pa.Table], tables: Sequence[pa.Table], settings: BuildSettings) -> list[pa.Table]:
-    """Return the training images without those that leak from a test set.
-
-    Args:
-        training: training images of the sources that train a stage, tables of ``IMAGE_RECORD_SCHEMA``.
-        tables: all images of all sources, for the tested ones among them.
-        settings: the recipe.
-
-    Raises:
-        DataError: images leak and ``leaks`` is ``refuse``.
-    """
-    tested = [record for table in tables for record in _list_tested(table)]
-    tested += read_tested_manifests(settings.audit_against)
-    if not tested:
-        return list(training)
-    kept = apply_leak_rule([list_records(table) for table in training], tested, settings)
-    return [keep_records(table, records) for table, records in zip(training, kept, strict=True)]
-
-
-def _list_tested(table: pa.Table) -> list[ImageRecord]:
-    chosen = pc.is_in(table["split"], pa.array(TESTED_SPLITS))
-    # Filtering looks at every row of the nested columns, even to find nothing.
-    return list_records(table.filter(chosen)) if pc.any(chosen).as_py() else []

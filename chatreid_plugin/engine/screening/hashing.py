@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...errors import DataError
-from ...records import ImageRecord
+from ...shards import pc
 
 
 BITS = 256
@@ -68,21 +69,16 @@ def pack_hashes(hashes: Sequence[str]) -> Words:
     return packed
 
 
-def select_hashed(records: Sequence[ImageRecord]) -> tuple[Rows, Words]:
-    """Return the row numbers of the records whose perceptual hash says something, and the hashes, packed.
+def select_hashed(images: pa.Table) -> tuple[Rows, Words]:
+    """Return the rows of the images whose perceptual hash says something, and the hashes, packed.
 
-    Left out are records without a hash and flat pictures (one colour, a gradient): those look alike whatever they
+    Left out are images without a hash and flat pictures (one colour, a gradient): those look alike whatever they
     show. Flat is a hash with less than a quarter or more than three quarters of its bits set, or a sharpness below 1.
     """
-    rows = np.array(
-        [
-            row
-            for row, record in enumerate(records)
-            if record.perceptual_hash and (record.sharpness is None or record.sharpness >= _FLAT_SHARPNESS)
-        ],
-        dtype=np.int64,
-    )
-    words = pack_hashes([records[row].perceptual_hash for row in rows])
+    hashes = pc.fill_null(images["perceptual_hash"], "")
+    sharp = pc.fill_null(pc.greater_equal(images["sharpness"], _FLAT_SHARPNESS), True)
+    rows = np.flatnonzero(pc.and_(pc.not_equal(hashes, ""), sharp).to_numpy())
+    words = pack_hashes(hashes.take(rows).to_pylist())
     ones = _count_bits(words)
     textured = (ones >= _FEWEST_BITS) & (ones <= _MOST_BITS)
     return rows[textured], words[textured]

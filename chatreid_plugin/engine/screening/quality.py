@@ -8,6 +8,7 @@ out records instead, and the people in those train in others.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,8 @@ import xxhash
 from ...config import BuildSettings, QualitySettings
 from ...errors import DataError
 from ...printing import say
-from ...records import ImageRecord
-from ...shards import keep_records, list_records, pc
+from ...shards import keep_rows, pc
+from ..pool import encode, number
 from .hashing import Rows, find_close_pairs_within, find_first_equal, select_hashed
 
 
@@ -26,88 +27,68 @@ NEAR_DUPLICATE = "near_duplicate_bits"
 FEWEST_PEOPLE = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(NamedTuple):
     """One image that is left out.
 
     Attributes:
-        record: the image.
+        row: of the image.
         reason: the setting that it fails, e.g. ``min_width``.
         value: what was measured: pixels, ratio, sharpness, brightness, or the bits it differs in from the image it
             repeats.
     """
 
-    record: ImageRecord
+    row: int
     reason: str
     value: float
 
 
-@dataclass(frozen=True, slots=True)
-class FilterResult:
-    """The images that stay and those that go, both in the order in which they came."""
-
-    kept: list[ImageRecord]
-    dropped: list[Drop]
-
-
-def filter_records(records: Sequence[ImageRecord], settings: QualitySettings) -> FilterResult:
-    """Return which images stay; the first check that an image fails is its reason, in the order of the settings.
+def find_drops(images: pa.Table, settings: QualitySettings) -> list[Drop]:
+    """Return which images go, in their order, each for the first check that it fails, in the order of the settings.
 
     An image is a near-duplicate if its hash differs in at most ``near_duplicate_bits`` from that of an earlier image
     that stays and shows the same identity. In a data set of which every identity has one image, an identity says
     nothing about who is shown (LUPerson-MLLM), so there an image is compared with all earlier ones. Flat pictures
     look alike whatever they show and are no duplicates; ``min_sharpness`` is for them.
 
-    What was not measured passes: sharpness and brightness None, an empty hash, a width or height of 0.
+    What was not measured passes: sharpness and brightness null, an empty hash, a width or height of 0.
     """
-    drops: list[Drop | None] = [_find_fault(record, settings) for record in records]
-    if settings.near_duplicate_bits is not None:
-        sound = [row for row, drop in enumerate(drops) if drop is None]
-        groups = _group_by_identity(records)[sound]
-        copies = _find_copies([records[row] for row in sound], groups, settings.near_duplicate_bits)
-        for index, bits in copies.items():
-            drops[sound[index]] = Drop(records[sound[index]], NEAR_DUPLICATE, bits)
-    return FilterResult(
-        kept=[record for record, drop in zip(records, drops, strict=True) if drop is None],
-        dropped=[drop for drop in drops if drop is not None],
-    )
-
-
-def _find_fault(record: ImageRecord, settings: QualitySettings) -> Drop | None:
-    width, height = record.width or None, record.height or None
-    aspect = height / width if width and height else None
-    checks = (
-        ("min_width", width, settings.min_width),
-        ("min_height", height, settings.min_height),
-        ("min_aspect", aspect, settings.min_aspect),
-        ("max_aspect", aspect, settings.max_aspect),
-        ("min_sharpness", record.sharpness, settings.min_sharpness),
-        ("min_brightness", record.brightness, settings.min_brightness),
-        ("max_brightness", record.brightness, settings.max_brightness),
-    )
-    for reason, value, limit in checks:
-        if value is None or limit is None:
+    width, height = (pc.if_else(pc.greater(images[name], 0), images[name], None) for name in ("width", "height"))
+    aspect = pc.divide(height.cast(pa.float64()), width.cast(pa.float64()))
+    checks = {
+        "min_width": width,
+        "min_height": height,
+        "min_aspect": aspect,
+        "max_aspect": aspect,
+        "min_sharpness": images["sharpness"],
+        "min_brightness": images["brightness"],
+        "max_brightness": images["brightness"],
+    }
+    drops: dict[int, Drop] = {}
+    for reason, values in checks.items():
+        limit = getattr(settings, reason)
+        if limit is None:
             continue
-        if value < limit if reason.startswith("min_") else value > limit:
-            return Drop(record, reason, value)
-    return None
+        failing = pc.less(values, limit) if reason.startswith("min_") else pc.greater(values, limit)
+        for row in np.flatnonzero(pc.fill_null(failing, False).to_numpy()).tolist():
+            drops.setdefault(row, Drop(row, reason, values[row].as_py()))
+    if settings.near_duplicate_bits is not None:
+        sound = np.setdiff1d(np.arange(images.num_rows), list(drops))
+        copies = _find_copies(images.take(sound), _group_by_identity(images)[sound], settings.near_duplicate_bits)
+        drops |= {int(sound[row]): Drop(int(sound[row]), NEAR_DUPLICATE, bits) for row, bits in copies.items()}
+    return [drops[row] for row in sorted(drops)]
 
 
-def _group_by_identity(records: Sequence[ImageRecord]) -> Rows:
-    """Return a number for each record; those that may be copies of each other share it."""
-    images = Counter(record.dataset for record in records)
-    people = Counter(dataset for dataset, _ in {(record.dataset, record.person_id) for record in records})
-    keys = [
-        (record.dataset, "" if images[record.dataset] == people[record.dataset] else record.person_id)
-        for record in records
-    ]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys], dtype=np.int64)
+def _group_by_identity(images: pa.Table) -> Rows:
+    """Return a number for each image; those that may be copies of each other share it."""
+    datasets, people = (encode(images[name].combine_chunks()) for name in ("dataset", "person_id"))
+    owners = datasets[np.unique(number(datasets, people), return_index=True)[1]]
+    single = np.bincount(datasets) == np.bincount(owners, minlength=datasets.max(initial=0) + 1)
+    return number(datasets, np.where(single[datasets], -1, people))
 
 
-def _find_copies(records: Sequence[ImageRecord], groups: Rows, bits: int) -> dict[int, int]:
+def _find_copies(images: pa.Table, groups: Rows, bits: int) -> dict[int, int]:
     """Return row -> distance to the nearest earlier image that stays, for each image that repeats one."""
-    rows, words = select_hashed(records)
+    rows, words = select_hashed(images)
     groups = groups[rows]
     pairs = find_close_pairs_within(words, bits, groups)
     earlier: dict[int, list[tuple[int, int]]] = {}
@@ -189,7 +170,8 @@ def screen_part(part: Part) -> list[Part]:
     others = [stage for stage in asked if stage not in screened]
     if not screened:
         return [part]
-    parts = [replace(part, stages=tuple(screened), images=_screen(_list_trained(part, screened), part.settings))]
+    images = [_screen(table, part.settings) for table in _list_trained(part, screened)]
+    parts = [replace(part, stages=tuple(screened), images=images)]
     return [*parts, replace(part, stages=tuple(others), images=_list_trained(part, others))] if others else parts
 
 
@@ -199,20 +181,18 @@ def _list_trained(part: Part, stages: Sequence[int]) -> list[pa.Table]:
     return [table for table in part.images if table["dataset"][0].as_py() in trained] or part.images
 
 
-def _screen(tables: Sequence[pa.Table], settings: BuildSettings) -> list[pa.Table]:
-    return [keep_records(table, _filter_source(list_records(table), settings)) for table in tables]
-
-
-def _filter_source(records: list[ImageRecord], settings: BuildSettings) -> list[ImageRecord]:
+def _screen(images: pa.Table, settings: BuildSettings) -> pa.Table:
     assert settings.quality is not None
-    result = filter_records(records, settings.quality)
-    name = records[0].dataset
-    for reason, count in Counter(drop.reason for drop in result.dropped).items():
+    drops = find_drops(images, settings.quality)
+    name = images["dataset"][0].as_py()
+    for reason, count in Counter(drop.reason for drop in drops).items():
         stages = " and ".join(map(str, settings.quality.stages))
         say(f"{name} left out of Stage {stages}: {count} (quality.{reason})", aside=True)
-    if not result.kept:
+    if len(drops) == images.num_rows:
         raise DataError(
-            f"Source {name}: `quality` drops all {len(records)} training images. `chatreid filter CONFIG --dry-run` "
+            f"Source {name}: `quality` drops all {len(drops)} training images. `chatreid filter CONFIG --dry-run` "
             "shows why."
         )
-    return result.kept
+    kept = np.ones(images.num_rows, dtype=bool)
+    kept[[drop.row for drop in drops]] = False
+    return keep_rows(images, pa.array(kept))

@@ -5,18 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ...config import BuildSettings, QualitySettings, SourceSettings
 from ...errors import ConfigError, DataError
 from ...pixels import open_crop, save_image
-from ...records import ImageRecord
-from ...shards import open_atomically, read_manifest, read_manifest_provenance
-from ..manifests import find_manifest, is_current
-from .audit import AuditReport, audit_records, check_table_name, read_tested_manifests, select_tested, write_leaks
-from .quality import Drop, filter_records
+from ...shards import open_atomically, read_manifest_provenance, read_manifest_table, select_splits, write_text
+from ..manifests import find_manifest, is_current, list_tested
+from .audit import AuditReport, audit_images, check_table_name, write_leaks
+from .quality import find_drops
 
 
 _EXAMPLES = 8
@@ -88,14 +87,14 @@ def _share(count: int, total: int) -> str:
     return f" ({count / total:.2%})" if total else ""
 
 
-def _read_source(settings: BuildSettings, source: SourceSettings) -> tuple[list[ImageRecord], Path]:
+def _read_source(settings: BuildSettings, source: SourceSettings) -> tuple[pa.Table, Path]:
     path = find_manifest(settings, source.name)
     if not is_current(path, source):
         raise DataError(
             f"Source {source.name}: manifest {path} is missing or was made from other settings. "
             "Run `chatreid parse CONFIG` first."
         )
-    return read_manifest(path)
+    return read_manifest_table(path)
 
 
 def filter_sources(settings: BuildSettings, dry_run: bool = False) -> FilterReport:
@@ -124,50 +123,41 @@ def _filter_source(
     settings: BuildSettings, source: SourceSettings, quality: QualitySettings, dry_run: bool
 ) -> SourceReport:
     manifest = find_manifest(settings, source.name)
-    records, root = _read_source(settings, source)
-    training = [record for record in records if record.split == "train"]
-    dropped = filter_records(training, quality).dropped
+    table, root = _read_source(settings, source)
+    training = select_splits(table, "train")
+    dropped = find_drops(training, quality)
+    paths: list[str] = training["path"].take(pa.array([drop.row for drop in dropped], pa.int64())).to_pylist()
+    counts = Counter(drop.reason for drop in dropped)
+    reasons = {reason: counts[reason] for reason in QualitySettings.model_fields if reason in counts}
     sheet = manifest.with_name(f"{source.name}.quality.png")
     if dropped:
-        write_contact_sheet(sheet, _arrange_examples(dropped, quality, root, len(training)))
+        rows: list[SheetRow] = []
+        for reason, count in reasons.items():
+            own = ((path, drop) for path, drop in zip(paths, dropped, strict=True) if drop.reason == reason)
+            found = [(root / path, f"{drop.value:.4g}") for path, drop in own]
+            # Spread over the source, whose neighbours show the same person.
+            chosen = [found[place * count // _EXAMPLES] for place in range(_EXAMPLES)] if count > _EXAMPLES else found
+            rows.append((f"{reason} {getattr(quality, reason):g}: {count:,} of {len(training):,} images", chosen))
+        write_contact_sheet(sheet, rows)
     else:
         # One of an earlier run would show images that stay now.
         sheet.unlink(missing_ok=True)
     drop_file = manifest.with_name(f"{source.name}.dropped.jsonl")
     if not dry_run:
-        _write_drops(drop_file, dropped)
+        lines = [
+            {"path": path, "reason": drop.reason, "value": round(drop.value, 4)}
+            for path, drop in zip(paths, dropped, strict=True)
+        ]
+        write_text(drop_file, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
     skipped = read_manifest_provenance(manifest).get("skipped")
     return SourceReport(
         name=source.name,
         images=len(training),
-        dropped=_count_reasons(dropped),
+        dropped=reasons,
         undecodable=skipped.get(_UNDECODABLE, 0) if isinstance(skipped, dict) else 0,
         sheet=sheet if dropped else None,
         drop_file=None if dry_run else drop_file,
     )
-
-
-def _count_reasons(dropped: Sequence[Drop]) -> dict[str, int]:
-    counts = Counter(drop.reason for drop in dropped)
-    return {reason: counts[reason] for reason in QualitySettings.model_fields if reason in counts}
-
-
-def _arrange_examples(dropped: Sequence[Drop], quality: QualitySettings, root: Path, images: int) -> list[SheetRow]:
-    rows: list[SheetRow] = []
-    for reason, count in _count_reasons(dropped).items():
-        found = [drop for drop in dropped if drop.reason == reason]
-        # Spread over the source, whose neighbours show the same person.
-        chosen = [found[number * count // _EXAMPLES] for number in range(_EXAMPLES)] if count > _EXAMPLES else found
-        label = f"{reason} {getattr(quality, reason):g}: {count:,} of {images:,} images"
-        rows.append((label, [(root / drop.record.path, f"{drop.value:.4g}") for drop in chosen]))
-    return rows
-
-
-def _write_drops(path: Path, dropped: Sequence[Drop]) -> None:
-    with open_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for drop in dropped:
-            values: dict[str, Any] = {"path": drop.record.path, "reason": drop.reason, "value": round(drop.value, 4)}
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def audit_sources(settings: BuildSettings, write: Path | None = None) -> AuditReport:
@@ -183,15 +173,10 @@ def audit_sources(settings: BuildSettings, write: Path | None = None) -> AuditRe
     """
     if write is not None:
         check_table_name(write)
-    training: list[ImageRecord] = []
-    tested: list[ImageRecord] = []
-    for source in settings.sources:
-        records, _ = _read_source(settings, source)
-        tested += select_tested(records)
-        if source.stages:
-            training += [record for record in records if record.split == "train"]
-    tested += read_tested_manifests(settings.audit_against)
-    report = audit_records(training, tested, settings.audit_bits)
+    tables = [(source, _read_source(settings, source)[0]) for source in settings.sources]
+    tested = list_tested([table for _, table in tables], settings)
+    training = [select_splits(table, "train") for source, table in tables if source.stages]
+    report = audit_images(pa.concat_tables([*training, tested.slice(0, 0)]), tested, settings.audit_bits)
     if write is not None:
         write_leaks(write, report.leaks)
     return report

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from chatreid_plugin.config import BuildSettings
-from chatreid_plugin.engine.annotations import attach_annotations
 from chatreid_plugin.engine.captions.endpoint import caption_images, caption_sources
 from chatreid_plugin.engine.captions.jobs import open_log
+from chatreid_plugin.engine.manifests import attach_annotations
 from chatreid_plugin.errors import ConfigError, DataError, UpstreamError
 from chatreid_plugin.shards import read_manifest
 from chatreid_plugin.tasks import get_task

@@ -12,18 +12,16 @@ from PIL import Image
 
 from chatreid_plugin.config import BuildSettings, SourceSettings
 from chatreid_plugin.demo.world import WorldSummary, write_world
-from chatreid_plugin.engine.manifests import parse_source
+from chatreid_plugin.engine.manifests import list_tested, parse_source
 from chatreid_plugin.engine.screening.audit import (
     AuditReport,
     apply_leak_rule,
-    audit_records,
-    read_tested_manifests,
-    select_tested,
+    audit_images,
     write_leaks,
 )
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.records import ImageRecord, Split
-from chatreid_plugin.shards import write_manifest
+from chatreid_plugin.shards import make_manifest_table, write_manifest
 
 
 PUBLISHED = "0000_000_01_0303morning_0008_0.jpg"
@@ -47,8 +45,25 @@ def list_leaks(report: AuditReport) -> list[tuple[str, str, str]]:
     return [(leak.kind, leak.training_image, leak.tested_image) for leak in report.leaks]
 
 
+def audit_records(training: Sequence[ImageRecord], tested: Sequence[ImageRecord]) -> AuditReport:
+    return audit_images(make_manifest_table(training), make_manifest_table(tested))
+
+
+def apply_rule(
+    sources: Sequence[Sequence[ImageRecord]], tested: Sequence[ImageRecord], recipe: BuildSettings
+) -> list[list[str]]:
+    """Return the image_ids of each source that stay."""
+    kept = apply_leak_rule([make_manifest_table(records) for records in sources], make_manifest_table(tested), recipe)
+    return [table["image_id"].to_pylist() for table in kept]
+
+
+def list_ids(*sources: Sequence[ImageRecord]) -> list[list[str]]:
+    return [[record.image_id for record in records] for records in sources]
+
+
 def split_records(records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    return [record for record in records if record.split == "train"], select_tested(records)
+    training = [record for record in records if record.split == "train"]
+    return training, [record for record in records if record.split in ("query", "gallery")]
 
 
 def parse_folder(name: str, root: Path, **changes: Any) -> list[ImageRecord]:
@@ -207,33 +222,33 @@ def test_refuse_names_the_pairs_and_the_remedies(make_recipe: Callable[..., Buil
     sources, tested = make_leaking_sources()
     message = r"^2 training images .* a/1.jpg = b/y.jpg; a/2.jpg: a:X is b:Y of b/y.jpg.*leaks: drop .*leaks: allow"
     with pytest.raises(DataError, match=message):
-        apply_leak_rule(sources, tested, make_recipe())
+        apply_rule(sources, tested, make_recipe())
 
 
 def test_drop_leaves_out_exactly_what_leaks(make_recipe: Callable[..., BuildSettings]) -> None:
     sources, tested = make_leaking_sources()
-    kept = apply_leak_rule(sources, tested, make_recipe(leaks="drop"))
-    assert kept == [sources[0][2:], sources[1]]
-    assert apply_leak_rule(kept, tested, make_recipe()) == kept
+    kept = [sources[0][2:], sources[1]]
+    assert apply_rule(sources, tested, make_recipe(leaks="drop")) == list_ids(*kept)
+    assert apply_rule(kept, tested, make_recipe()) == list_ids(*kept)
 
 
 def test_drop_refuses_to_leave_a_source_empty(make_recipe: Callable[..., BuildSettings]) -> None:
     sources, tested = make_leaking_sources()
     with pytest.raises(DataError, match="All 2 training images of a leak into the test"):
-        apply_leak_rule([sources[0][:2], sources[1]], tested, make_recipe(leaks="drop"))
+        apply_rule([sources[0][:2], sources[1]], tested, make_recipe(leaks="drop"))
 
 
 def test_allow_warns(make_recipe: Callable[..., BuildSettings], capsys: pytest.CaptureFixture[str]) -> None:
     sources, tested = make_leaking_sources()
-    assert apply_leak_rule(sources, tested, make_recipe(leaks="allow")) == sources
+    assert apply_rule(sources, tested, make_recipe(leaks="allow")) == list_ids(*sources)
     assert capsys.readouterr().err == "warning: 2 training images leak into the test (leaks: allow)\n"
 
 
 def test_bits_come_from_the_settings(make_recipe: Callable[..., BuildSettings]) -> None:
     training = [[make_record("a", f"{n}.jpg", str(n), perceptual_hash=make_hash(n, 1, 2)) for n in range(2)]]
     tested = [make_record("b", "y.jpg", "Y", "gallery", perceptual_hash=make_hash(1))]
-    assert apply_leak_rule(training, tested, make_recipe(audit_bits=1)) == training
-    assert apply_leak_rule(training, tested, make_recipe(audit_bits=2, leaks="drop")) == [training[0][:1]]
+    assert apply_rule(training, tested, make_recipe(audit_bits=1)) == list_ids(*training)
+    assert apply_rule(training, tested, make_recipe(audit_bits=2, leaks="drop")) == list_ids(training[0][:1])
 
 
 def test_report_counts_names_and_cuts(tmp_path: Path) -> None:
@@ -268,10 +283,13 @@ def test_all_leaks_are_written_as_a_table(tmp_path: Path) -> None:
         write_leaks(tmp_path / "leaks.txt", leaks)
 
 
-def test_tested_manifests_give_query_and_gallery_images(tmp_path: Path) -> None:
+def test_tested_manifests_give_query_and_gallery_images(
+    make_recipe: Callable[..., BuildSettings], tmp_path: Path
+) -> None:
     records = [make_record("b", f"{split}.jpg", split, split) for split in ("train", "val", "query", "gallery")]
     write_manifest(tmp_path / "b.parquet", records, tmp_path, {})
-    assert read_tested_manifests([tmp_path / "b.parquet"]) == records[2:]
+    found = list_tested([], make_recipe(audit_against=[tmp_path / "b.parquet"]))
+    assert found["image_id"].to_pylist() == ["b/query.jpg", "b/gallery.jpg"]
     write_manifest(tmp_path / "c.parquet", records[:2], tmp_path, {})
     with pytest.raises(DataError, match=r"c.parquet of audit_against holds no query or gallery images"):
-        read_tested_manifests([tmp_path / "c.parquet"])
+        list_tested([], make_recipe(audit_against=[tmp_path / "c.parquet"]))

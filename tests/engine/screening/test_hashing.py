@@ -15,6 +15,7 @@ from chatreid_plugin.engine.screening.hashing import (
 )
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import ImageRecord
+from chatreid_plugin.shards import make_manifest_table
 
 
 TEXTURED = "f0" * 32
@@ -132,6 +133,6 @@ def test_flat_pictures_and_records_without_a_hash_are_left_out() -> None:
         make_record(5, TEXTURED),
         make_record(6, "f" * 64),
     ]
-    rows, words = select_hashed(records)
+    rows, words = select_hashed(make_manifest_table(records))
     assert rows.tolist() == [0, 5]
     assert words.shape == (2, 4)

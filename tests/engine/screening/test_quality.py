@@ -16,11 +16,11 @@ from chatreid_plugin.config import BuildSettings, QualitySettings, SourceSetting
 from chatreid_plugin.demo.world import WorldSummary
 from chatreid_plugin.engine.build import build_datasets
 from chatreid_plugin.engine.manifests import find_manifest, parse_source, parse_sources, read_training_images
-from chatreid_plugin.engine.screening.quality import Drop, filter_records, screen_part, split_people
+from chatreid_plugin.engine.screening.quality import find_drops, screen_part, split_people
 from chatreid_plugin.engine.stats import compute_statistics
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import INSTRUCTION_SCHEMA, ImageRecord
-from chatreid_plugin.shards import read_shard
+from chatreid_plugin.shards import make_manifest_table, read_shard
 
 
 OFF = QualitySettings.model_validate(dict.fromkeys(QualitySettings.model_fields.keys() - {"stages"}))
@@ -41,7 +41,8 @@ def make_record(number: int, person: str = "1", dataset: str = "own", **changes:
 
 
 def list_drops(records: list[ImageRecord], settings: QualitySettings) -> list[tuple[str, str, float]]:
-    return [(drop.record.path, drop.reason, drop.value) for drop in filter_records(records, settings).dropped]
+    drops = find_drops(make_manifest_table(records), settings)
+    return [(records[drop.row].path, drop.reason, drop.value) for drop in drops]
 
 
 @pytest.mark.parametrize(
@@ -58,16 +59,14 @@ def list_drops(records: list[ImageRecord], settings: QualitySettings) -> list[tu
 )
 def test_poor_image_goes_for_its_reason(changes: dict[str, Any], reason: str, value: float) -> None:
     good, poor = make_record(0), make_record(1, **changes)
-    result = filter_records([good, poor], QualitySettings())
-    assert result.kept == [good]
-    assert result.dropped == [Drop(poor, reason, value)]
-    assert filter_records([poor], QualitySettings.model_validate({reason: None})).kept == [poor]
+    assert list_drops([good, poor], QualitySettings()) == [(poor.path, reason, value)]
+    assert list_drops([poor], QualitySettings.model_validate({reason: None})) == []
 
 
 def test_value_at_the_limit_stays() -> None:
     limits = {"width": 16, "height": 32, "sharpness": 3.0, "brightness": 15.0}
     records = [make_record(0, **limits), make_record(1, width=32, height=32), make_record(2, width=20, height=100)]
-    assert filter_records(records, QualitySettings()).kept == records
+    assert list_drops(records, QualitySettings()) == []
 
 
 def test_image_with_several_faults_is_counted_once_for_the_first() -> None:
@@ -78,12 +77,12 @@ def test_image_with_several_faults_is_counted_once_for_the_first() -> None:
 
 def test_what_was_not_measured_passes() -> None:
     records = [make_record(n, width=0, height=0, sharpness=None, brightness=None) for n in range(3)]
-    assert filter_records(records, QualitySettings(near_duplicate_bits=15)).kept == records
+    assert list_drops(records, QualitySettings(near_duplicate_bits=15)) == []
 
 
 def test_no_check_drops_anything_when_all_are_off() -> None:
     records = [make_record(n, width=1, height=1, sharpness=0, perceptual_hash=flip()) for n in range(3)]
-    assert filter_records(records, OFF).kept == records
+    assert list_drops(records, OFF) == []
 
 
 def test_copy_of_an_earlier_image_of_the_identity_goes() -> None:
@@ -119,7 +118,7 @@ def test_copy_of_a_copy_stays_when_it_is_far_from_the_image_kept() -> None:
 def test_copy_of_an_image_dropped_for_another_reason_stays() -> None:
     blurred = make_record(0, sharpness=2.0, perceptual_hash=flip())
     sharp = make_record(1, perceptual_hash=flip())
-    assert filter_records([blurred, sharp], QualitySettings()).kept == [sharp]
+    assert list_drops([blurred, sharp], QualitySettings()) == [("0.jpg", "min_sharpness", 2.0)]
 
 
 def test_copies_go_across_identities_when_every_identity_has_one_image() -> None:
@@ -132,7 +131,7 @@ def test_copies_go_across_identities_when_every_identity_has_one_image() -> None
 
 def test_flat_pictures_are_no_copies_of_each_other() -> None:
     records = [make_record(n, perceptual_hash="8" + "0" * 63, sharpness=0.0) for n in range(3)]
-    assert filter_records(records, QualitySettings(min_sharpness=None)).kept == records
+    assert list_drops(records, QualitySettings(min_sharpness=None)) == []
 
 
 def test_limits_the_wrong_way_round_are_refused() -> None:
@@ -143,7 +142,7 @@ def test_limits_the_wrong_way_round_are_refused() -> None:
 def test_defaults_keep_the_whole_synthetic_world(shared_world: WorldSummary) -> None:
     source = SourceSettings(name="market1501", root=Path(shared_world.root), allow_count_mismatch=True)
     records = parse_source(source).records
-    assert filter_records(records, QualitySettings()).kept == records
+    assert list_drops(records, QualitySettings()) == []
 
 
 MakeRecipe = Callable[..., BuildSettings]

@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.engine.annotations: captions by path and by person, and wrong lines named."""
+"""Tests of chatreid_plugin.engine.manifests: captions by path and by person, and wrong lines named."""
 
 import json
 from dataclasses import replace
@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from chatreid_plugin.engine.annotations import attach_annotations
-from chatreid_plugin.engine.manifests import parse_source
+from chatreid_plugin.engine.manifests import attach_annotations, parse_source
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.records import ImageRecord
 
