@@ -20,7 +20,12 @@ from .errors import DataError
 from .regular_files import check_regular
 
 
+# Shapes are in the docstrings of what takes them.
 Array = npt.NDArray[Any]
+ScoreArray = npt.NDArray[np.float32]  # scores, similarities and features, as models give them
+FloatArray = npt.NDArray[np.float64]  # metrics and what they are computed from
+IntArray = npt.NDArray[np.int64]  # indices, ranks and labels
+BoolArray = npt.NDArray[np.bool_]  # masks
 Names = tuple[str, ...]  # what one image or query may be called
 
 EXAMPLES_SHOWN = 10

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from chatreid_plugin.config import list_sections
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 
 
 def place_key(key: str) -> list[str]:

@@ -19,7 +19,7 @@ from chatreid_plugin.config import (
     load_settings,
 )
 from chatreid_plugin.errors import ConfigError
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.images import ImagePolicy
 from chatreid_plugin.tasks import list_stage_tasks
 from tests.support import make_eval_settings

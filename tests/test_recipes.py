@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from chatreid_plugin.config import BuildSettings, HardNegatives, load_settings
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.images import ImagePolicy, count_visual_tokens
 from chatreid_plugin.tasks import list_stage_tasks
 

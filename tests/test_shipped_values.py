@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from chatreid_plugin.config import list_sections, load_settings
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.resources import list_resources
 from tests.support import make_eval_settings, place_key
 

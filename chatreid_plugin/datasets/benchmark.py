@@ -11,15 +11,13 @@ from random import Random
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from ..archives import IntArray
 from ..errors import DataError
 from ..records import Attribute, ImageRecord, Modality
 from ..tasks import ASKED, format_attributes
 
 
-IntArray = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
 Cmc = Literal["standard", "unique_identity", "single_gallery_shot"]
 Ties = Literal["expected", "index", "optimistic", "pessimistic"]
 AveragePrecision = Literal["mean", "trapezoid", "top500"]

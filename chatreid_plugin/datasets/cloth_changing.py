@@ -10,10 +10,11 @@ from random import Random
 
 import numpy as np
 
+from ..archives import IntArray
 from ..config import SourceSettings
 from ..errors import ConfigError, DataError
 from ..records import Split
-from .benchmark import Benchmark, BenchmarkRules, Choices, IntArray, Rule, Source
+from .benchmark import Benchmark, BenchmarkRules, Choices, Rule, Source
 from .catalog import get_variant
 from .label_files import read_lines
 from .listing import Crop, DataSet, Listing, check_files, find_named, find_root

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..archives import BoolArray, IntArray
 from ..records import ImageRecord
-from .benchmark import Benchmark, BoolArray, IntArray, Query, Rule
+from .benchmark import Benchmark, Query, Rule
 
 
 IgnoreMask = Callable[[int], BoolArray]  # a query's index to the mask (G,) of what is ignored

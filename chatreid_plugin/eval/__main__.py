@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ChatReIDError, end_on_sigterm
-from ..eval_settings import EvalSettings
 from ..printing import PrintableFormatter, say
 from .batch import compare_evaluations, describe_plan, load_evaluations, run_evaluations
 from .comparison import render_text
 from .distributed import is_first_process, join_processes
 from .report import Results, render_table
+from .settings import EvalSettings
 
 
 INTERRUPTED = 130

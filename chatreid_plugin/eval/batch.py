@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ..config import load_settings
 from ..errors import ConfigError, DataError
-from ..eval_settings import EvalSettings
 from ..printing import say
 from .backends import Models
 from .comparison import Run, write_comparison
@@ -15,7 +14,8 @@ from .loader import load_benchmark
 from .questions import describe_cost
 from .report import Results
 from .run import run_evaluation
-from .splits import choose_split, list_shared_parts
+from .settings import EvalSettings
+from .splits import choose_split, list_manifests, list_shared_parts
 
 
 def load_evaluations(
@@ -35,7 +35,10 @@ def load_evaluations(
     _refuse_shared_folders(configs, found)
     if len(found) == 1 and not skip_missing:
         return found
-    missing = {path: _list_missing(one) for path, one in zip(configs, found, strict=True)}
+    missing = {
+        path: [manifest for manifest in list_manifests(one).values() if not manifest.is_file()]
+        for path, one in zip(configs, found, strict=True)
+    }
     lines = [f"  {path}: {', '.join(map(str, files))}" for path, files in missing.items() if files]
     if lines and (len(lines) == len(found) or not skip_missing):
         advice = "" if skip_missing else ", leave these files out, or pass --skip-missing"
@@ -58,13 +61,6 @@ def _refuse_shared_folders(configs: Sequence[Path], evaluations: Sequence[EvalSe
                 "its own: {file} in it stands for the file's name, as in output.output_dir=results/mine/{file}."
             )
         owners[folder.resolve()] = path
-
-
-def _list_missing(settings: EvalSettings) -> list[Path]:
-    """Return the manifests of an evaluation, or of its splits, that do not exist."""
-    trials = settings.data.splits or (0,)
-    manifests = [Path(str(settings.data.manifest).replace("{trial}", str(trial))) for trial in trials]
-    return [manifest for manifest in manifests if not manifest.is_file()]
 
 
 def run_evaluations(evaluations: Sequence[EvalSettings], processes: Processes) -> list[Results]:

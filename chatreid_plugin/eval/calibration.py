@@ -18,17 +18,17 @@ from random import Random
 
 import numpy as np
 
+from ..archives import ScoreArray
 from ..datasets.benchmark import Benchmark, Source
 from ..datasets.matching import label_benchmark
 from ..datasets.registry import list_benchmarks
 from ..errors import DataError
-from ..eval_settings import DataSettings
 from ..records import ImageRecord
 from ..shards import read_manifest, read_manifest_provenance
-from .arrays import ScoreArray
 from .distributed import Processes
 from .filter import iterate_similarities
 from .loader import apply_rules, check_images, get_variant
+from .settings import DataSettings
 
 
 # Of a benchmark's queries (Q, D) and of its gallery (G, D).

@@ -12,11 +12,10 @@ from functools import partial
 
 import numpy as np
 
+from ..archives import IntArray, ScoreArray
 from ..datasets.benchmark import Benchmark, Query
 from ..datasets.matching import Labels, label_benchmark
-from ..eval_settings import DataSettings, EvalSettings, FilterSettings, RankSettings
 from ..records import ImageRecord
-from .arrays import IntArray, ScoreArray
 from .backends import Models
 from .backends.base import Scorer
 from .backends.files import Matrix, Vectors, read_matrix
@@ -25,6 +24,7 @@ from .distributed import Processes
 from .filter import extract_protocol_features, filter_gallery, iterate_similarities
 from .loader import load_benchmark
 from .scores import find_features
+from .settings import DataSettings, EvalSettings, FilterSettings, RankSettings
 
 
 @dataclass(frozen=True, slots=True)

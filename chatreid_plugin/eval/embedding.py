@@ -19,16 +19,16 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 from tqdm import tqdm
 
+from ..archives import ScoreArray
 from ..config import check_settings
 from ..errors import ConfigError, DataError
-from ..eval_settings import ModelOnly, ModelSettings
 from ..records import ImageRecord
 from ..shards import open_atomically, read_manifest
-from .arrays import ScoreArray
 from .backends.files import write_rows
 from .backends.transformers import TransformersScorer
 from .loader import check_images
 from .scores import hash_images
+from .settings import ModelOnly, ModelSettings
 
 
 @dataclass(frozen=True, slots=True)

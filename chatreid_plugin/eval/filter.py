@@ -24,16 +24,15 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ..archives import Names, normalise, read_features
+from ..archives import BoolArray, IntArray, Names, ScoreArray, normalise, read_features
 from ..checkpoints import guard_loading
 from ..datasets.benchmark import Benchmark, Query
 from ..datasets.matching import IgnoreMask
 from ..errors import ConfigError, DataError
-from ..eval_settings import FilterSettings
 from ..pixels import open_crop
 from ..records import ImageRecord
-from .arrays import BoolArray, IntArray, ScoreArray
 from .distributed import Processes
+from .settings import FilterSettings
 
 
 SIMILARITY_CHUNK = 64

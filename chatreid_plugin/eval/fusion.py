@@ -16,14 +16,14 @@ from scipy.special import expit
 from scipy.stats import rankdata
 from tqdm import tqdm
 
+from ..archives import FloatArray, IntArray, ScoreArray
 from ..datasets.benchmark import Query
 from ..errors import ConfigError
-from ..eval_settings import ScoringSettings
-from .arrays import FloatArray, IntArray, ScoreArray
 from .backends.base import Confidence
 from .candidates import Plan
 from .filter import iterate_similarities
 from .questions import list_pair_tasks, standardise
+from .settings import ScoringSettings
 
 
 RANK_OFFSET = 60  # Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet...", SIGIR 2009

@@ -8,10 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..archives import advise_shape
+from ..archives import BoolArray, IntArray, advise_shape
 from ..datasets.matching import IgnoreMask, Labels
 from ..errors import ConfigError, DataError
-from .arrays import BoolArray, IntArray
 
 
 Ignore = Literal["same_camera", "nothing"] | IgnoreMask | None

@@ -17,9 +17,9 @@ from ..datasets.benchmark import REASONS, Benchmark, Choices, Query, SkippedQuer
 from ..datasets.matching import Labels, count_copied_queries, label_benchmark
 from ..datasets.registry import list_benchmarks
 from ..errors import ConfigError, DataError
-from ..eval_settings import DataSettings
 from ..records import ImageRecord
 from ..shards import read_manifest, read_manifest_provenance
+from .settings import DataSettings
 
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..archives import BoolArray, FloatArray, IntArray, ScoreArray
 from ..datasets.benchmark import Benchmark
 from ..datasets.matching import Labels
-from .arrays import BoolArray, FloatArray, IntArray, ScoreArray
 from .backends.files import Matrix, check_row
 from .candidates import Plan
 from .filter import is_cut_through_ties

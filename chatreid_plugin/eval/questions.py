@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..archives import FloatArray, ScoreArray
 from ..datasets.benchmark import Query
 from ..datasets.registry import list_benchmarks
 from ..errors import ConfigError, UpstreamError
-from ..eval_settings import ScoringSettings
 from ..records import Answer, Attribute, ImageRecord, ImageReference, Instruction
 from ..tasks import ASKED, IMAGE_MARK, TASKS, get_task, render_prompt
-from .arrays import FloatArray, ScoreArray
 from .backends.base import Confidence, Scorer
+from .settings import ScoringSettings
 
 
 # What a pair of query and candidate is asked with. Stage 3 trains all four, so that nothing untrained is asked.

@@ -19,17 +19,17 @@ import numpy as np
 import pyarrow as pa
 
 from .. import __version__
+from ..archives import BoolArray, IntArray
 from ..datasets.benchmark import RULES, Benchmark, Query
-from ..eval_settings import EvalSettings
 from ..html import embed_png, encode_png, render_template
 from ..pixels import encode_thumbnail
 from ..records import ImageRecord
 from ..shards import read_json, write_json, write_shard, write_text
-from .arrays import BoolArray, IntArray
 from .backends.base import Confidence
 from .calibration import Calibration
 from .measure import CURVE_RANKS, Measured, Ranking, define_terms
 from .metrics import RankingMetrics
+from .settings import EvalSettings
 
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

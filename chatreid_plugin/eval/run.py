@@ -13,10 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__, tasks
+from ..archives import ScoreArray
 from ..errors import ConfigError, DataError, UpstreamError
-from ..eval_settings import EvalSettings
 from ..locks import hold_folder, make_folder
-from .arrays import ScoreArray
 from .backends import Models, make_scorer
 from .backends.base import QUERY_BLOCK, Confidence, Scorer
 from .backends.files import check_target, write_matrix
@@ -37,6 +36,7 @@ from .scores import (
     name_model,
     remove_scores,
 )
+from .settings import EvalSettings
 from .splits import average_splits, choose_splits, list_shared_parts
 
 

@@ -27,18 +27,17 @@ from typing import Any, cast
 import numpy as np
 import xxhash
 
-from ..archives import open_archive
+from ..archives import ScoreArray, open_archive
 from ..datasets.benchmark import Benchmark, Query
 from ..errors import ConfigError, DataError
-from ..eval_settings import EvalSettings
 from ..locks import open_locked
 from ..records import ImageRecord
 from ..shards import open_atomically
-from .arrays import ScoreArray
 from .backends.base import Confidence
 from .backends.files import ModelFreeScorer
 from .calibration import Calibration
 from .distributed import Processes
+from .settings import EvalSettings
 
 
 logger = logging.getLogger(__name__)

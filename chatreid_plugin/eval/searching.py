@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
+from ..archives import ScoreArray
 from ..config import check_settings
 from ..datasets.benchmark import Benchmark, Query
 from ..errors import ConfigError, DataError
-from ..eval_settings import RankSettings
 from ..html import render_template
 from ..pixels import encode_thumbnail, open_crop
 from ..printing import make_printable
 from ..records import ImageRecord
 from ..shards import write_text
-from .arrays import ScoreArray
 from .backends import Models, make_scorer
 from .candidates import Plan, filter_protocol
 from .distributed import Processes
 from .fusion import fuse_scores
 from .measure import Ranking
 from .questions import score_query
+from .settings import RankSettings
 
 
 TEMPLATE = Path(__file__).with_name("search.html.j2")

@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..eval_settings import EvalSettings
 from .backends.base import rank_weakness
 from .loader import check_split
 from .measure import Measured, average_metrics, average_recalls
 from .report import Results
+from .settings import EvalSettings
+
+
+def list_manifests(settings: EvalSettings) -> dict[int, Path]:
+    """Return the manifest of each of ``splits`` by its number, or the only one as that of split 0."""
+    name = str(settings.data.manifest)
+    return {trial: Path(name.replace("{trial}", str(trial))) for trial in settings.data.splits or (0,)}
 
 
 def choose_splits(settings: EvalSettings) -> list[EvalSettings]:
@@ -24,9 +30,7 @@ def choose_splits(settings: EvalSettings) -> list[EvalSettings]:
         DataError: a split's manifest is missing, or holds another split.
     """
     parts = [choose_split(settings, trial) for trial in settings.data.splits]
-    missing = [
-        trial for trial, part in zip(settings.data.splits, parts, strict=True) if not part.data.manifest.is_file()
-    ]
+    missing = [trial for trial, manifest in list_manifests(settings).items() if not manifest.is_file()]
     if missing:
         raise DataError(
             f"Manifest {settings.data.manifest} does not exist for split {', '.join(map(str, missing))}. `chatreid "

@@ -20,8 +20,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from ..archives import FloatArray, IntArray
 from ..datasets.benchmark import AveragePrecision, Cmc, Ties
-from .arrays import FloatArray, IntArray
 
 
 # Points at which an average over arrivals is taken: exact for polynomials up to degree 511.

@@ -15,7 +15,7 @@ from .. import __version__
 from ..datasets.benchmark import Query
 from ..eval.backends.transformers import TransformersScorer
 from ..eval.questions import build_choice_prompt, build_pair_prompt
-from ..eval_settings import ModelSettings
+from ..eval.settings import ModelSettings
 from ..images import read_geometry
 from ..records import ImageRecord
 from ..tasks import TASKS

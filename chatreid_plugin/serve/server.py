@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from ..config import check_settings
 from ..errors import ChatReIDError, ConfigError, UpstreamError
-from ..eval_settings import ModelOnly
+from ..eval.settings import ModelOnly
 from ..openai_client import is_local, read_key
 from ..printing import say
 from .bodies import BodyType, ChatRequest, RequestFault, ScoreRequest, describe_fault, parse_body

@@ -39,7 +39,7 @@ from chatreid_plugin.eval.backends.checkpoint import load_checkpoint
 from chatreid_plugin.eval.backends.decoder import Tokenizer
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.questions import IMAGE_PAIR, build_pair_prompt
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.tasks import SYSTEM_PROMPT, format_chat_prompt
 from tests.support import make_eval_settings

@@ -33,8 +33,8 @@ from chatreid_plugin.eval.measure import measure
 from chatreid_plugin.eval.questions import list_pair_tasks, pick_choice_task
 from chatreid_plugin.eval.report import Results
 from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.eval.splits import choose_split
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, write_json
 from chatreid_plugin.tasks import TASKS
 

@@ -13,7 +13,7 @@ from chatreid_plugin.datasets import catalog, registry
 from chatreid_plugin.demo import layouts
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.__main__ import main
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_json
 
 

@@ -22,7 +22,7 @@ from chatreid_plugin.datasets.registry import list_benchmarks
 from chatreid_plugin.demo.layouts import write_layout
 from chatreid_plugin.engine.manifests import describe_origin, parse_source
 from chatreid_plugin.eval.distributed import Processes
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.images import resize_by_policy
 from chatreid_plugin.records import ImageRecord, Split
 from chatreid_plugin.shards import read_json, write_json, write_manifest

@@ -14,7 +14,7 @@ from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.backends import Models, make_scorer
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.questions import IMAGE_PAIR
-from chatreid_plugin.eval_settings import EvalSettings, ModelSettings
+from chatreid_plugin.eval.settings import EvalSettings, ModelSettings
 
 
 MakeWorld = Callable[..., Path]

@@ -17,8 +17,8 @@ from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.measure import measure
 from chatreid_plugin.eval.questions import IMAGE_PAIR
 from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.eval.splits import choose_split
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest
 from tests.support import alter, make_eval_settings
 

@@ -17,7 +17,7 @@ from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest
 from tests.support import alter
 

@@ -25,7 +25,7 @@ from chatreid_plugin.eval.comparison import (
     write_comparison,
 )
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 from tests.support import nest
 

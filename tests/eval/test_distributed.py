@@ -11,7 +11,7 @@ import pytest
 
 from chatreid_plugin.errors import ChatReIDError
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from tests.support import alter
 
 
@@ -28,7 +28,7 @@ from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval.distributed import join_processes
 from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval.distributed import join_processes
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 
 with join_processes() as processes:
     for folder in sys.argv[2:]:

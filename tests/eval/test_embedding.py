@@ -16,7 +16,7 @@ from chatreid_plugin.eval.backends.transformers import TransformersScorer
 from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.embedding import embed_manifest
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 
 

@@ -14,7 +14,7 @@ from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.filter import list_image_names, list_query_names
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_manifest, read_manifest_provenance, write_manifest
 
 

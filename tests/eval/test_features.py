@@ -24,7 +24,7 @@ from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval.filter import extract_features, form_batches
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import DataSettings, EvalSettings
+from chatreid_plugin.eval.settings import DataSettings, EvalSettings
 from chatreid_plugin.shards import read_manifest
 from tests.support import alter
 

@@ -18,7 +18,7 @@ from chatreid_plugin.eval.filter import (
     iterate_similarities,
     number_distinct,
 )
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 
 

@@ -13,7 +13,7 @@ from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.candidates import Plan, make_plan
 from chatreid_plugin.eval.fusion import encode, estimate_mismatch, fuse_scores, iterate_jaccard_distances
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_manifest
 from tests.support import alter
 

@@ -12,7 +12,7 @@ from chatreid_plugin.eval import report
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.metrics import RankingMetrics, evaluate_ranking
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from tests.support import alter
 
 

@@ -21,7 +21,7 @@ from chatreid_plugin.eval.backends.files import RandomScorer
 from chatreid_plugin.eval.distributed import Processes
 from chatreid_plugin.eval.run import describe_fingerprint, run_evaluation
 from chatreid_plugin.eval.scores import Scored, ScoreStore
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from tests.support import alter
 
 

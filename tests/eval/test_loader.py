@@ -9,7 +9,7 @@ import pytest
 from chatreid_plugin.datasets.matching import label_benchmark
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.loader import load_benchmark, take_evenly
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 
 
 MakeWorld = Callable[..., Path]

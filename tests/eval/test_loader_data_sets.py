@@ -9,7 +9,7 @@ import pytest
 
 from chatreid_plugin.errors import DataError
 from chatreid_plugin.eval.loader import load_benchmark
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_json
 
 

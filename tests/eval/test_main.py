@@ -12,7 +12,7 @@ from chatreid_plugin.datasets.registry import list_benchmarks
 from chatreid_plugin.eval import __main__ as command
 from chatreid_plugin.eval.__main__ import main
 from chatreid_plugin.eval.distributed import Processes
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 
 
 MakeWorld = Callable[..., Path]

@@ -10,7 +10,7 @@ import pytest
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval import report
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_json
 
 

@@ -29,7 +29,7 @@ from chatreid_plugin.eval.questions import (
     score_query,
 )
 from chatreid_plugin.eval.run import describe_fingerprint, run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.records import Answer, ImageRecord, ImageReference, Instruction
 from chatreid_plugin.tasks import LETTERS
 from tests.support import alter

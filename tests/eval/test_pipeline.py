@@ -19,7 +19,7 @@ from chatreid_plugin.eval.batch import describe_plan
 from chatreid_plugin.eval.questions import IMAGE_PAIR, TEXT_PAIR
 from chatreid_plugin.eval.report import Results, describe_results, render_table
 from chatreid_plugin.eval.run import describe_fingerprint, run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_manifest, write_manifest
 from tests.support import alter

@@ -11,7 +11,7 @@ import pytest
 from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.report import RANKING_SCHEMA, render_table
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest, read_shard
 
 

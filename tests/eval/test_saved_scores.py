@@ -13,7 +13,7 @@ from chatreid_plugin.checkpoints import write_system_prompt
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.batch import describe_plan
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_json
 from tests.support import alter
 

@@ -17,7 +17,7 @@ from chatreid_plugin.eval.candidates import make_plan
 from chatreid_plugin.eval.filter import extract_features, list_query_names
 from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings, FilterSettings
+from chatreid_plugin.eval.settings import EvalSettings, FilterSettings
 from tests.support import alter
 
 

@@ -17,8 +17,8 @@ from chatreid_plugin.eval.measure import average_metrics
 from chatreid_plugin.eval.metrics import RankingMetrics, bootstrap_interval, evaluate_ranking
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.eval.splits import average_splits, choose_split
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest, write_manifest
 from tests.support import alter, place_key
 

@@ -18,7 +18,7 @@ from chatreid_plugin.config import BaseUrl
 from chatreid_plugin.errors import ConfigError, DataError
 from chatreid_plugin.eval.backends.http import read_logprobs
 from chatreid_plugin.eval.comparison import draw_cmc_curves
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.html import encode_png
 from chatreid_plugin.openai_answers import BrokenAnswer, parse_answer
 from chatreid_plugin.records import ImageRecord

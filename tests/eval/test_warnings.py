@@ -17,8 +17,8 @@ from chatreid_plugin.eval.loader import compare_size, load_benchmark
 from chatreid_plugin.eval.metrics import evaluate_ranking
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.eval.splits import list_shared_parts
-from chatreid_plugin.eval_settings import EvalSettings
 from chatreid_plugin.shards import read_json, read_manifest, write_manifest
 from tests.support import alter
 

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.pixels import encode_picture
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.serve.model import ServedModel

@@ -13,7 +13,7 @@ from chatreid_plugin.datasets.benchmark import Query, make_image_query
 from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.eval.backends.http import SCORED_TOGETHER, HttpScorer
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.images import DEFAULT_IMAGE_MAX_PIXELS
 from chatreid_plugin.pixels import encode_picture
 from chatreid_plugin.records import ImageRecord

@@ -23,7 +23,7 @@ from PIL import Image
 from chatreid_plugin.datasets.benchmark import Query, make_image_query
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.eval.backends.transformers import TransformersScorer
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.pixels import encode_picture, open_crop, prepare_crop
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.serve import server as server_module

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...datasets.benchmark import Benchmark
 from ...errors import ConfigError
-from ...eval_settings import RankSettings
+from ..settings import RankSettings
 from .base import Scorer
 from .files import FeatureScorer, OracleScorer, RandomScorer, Vectors
 

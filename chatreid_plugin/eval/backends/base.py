@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from ...archives import ScoreArray
 from ...datasets.benchmark import Query
 from ...records import ImageRecord
-from ..arrays import ScoreArray
 
 
 # Queries of which a model may compute something at once.

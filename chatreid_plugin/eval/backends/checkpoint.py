@@ -22,8 +22,8 @@ from ...checkpoints import (
     read_system_prompt,
 )
 from ...errors import ChatReIDError, ConfigError, UpstreamError
-from ...eval_settings import ModelSettings
 from ...tasks import find_default_system
+from ..settings import ModelSettings
 from .decoder import IMAGE_PAD
 from .encoder import is_out_of_memory
 

@@ -22,21 +22,13 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 import xxhash
 
-from ...archives import (
-    Array,
-    check_shape,
-    map_array,
-    open_archive,
-    read_names,
-    refuse_missing,
-)
+from ...archives import Array, IntArray, ScoreArray, check_shape, map_array, open_archive, read_names, refuse_missing
 from ...datasets.benchmark import Benchmark, Query
 from ...errors import ConfigError, DataError
-from ...eval_settings import ScoringSettings
 from ...records import ImageRecord
 from ...shards import open_atomically
-from ..arrays import IntArray, ScoreArray
 from ..filter import iterate_similarities, list_names, number_distinct, read_protocol_features
+from ..settings import ScoringSettings
 
 
 Vectors = Mapping[str, ScoreArray]  # query id or image id to an L2-normalised vector (D,)

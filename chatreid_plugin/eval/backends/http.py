@@ -21,9 +21,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from ...answers import read_answer
+from ...archives import ScoreArray
 from ...datasets.benchmark import Query
 from ...errors import ConfigError, UpstreamError
-from ...eval_settings import ModelSettings, ServerSettings
 from ...openai_answers import BrokenAnswer, Completion, ListedModel, read_as
 from ...openai_client import (
     FAILURES,
@@ -37,8 +37,8 @@ from ...openai_client import (
 from ...pixels import encode_picture, open_crop, prepare_crop
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
-from ..arrays import ScoreArray
 from ..questions import Prompt, build_choice_prompt, build_pair_prompt
+from ..settings import ModelSettings, ServerSettings
 
 
 # Candidates of one request to `chatreid serve`: even as noise, crops of the default 768x768 pixels fit.

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ...archives import ScoreArray
 from ...datasets.benchmark import Query
 from ...errors import UpstreamError
-from ...eval_settings import ModelSettings
 from ...records import ImageRecord
 from ...tasks import LETTERS, NO, YES
 from ...vision_tower import speed_up_vision_tower
-from ..arrays import ScoreArray
 from ..questions import IMAGE_PAIR, SHOWS_QUERY, Prompt, build_choice_prompt, build_pair_prompt, can_ask
+from ..settings import ModelSettings
 from .base import QUERY_BLOCK
 from .checkpoint import Checkpoint, find_system_prompt, load_checkpoint
 from .decoder import Beginning, Decoder, KeysAndValues, Prefixes, Tokenizer, Tokens, make_beginning

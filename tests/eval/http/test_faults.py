@@ -12,7 +12,7 @@ from chatreid_plugin.datasets.benchmark import make_image_query
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.backends.http import HttpScorer
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.openai_client import READINGS
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_json

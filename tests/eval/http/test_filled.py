@@ -11,7 +11,7 @@ import pytest
 from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.eval.report import Results
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from chatreid_plugin.shards import read_json
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from chatreid_plugin.errors import ConfigError, UpstreamError
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings
+from chatreid_plugin.eval.settings import EvalSettings
 from tests.support import alter
 
 

@@ -17,7 +17,7 @@ from chatreid_plugin.eval.backends.http import HttpScorer, count_votes, look_up,
 from chatreid_plugin.eval.questions import score_query
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation
-from chatreid_plugin.eval_settings import EvalSettings, ScoringSettings
+from chatreid_plugin.eval.settings import EvalSettings, ScoringSettings
 from chatreid_plugin.openai_answers import BrokenAnswer
 from chatreid_plugin.records import ImageRecord
 from chatreid_plugin.shards import read_json

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from .config import BaseUrl, Settings, Share, Weight, raise_faults
-from .datasets.registry import list_benchmarks
-from .images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, ImagePolicy
-from .tasks import LETTERS, TASKS
+from ..config import BaseUrl, Settings, Share, Weight, raise_faults
+from ..datasets.registry import list_benchmarks
+from ..images import DEFAULT_IMAGE_MAX_PIXELS, DEFAULT_IMAGE_MIN_PIXELS, Aspect, ImagePolicy
+from ..tasks import LETTERS, TASKS
 
 
 class DataSettings(Settings):
