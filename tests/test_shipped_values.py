@@ -33,6 +33,7 @@ TRAINING: Values = {
     "freeze_language_model": False,
     "deepspeed": "examples/deepspeed/ds_z2_config.json",
     "chatreid_aspect": "stretch",  # the paper's sizes are height and width
+    "chatreid_loss": "tokens",  # the paper does not say; LLaMA-Factory's own mean is over tokens
     "dataset_dir": "dataset_info",  # where the data engine writes
     "template": "chatreid",
     "cutoff_len": 2048,  # the data engine counts with it

@@ -29,6 +29,7 @@ from .compat import ARGUMENT_LISTS, get_function
 from .cutoff import OVER_CUTOFF, start_trimmed_list
 from .dataset_info import expand_stages
 from .images import BAD_IMAGE, start_bad_image_list
+from .loss import WEIGHTINGS, choose_loss
 from .recipe_checks import refuse_pitfalls
 from .resume import choose_checkpoint, describe_run, find_named_checkpoint
 from .trainer import ATTRIBUTE, check_vision_rate, find_prompt, parse_rate, take_recorded_prompt
@@ -62,6 +63,10 @@ class ChatReIDDataArguments(DataArguments):
         default=None,
         metadata={"help": "Learning rate of the vision encoder (chatreid_projector: and merger), if its own."},
     )
+    chatreid_loss: str = field(
+        default="tokens",
+        metadata={"help": "The loss of a step: the mean over its answer `tokens`, or over its `records`."},
+    )
     chatreid_lazy: bool = field(
         default=False,
         metadata={"help": "Tokenize ChatReID records on the fly instead of caching the whole data set first."},
@@ -93,6 +98,8 @@ class ChatReIDDataArguments(DataArguments):
             raise ConfigError("chatreid_over_cutoff: thin is now called trim; write chatreid_over_cutoff: trim.")
         if self.chatreid_over_cutoff not in OVER_CUTOFF:
             raise ConfigError(f"chatreid_over_cutoff must be trim or raise, not {self.chatreid_over_cutoff!r}.")
+        if self.chatreid_loss not in WEIGHTINGS:
+            raise ConfigError(f"chatreid_loss must be tokens or records, not {self.chatreid_loss!r}.")
         if self.chatreid_bad_image not in BAD_IMAGE:
             raise ConfigError(f"chatreid_bad_image must be raise or skip, not {self.chatreid_bad_image!r}.")
         if self.chatreid_bad_image == "skip" and not self.chatreid_lazy:
@@ -134,6 +141,7 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
     finetuning_args.chatreid_stage = data_args.chatreid_stage
     finetuning_args.chatreid_projector = data_args.chatreid_projector
     finetuning_args.chatreid_vision_learning_rate = data_args.chatreid_vision_learning_rate
+    finetuning_args.chatreid_loss = choose_loss(model_args, data_args, training_args, finetuning_args)
     check_vision_rate(data_args.chatreid_vision_learning_rate, training_args, finetuning_args)
     if data_args.chatreid_encoder is not None and training_args.do_train:
         _swap_decoder(model_args, data_args, training_args)

@@ -75,6 +75,28 @@ WRAPPED_FUNCTIONS = (
         "llamafactory.train.sft.trainer", "CustomSeq2SeqTrainer.create_optimizer", ("self", "args", "kwargs")
     ),
     UpstreamFunction(
+        "llamafactory.train.sft.trainer",
+        "CustomSeq2SeqTrainer.compute_loss",
+        ("self", "model", "inputs", "args", "kwargs"),
+    ),
+    UpstreamFunction(
+        "llamafactory.train.sft.trainer",
+        "CustomSeq2SeqTrainer.prediction_step",
+        ("self", "model", "inputs", "prediction_loss_only", "ignore_keys", "gen_kwargs"),
+    ),
+    # Those that it has from transformers' Trainer:
+    UpstreamFunction(
+        "llamafactory.train.sft.trainer",
+        "CustomSeq2SeqTrainer.evaluation_loop",
+        ("self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
+    ),
+    UpstreamFunction("llamafactory.train.sft.trainer", "CustomSeq2SeqTrainer.log", ("self", "logs", "start_time")),
+    UpstreamFunction(
+        "llamafactory.train.sft.trainer",
+        "CustomSeq2SeqTrainer._get_num_items_in_batch",
+        ("self", "batch_samples", "device"),
+    ),
+    UpstreamFunction(
         "transformers.trainer", "Trainer._load_from_checkpoint", ("self", "resume_from_checkpoint", "model")
     ),
     UpstreamFunction("transformers.trainer", "Trainer._load_best_model", ("self",)),

@@ -45,7 +45,13 @@ Origin = tuple[str, tuple[str, ...]]
 # Those seen so far; a data set carries the index, an integer, instead of a path in every row.
 _origins: list[Origin] = []
 # What ChatReIDConverter gives for each image.
-IMAGE = {"path": Value("string"), "width": Value("int32"), "height": Value("int32"), "record": Value("string")}
+IMAGE = {
+    "path": Value("string"),
+    "width": Value("int32"),
+    "height": Value("int32"),
+    "record": Value("string"),
+    "task": Value("string"),
+}
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
 # LLaMA-Factory's aligned form, see align_dataset of its data/converter.py, and the record behind it.
 ALIGNED = Features(
@@ -74,7 +80,7 @@ def convert_record(record: Instruction, image_root: str, own_prompts: Sequence[s
     """Return LLaMA-Factory's aligned form of a record.
 
     Images carry their size and the record's id, so that tokens are counted without opening a file and an unreadable
-    file is reported with its record.
+    file is reported with its record; and its task, for the log of each task's loss.
 
     Raises:
         DataError: the record does not fit its task, or names an image outside the image root.
@@ -86,7 +92,13 @@ def convert_record(record: Instruction, image_root: str, own_prompts: Sequence[s
             "set with `chatreid build`."
         )
     images = [
-        {"path": os.path.join(image_root, i.path), "width": i.width, "height": i.height, "record": record.id}
+        {
+            "path": os.path.join(image_root, i.path),
+            "width": i.width,
+            "height": i.height,
+            "record": record.id,
+            "task": record.task,
+        }
         for i in record.images
     ]
     return {
@@ -167,7 +179,7 @@ class PathConverter:
         """Convert one row; width and height 0 say that they are to be read from the file."""
         aligned: dict[str, Any] = self.converter(example)
         images = aligned["_images"] and [
-            {"path": path, "width": 0, "height": 0, "record": ""} for path in aligned["_images"]
+            {"path": path, "width": 0, "height": 0, "record": "", "task": ""} for path in aligned["_images"]
         ]
         return aligned | {"_images": images, RECORD_COLUMN: None}
 

@@ -26,6 +26,7 @@ from ..tasks import find_default_system
 from ..upstream import get_upstream
 from .compat import get_function
 from .cutoff import TrimmedReport
+from .loss import extend_loss
 from .model import find_part
 from .recipe_model import TEMPLATE_FAMILIES
 
@@ -129,6 +130,12 @@ def extend_optimizer(module: ModuleType) -> None:
         return optimizer
 
     get_upstream(module, "CustomSeq2SeqTrainer").create_optimizer = create_split_optimizer
+
+
+def extend_trainer(module: ModuleType) -> None:
+    """Give the trainer of ``llamafactory.train.sft.trainer`` the vision encoder's rate and our loss."""
+    extend_optimizer(module)
+    extend_loss(module)
 
 
 def find_prompt(data_args: Any) -> str | None:

@@ -39,11 +39,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def pairs(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build records whose answers have one length.
-
-    LLaMA-Factory averages over the tokens of each process and then over processes, so only then does the number of
-    processes not show in the loss.
-    """
+    """Build records of one task, whose answers have one length."""
     root = tmp_path_factory.mktemp("pairs")
     settings = {
         "sources": [{"name": "market1501", "root": workshop.images, "allow_count_mismatch": True}],

@@ -69,7 +69,7 @@ def test_stock_image_paths_are_counted_from_the_header(
     Image.new("RGB", (56, 112)).save(tmp_path / "a.jpg")
     keys = write_stock([make_row("<image>Is it?", images=["a.jpg"])], images="images")
     (row,) = load_rows(3, **keys)
-    assert row["images"] == [{"path": str(tmp_path / "a.jpg"), "width": 0, "height": 0, "record": ""}]
+    assert row["images"] == [{"path": str(tmp_path / "a.jpg"), "width": 0, "height": 0, "record": "", "task": ""}]
 
 
 def test_videos_are_left_to_stock(

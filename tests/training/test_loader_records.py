@@ -39,7 +39,8 @@ def test_record_becomes_llamafactorys_aligned_form() -> None:
     (prompt,), (answer,) = aligned["_prompt"], aligned["_response"]
     assert prompt["role"] == "user" and prompt["content"].count("<image>") == 3
     assert answer == {"role": "assistant", "content": "B"}
-    assert aligned["_images"][1] == {"path": "/data/a/g.jpg", "width": 32, "height": 64, "record": "stage3-5"}
+    image = {"path": "/data/a/g.jpg", "width": 32, "height": 64, "record": "stage3-5", "task": "standard_reid"}
+    assert aligned["_images"][1] == image
     assert aligned["_images"][2]["width"] == 0
 
 
