@@ -41,7 +41,7 @@ TARGETS = {
         "model.extend_model_loader",
     ),
     "llamafactory.train.callbacks": ("resuming with all weights", "resume.extend_resuming"),
-    "llamafactory.train.sft.trainer": ("loss, learning rate of the vision encoder", "trainer.extend_trainer"),
+    "llamafactory.train.sft.trainer": ("loss, batches, learning rate of the vision encoder", "trainer.extend_trainer"),
     "llamafactory.train.tuner": ("report of trimmed records, record of the system prompt", "trainer.extend_tuner"),
     "llamafactory.launcher": ("why torchrun stopped, in one line", "hooks.extend_launcher"),
 }

@@ -138,6 +138,7 @@ def prepare_training(model_args: Any, data_args: Any, training_args: Any, finetu
     refuse_pitfalls(model_args, data_args, training_args, finetuning_args)
     start_trimmed_list(training_args)
     start_bad_image_list(data_args, training_args)
+    finetuning_args.chatreid_template = str(data_args.template).startswith("chatreid")
     finetuning_args.chatreid_stage = data_args.chatreid_stage
     finetuning_args.chatreid_projector = data_args.chatreid_projector
     finetuning_args.chatreid_vision_learning_rate = data_args.chatreid_vision_learning_rate

@@ -84,7 +84,13 @@ WRAPPED_FUNCTIONS = (
         "CustomSeq2SeqTrainer.prediction_step",
         ("self", "model", "inputs", "prediction_loss_only", "ignore_keys", "gen_kwargs"),
     ),
+    UpstreamFunction(
+        "llamafactory.train.sft.trainer", "CustomSeq2SeqTrainer._get_train_sampler", ("self", "args", "kwargs")
+    ),
     # Those that it has from transformers' Trainer:
+    UpstreamFunction(
+        "llamafactory.train.sft.trainer", "CustomSeq2SeqTrainer._get_eval_sampler", ("self", "eval_dataset")
+    ),
     UpstreamFunction(
         "llamafactory.train.sft.trainer",
         "CustomSeq2SeqTrainer.evaluation_loop",

@@ -206,17 +206,11 @@ def check_lazy(recipe: Recipe) -> list[Finding]:
 
 
 def find_whole_reads(recipe: Recipe) -> list[Finding]:
-    """Warn of keys that read every record before the first step or after the last, which lazy mode tokenizes then."""
-    findings: list[Finding] = []
-    readers = {
-        "train_sampling_strategy: group_by_length": recipe.training.train_sampling_strategy == "group_by_length",
-        "include_effective_tokens_per_second": recipe.finetuning.include_effective_tokens_per_second,
-    }
-    for key, used in readers.items():
-        if used:
-            found = f"{key} reads and decodes every record before the first step"
-            findings.append(Finding("lazy mode", "warning", found, "Leave it out with chatreid_lazy"))
-    return findings
+    """Warn of a key that reads every record before the first step, which lazy mode tokenizes then."""
+    if not recipe.finetuning.include_effective_tokens_per_second:
+        return []
+    found = "include_effective_tokens_per_second reads and decodes every record before the first step"
+    return [Finding("lazy mode", "warning", found, "Leave it out with chatreid_lazy")]
 
 
 def check_eager(recipe: Recipe) -> list[Finding]:

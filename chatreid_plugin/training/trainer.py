@@ -24,6 +24,7 @@ from ..checkpoints import read_system_prompt, write_system_prompt
 from ..errors import ConfigError
 from ..tasks import find_default_system
 from ..upstream import get_upstream
+from .batches import extend_sampler
 from .compat import get_function
 from .cutoff import TrimmedReport
 from .loss import extend_loss
@@ -133,8 +134,9 @@ def extend_optimizer(module: ModuleType) -> None:
 
 
 def extend_trainer(module: ModuleType) -> None:
-    """Give the trainer of ``llamafactory.train.sft.trainer`` the vision encoder's rate and our loss."""
+    """Give the trainer of ``llamafactory.train.sft.trainer`` the vision encoder's rate, our batches and our loss."""
     extend_optimizer(module)
+    extend_sampler(module)
     extend_loss(module)
 
 

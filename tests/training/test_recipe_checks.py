@@ -69,7 +69,6 @@ def find_faults(recipe: Recipe) -> list[Finding]:
         (1, STREAMING | DISPATCH | {"dataloader_num_workers": 1}, "streaming", "warning", "Prefer chatreid_lazy"),
         (1, {"neat_packing": True, "cutoff_len": 1008}, "lazy mode", "error", "chatreid_lazy and packing exclude"),
         (1, {"tokenized_path": "no/such"}, "lazy mode", "error", "chatreid_lazy and tokenized_path exclude"),
-        (1, {"train_sampling_strategy": "group_by_length"}, "lazy mode", "warning", "reads and decodes every record"),
         (1, {"include_effective_tokens_per_second": True}, "lazy mode", "warning", "reads and decodes every record"),
         (
             1,

@@ -13,6 +13,8 @@ import yaml
 from chatreid_plugin.config import BuildSettings
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.shards import read_json
+from chatreid_plugin.training.batches import measure_records
+from chatreid_plugin.training.loader import LazyTokenizer
 from chatreid_plugin.training.recipe_checks import check_eager, check_lazy
 from chatreid_plugin.training.trainer import set_vision_rate
 
@@ -196,17 +198,28 @@ def test_trap_21_the_vision_encoder_can_have_its_own_learning_rate(parse: Parse,
     assert all(rates[id(value)] == (1e-6 if "visual." in name else 1e-3) for name, value in model.named_parameters())
 
 
-READERS = {"train_sampling_strategy": "group_by_length", "include_effective_tokens_per_second": True}
-
-
-@pytest.mark.parametrize("key", READERS)
-def test_trap_22_keys_that_read_everything_are_a_warning_in_lazy_mode(
-    parse: Parse, read_recipe: Callable[..., Any], caplog: pytest.LogCaptureFixture, key: str
+def test_trap_22_lengths_come_from_the_records_and_token_counting_is_a_warning_in_lazy_mode(
+    parse: Parse,
+    read_recipe: Callable[..., Any],
+    load_rows: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    counting = {"include_effective_tokens_per_second": True}
     with caplog.at_level(logging.WARNING):
-        parse(1, **READERS | {"chatreid_lazy": False})
+        parse(1, chatreid_lazy=False, **counting)
         parse(1)
         assert "every record" not in caplog.text
-        parse(1, **{key: READERS[key]})
-    assert "every record" in caplog.text and key in caplog.text
-    assert [finding.state for finding in check_lazy(read_recipe(1, **{key: READERS[key]}))] == ["warning"]
+        parse(1, **counting)
+    assert "include_effective_tokens_per_second reads and decodes every record" in caplog.text
+    assert [finding.state for finding in check_lazy(read_recipe(1, **counting))] == ["warning"]
+    assert read_recipe(1).training.train_sampling_strategy == "group_by_length"
+    rows = load_rows(2)
+    monkeypatch.setattr("chatreid_plugin.training.batches.SAMPLED", 1)
+    asked: list[int] = []
+    tokenize = LazyTokenizer.__call__
+    monkeypatch.setattr(
+        LazyTokenizer, "__call__", lambda self, batch: (asked.append(len(batch["id"])), tokenize(self, batch))[1]
+    )
+    lengths = measure_records(rows)
+    assert lengths is not None and len(lengths) == len(rows) and set(asked) == {1} and len(asked) < len(rows) / 2
