@@ -16,10 +16,13 @@ place for a loss of one's own, ``compute_loss_func``. It hands over the number o
 multiplies by that of processes, since gradients are averaged over them. The output layer gets a forward hook
 (transformers' ``logits_to_keep`` takes positions that all rows have in common).
 
+Nothing here asks a GPU for a number in the middle of a step, which would stop the launching of its work: positions
+come with the batch, from the data loader's workers.
+
 This file imports nothing of LLaMA-Factory: a spawned worker imports it to unpickle a ``RecordCollator``.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -27,7 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot, pad
+from torch.nn.functional import cross_entropy, one_hot
 
 from ..errors import ConfigError
 from ..printing import say
@@ -39,8 +42,10 @@ from .compat import get_function
 KEY = "chatreid_loss"
 WEIGHTINGS = ("tokens", "records")
 IGNORED = -100  # the label of a token that is not learnt
-# In a batch: the number of the record that each token is of, within its row, (B, T); the task of each, (B, records).
-RECORDS, RECORD_TASKS = "chatreid_records", "chatreid_tasks"
+# In a batch of B rows of T tokens, of R records at most: of each answer token, the position before it, which predicts
+# it, among the B x T, and its record among the B x R; the task of each record, (B, R).
+ANSWERS, RECORDS, RECORD_TASKS = "chatreid_answers", "chatreid_records", "chatreid_tasks"
+OURS = (ANSWERS, RECORDS, RECORD_TASKS)
 TASK_NAMES = (*TASKS, "other")  # other: data sets in a mixture that are not ours
 OTHER = len(TASK_NAMES) - 1
 _NUMBERS = {name: number for number, name in enumerate(TASK_NAMES)}
@@ -63,6 +68,9 @@ def find_obstacle(model_args: Any, data_args: Any, training_args: Any, finetunin
         return "fp8_backend: te"  # Transformer Engine's layers take multiples of eight rows, the output layer too
     if data_args.chatreid_loss == "records" and data_args.packing and not data_args.neat_packing:
         return "packing without neat_packing"  # nothing tells the records of a pack apart
+    parallel = getattr(training_args, "parallelism_config", None)
+    if parallel is not None and (parallel.cp_enabled or getattr(parallel, "sp_enabled", False)):
+        return "parallelism_config"  # a process has a part of each sequence
     return "several GPUs in one process" if training_args.n_gpu > 1 else None
 
 
@@ -95,21 +103,27 @@ def choose_loss(model_args: Any, data_args: Any, training_args: Any, finetuning_
 
 @dataclass
 class RecordCollator:
-    """LLaMA-Factory's collator, whose batches also say of which record, and of which task, each token is."""
+    """LLaMA-Factory's collator, whose batches also say where answers are, and of which record and task."""
 
     collator: Any
 
     def __call__(self, features: list[dict[str, Any]]) -> Any:
-        """Return the batch with ``RECORDS`` and ``RECORD_TASKS``, which the trainer takes out before the model."""
+        """Return the batch with what ``OURS`` names, which the trainer takes out before the model."""
         rows = [_list_records(feature) for feature in features]  # first: the collator takes the images out
         batch = self.collator(features)
-        places = torch.arange(batch["labels"].shape[1])
-        starts = [torch.tensor([start for start, _ in row]) for row in rows]
-        batch[RECORDS] = torch.stack([torch.bucketize(places, row, right=True) - 1 for row in starts])
-        longest = max(map(len, rows))
-        tasks = [[task for _, task in row] + [OTHER] * (longest - len(row)) for row in rows]
-        batch[RECORD_TASKS] = torch.tensor(tasks)
+        batch.update(describe_answers(batch["labels"], rows))
         return batch
+
+
+def describe_answers(labels: Tensor, rows: Sequence[Sequence[tuple[int, int]]]) -> dict[str, Tensor]:
+    """Return what ``OURS`` names, for labels (B, T) and the (first token, task) of each record of each row."""
+    longest, width = max(map(len, rows)), labels.shape[1]
+    filled = [[*row, *[(width, OTHER)] * (longest - len(row))] for row in rows]
+    starts, tasks = torch.tensor(filled).unbind(-1)
+    row, place = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    # The token that is predicted says the record: its predecessor may be the end of the one before.
+    within = (starts[row] <= place[:, None] + 1).sum(1) - 1
+    return {ANSWERS: row * width + place, RECORDS: row * longest + within, RECORD_TASKS: tasks}
 
 
 def _list_records(feature: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -125,23 +139,11 @@ def _list_records(feature: Mapping[str, Any]) -> list[tuple[int, int]]:
     return [(start, owners.get(number, OTHER)) for number, start in enumerate(starts)]
 
 
-def list_answers(labels: Tensor) -> Tensor:
-    """Return which positions (B, T) predict a token of an answer: that before it."""
-    return pad(labels[:, 1:] != IGNORED, (0, 1))
-
-
-def number_answers(batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the record of each answer token of a batch, (N,), numbered through the rows."""
-    labels = batch["labels"]
-    rows = torch.arange(len(labels), device=labels.device)[:, None] * batch[RECORD_TASKS].shape[1]
-    # The token that is predicted says the record: its predecessor may be the end of the one before.
-    return (rows + batch[RECORDS])[:, 1:][labels[:, 1:] != IGNORED]
-
-
-def count_items(batch: Mapping[str, Tensor], weighting: str) -> int:
-    """Return how many answer tokens, or records with one, a batch has: what its loss is a mean over."""
-    numbers = number_answers(batch)
-    return len(numbers) if weighting == "tokens" else len(numbers.unique())
+def list_items(batch: Mapping[str, Tensor], weighting: str) -> Tensor:
+    """Return a number for each answer token, or record with one, of a batch; ``IGNORED`` among them counts nothing."""
+    if weighting == "tokens":
+        return batch[RECORDS]
+    return torch.full_like(batch[RECORD_TASKS].flatten(), IGNORED).index_fill(0, batch[RECORDS], 0)
 
 
 def describe_tasks(sums: Tensor, prefix: str = "") -> dict[str, float]:
@@ -165,13 +167,14 @@ class AnswerLoss:
         self.weighting = weighting
         self.accelerator = accelerator
         self.wants_logits = False  # of all positions, in evaluation
-        # Of training (True) and of evaluation: each task's part in the loss and its weight, over the batches so far.
-        self._sums = dict.fromkeys((True, False), torch.zeros(len(TASK_NAMES), 2, dtype=torch.double))
+        # Of training (True) and of evaluation: each task's part in the loss and its weight, batch by batch.
+        self._sums: dict[bool, list[Tensor]] = {True: [], False: []}
         # Of the batch at hand:
         self._is_training = True
-        self._tasks: Tensor  # (B, records)
-        self._numbers: Tensor  # each answer token's record
-        self._kept: Tensor | None = None  # the positions whose logits are wanted; None: all
+        self._answers: Tensor
+        self._records: Tensor
+        self._tasks: Tensor
+        self._shape: torch.Size | None = None  # (B, T) if the logits of answers alone are wanted
         if head is not None:
             head.register_forward_pre_hook(self._keep_answers)
 
@@ -179,19 +182,17 @@ class AnswerLoss:
     def follow(self, inputs: dict[str, Any], is_training: bool) -> Generator[None]:
         """Take what is ours out of a batch, and keep to its answers while the model runs."""
         self._is_training = is_training
-        self._numbers = number_answers(inputs)
-        self._tasks = inputs.pop(RECORD_TASKS)
-        del inputs[RECORDS]
-        self._kept = None if self.wants_logits and not is_training else list_answers(inputs["labels"])
+        self._answers, self._records, self._tasks = (inputs.pop(name) for name in OURS)
+        self._shape = None if self.wants_logits and not is_training else inputs["labels"].shape
         try:
             yield
         finally:
-            self._kept = None
+            self._shape = None
 
     def _keep_answers(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._kept is None or not args or args[0].shape[:2] != self._kept.shape:
+        if self._shape is None or not args or args[0].shape[:2] != self._shape:
             return None
-        return (args[0][self._kept], *args[1:])
+        return (args[0].flatten(0, 1).index_select(0, self._answers), *args[1:])
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         """Return a batch's part in the mean over the step.
@@ -203,8 +204,8 @@ class AnswerLoss:
         """
         logits = outputs.logits
         if logits.dim() == 3:  # the hook was not asked
-            logits = logits[list_answers(labels)]
-        targets = labels[:, 1:][labels[:, 1:] != IGNORED]
+            logits = logits.flatten(0, 1).index_select(0, self._answers)
+        targets = labels.flatten().index_select(0, self._answers + 1)
         losses = cross_entropy(logits.float(), targets, reduction="none")
         parts, weights = self._weigh(losses)
         self._note(parts.detach(), weights)
@@ -213,8 +214,9 @@ class AnswerLoss:
 
     def _weigh(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Return each record's part in the loss and its weight, (B, records)."""
-        parts = losses.new_zeros(self._tasks.numel()).index_add(0, self._numbers, losses)
-        counts = torch.bincount(self._numbers, minlength=len(parts)).to(parts)
+        nothing = losses.new_zeros(self._tasks.numel())
+        parts = nothing.index_add(0, self._records, losses)
+        counts = nothing.index_add(0, self._records, torch.ones_like(losses))
         if self.weighting == "records":
             parts, counts = parts / counts.clamp(min=1), counts.clamp(max=1)
         return parts.view_as(self._tasks), counts.view_as(self._tasks)
@@ -224,12 +226,11 @@ class AnswerLoss:
         rows = (one_hot(self._tasks, len(TASK_NAMES))[..., None] * pairs[:, :, None]).sum(1)  # (B, tasks, 2)
         if not self._is_training:  # the last batch is filled up with records that were there before
             rows = self.accelerator.gather_for_metrics(rows)
-        self._sums[self._is_training] = self._sums[self._is_training] + rows.sum(0).cpu().double()
+        self._sums[self._is_training].append(rows.sum(0))
 
     def _take_sums(self, is_training: bool) -> Tensor:
-        sums = self._sums[is_training]
-        self._sums[is_training] = torch.zeros_like(sums)
-        return sums
+        sums, self._sums[is_training] = self._sums[is_training], []
+        return torch.stack(sums).cpu().double().sum(0) if sums else torch.zeros(len(TASK_NAMES), 2)
 
     def read_training(self) -> dict[str, float]:
         """Return what is logged of the steps since the last call; every process has to call."""
@@ -260,9 +261,8 @@ class AnswerTrainer(_Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         if self.answer_loss is not None:
-            # transformers counts labels, over all processes: it is given one for each item.
-            counts = (count_items(batch, self.answer_loss.weighting) for batch in batch_samples)
-            batch_samples = [{"labels": torch.zeros(count)} for count in counts]
+            # transformers counts labels, over all processes.
+            batch_samples = [{"labels": list_items(batch, self.answer_loss.weighting)} for batch in batch_samples]
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -284,7 +284,7 @@ class AnswerTrainer(_Trainer):
         if self.answer_loss is not None:
             self.answer_loss.wants_logits = not prediction_loss_only
             if self.args.predict_with_generate:  # there is no loss then, and `generate` would refuse them
-                for name in (RECORDS, RECORD_TASKS):
+                for name in OURS:
                     inputs.pop(name, None)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
 

@@ -14,8 +14,10 @@ import torch
 from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.tasks import TASKS
 from chatreid_plugin.training.loss import (
+    ANSWERS,
     IGNORED,
     OTHER,
+    OURS,
     RECORD_TASKS,
     RECORDS,
     TASK_NAMES,
@@ -23,10 +25,11 @@ from chatreid_plugin.training.loss import (
     AnswerTrainer,
     RecordCollator,
     choose_loss,
-    count_items,
+    describe_answers,
     describe_tasks,
     extend_loss,
     find_obstacle,
+    list_items,
 )
 
 
@@ -88,7 +91,13 @@ def collate(rows: Sequence[dict[str, Any]]) -> Batch:
         return torch.tensor([[*row[name], *[value] * (longest - len(row[name]))] for row in rows])
 
     batch = {"input_ids": pad("ids", 0), "labels": pad("labels", IGNORED)}
-    return batch | {RECORDS: pad("owners", 0), RECORD_TASKS: pad("tasks", OTHER)}
+    starts = [[list(row["owners"]).index(record) for record in range(len(row["tasks"]))] for row in rows]
+    records = [list(zip(start, map(int, row["tasks"]), strict=True)) for start, row in zip(starts, rows, strict=True)]
+    return batch | describe_answers(batch["labels"], records)
+
+
+def count_items(batch: Batch, weighting: str) -> int:
+    return int((list_items(batch, weighting) != IGNORED).sum())
 
 
 def take_gradients(model: Words) -> torch.Tensor:
@@ -197,7 +206,9 @@ def test_collator_says_which_record_and_task_each_token_is_of() -> None:
         {"images": [{"task": one}, {"task": two}]},  # packing without neat_packing
     ]
     batch = pickle.loads(pickle.dumps(RecordCollator(collate_length)))(features)
-    assert batch[RECORDS].tolist() == [[0] * 8, [0, 0, 0, 1, 1, 2, 2, 2], [0] * 8, [0] * 8, [0] * 8]
+    # Three records at most: the second row has those of numbers 3 to 5, the first at its start.
+    assert batch[ANSWERS].tolist() == list(range(7)) + [row * 8 + place for row in range(1, 5) for place in range(7)]
+    assert batch[RECORDS].tolist() == [0] * 7 + [3, 3, 4, 4, 5, 5, 5] + [6] * 7 + [9] * 7 + [12] * 7
     none = [OTHER] * 3
     assert batch[RECORD_TASKS].tolist() == [[0, OTHER, OTHER], [1, 0, OTHER], none, none, none]
 
@@ -238,6 +249,14 @@ def test_runs_that_are_not_ours_keep_their_loss(parse: Callable[..., Any]) -> No
     data.chatreid_loss = "records"
     with pytest.raises(ConfigError, match="records needs `template: chatreid` and `stage: sft`"):
         choose_loss(parsed.model, data, parsed.training, parsed.finetuning)
+
+
+def test_a_sequence_that_is_cut_among_processes_has_stocks_loss(parse: Callable[..., Any]) -> None:
+    parsed = parse(1)
+    training = copy.copy(parsed.training)
+    training.parallelism_config = SimpleNamespace(cp_enabled=False, sp_enabled=True)
+    found = find_obstacle(parsed.model, parsed.data, training, parsed.finetuning)
+    assert found == "parallelism_config"
 
 
 def test_layers_that_take_multiples_of_eight_rows_are_left_alone(parse: Callable[..., Any]) -> None:
@@ -318,8 +337,7 @@ def test_loss_and_gradients_of_a_batch_are_stocks(
         finetuning.chatreid_loss = weighting
         return CustomSeq2SeqTrainer(finetuning_args=finetuning, tokenizer=module["tokenizer"], **common)
 
-    names = (RECORDS, RECORD_TASKS)
-    plain = {name: value for name, value in batch.items() if name not in names}
+    plain = {name: value for name, value in batch.items() if name not in OURS}
     stock = make(None)
     expected, expected_gradients = measure_step(stock, plain)
     expected_evaluation = stock.prediction_step(model, dict(plain), prediction_loss_only=True)[0]
