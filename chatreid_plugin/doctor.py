@@ -72,9 +72,14 @@ class Report:
     findings: tuple[Finding, ...] = ()
 
     @property
+    def faults(self) -> int:
+        """How many problems there are with the environment and errors in the recipe."""
+        return len(self.problems) + sum(finding.state == "error" for finding in self.findings)
+
+    @property
     def healthy(self) -> bool:
-        """Whether there is no problem with the environment and no error in the recipe."""
-        return not self.problems and not any(finding.state == "error" for finding in self.findings)
+        """Whether there are none."""
+        return self.faults == 0
 
     @property
     def exit_code(self) -> int:
@@ -104,12 +109,9 @@ class Report:
             *(f"problem: {text}" for text in self.problems),
             *([f"recipe {self.recipe}:"] if self.recipe is not None else []),
             *(f"  {finding.render()}" for finding in self.findings),
-            "healthy" if self.healthy else f"{self._count_faults()} problem(s)",
+            "healthy" if self.healthy else f"{self.faults} problem(s)",
         ]
         return "\n".join(lines)
-
-    def _count_faults(self) -> int:
-        return len(self.problems) + sum(finding.state == "error" for finding in self.findings)
 
 
 def _add_reason(reason: str) -> str:

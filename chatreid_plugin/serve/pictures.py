@@ -83,23 +83,23 @@ def open_pictures(urls: Iterable[str], policy: ImagePolicy, *, prepared: bool) -
     Raises:
         RequestFault: no data URL, damaged, of another format, or too large, alone or together.
     """
+    policy, most = (PLAIN, MOST_PREPARED_PIXELS) if prepared else (policy, MOST_PIXELS)
     pictures: list[Picture] = []
     pixels = 0
     for url in urls:
-        pictures.append(_open_picture(url, PLAIN if prepared else policy, MOST_PREPARED_PIXELS if prepared else None))
+        pictures.append(_open_picture(url, policy, most))
         pixels += pictures[-1].size[0] * pictures[-1].size[1]
         if pixels > MOST_PIXELS_TOGETHER:
             raise RequestFault(f"The images have more than {MOST_PIXELS_TOGETHER} pixels together; send fewer.", 413)
     return pictures
 
 
-def _open_picture(url: str, policy: ImagePolicy, most: int | None) -> Picture:
+def _open_picture(url: str, policy: ImagePolicy, most: int) -> Picture:
     start = _DATA_URL.match(url)
     if start is None:
         raise RequestFault(
             "Images are taken as data URLs only (data:image/png;base64,...); files and addresses are not opened."
         )
-    most = most or MOST_PIXELS
     try:
         content = base64.b64decode(url[start.end() :], validate=True)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:

@@ -46,24 +46,21 @@ from .requests import (
 
 
 KEY_SETTING = "captioning.api_key_variable"
-# OpenAI's guide "Images and vision", calculating costs: (base tokens, tokens of a tile of 512 x 512 pixels) by the
-# beginning of the model's name; the first that fits counts.
-TILE_MODELS = (
-    ("gpt-4o-mini", 2833, 5667),
-    ("gpt-4o", 85, 170),
-    ("gpt-4.1", 85, 170),
-    ("gpt-5", 70, 140),
-    ("o1", 75, 150),
-    ("o3", 75, 150),
-)
-# The same guide: tokens of a patch of 32 x 32 pixels, whatever the detail.
-PATCH_MODELS = (
-    ("gpt-4.1-mini", 1.62),
-    ("gpt-4.1-nano", 2.46),
-    ("gpt-5-mini", 1.62),
-    ("gpt-5-nano", 2.46),
-    ("o4-mini", 1.72),
-)
+# OpenAI's guide "Images and vision", calculating costs, by the beginning of the model's name; the first that fits
+# counts: tokens of a patch of 32 x 32 pixels, whatever the detail, or (base tokens, tokens of a tile of 512 x 512).
+IMAGE_RULES: dict[str, float | tuple[int, int]] = {
+    "gpt-4.1-mini": 1.62,
+    "gpt-4.1-nano": 2.46,
+    "gpt-5-mini": 1.62,
+    "gpt-5-nano": 2.46,
+    "o4-mini": 1.72,
+    "gpt-4o-mini": (2833, 5667),
+    "gpt-4o": (85, 170),
+    "gpt-4.1": (85, 170),
+    "gpt-5": (70, 140),
+    "o1": (75, 150),
+    "o3": (75, 150),
+}
 LARGEST_PATCHES = 1536
 # A token of English or JSON has about four characters (OpenAI's help article on tokens).
 CHARACTERS_PER_TOKEN = 4
@@ -219,30 +216,33 @@ def takes_words(client: OpenAIClient, settings: CaptioningSettings) -> bool:
     return False
 
 
+def _find_image_rule(model: str) -> float | tuple[int, int] | None:
+    return next((rule for name, rule in IMAGE_RULES.items() if model.startswith(name)), None)
+
+
 def describe_image_rule(settings: CaptioningSettings) -> str:
     """Return how an image's tokens are counted for this model, in words."""
-    model = settings.model
-    for name, factor in PATCH_MODELS:
-        if model.startswith(name):
-            return f"{factor} tokens for each patch of 32x32 pixels, at most {LARGEST_PATCHES} patches"
-    for name, base, tile in TILE_MODELS:
-        if model.startswith(name):
-            if settings.detail == "low":
-                return f"{base} tokens for any image (detail: low)"
-            return f"{base} tokens, and {tile} for each tile of 512x512 pixels (detail: high)"
-    return "a token for every 28x28 pixels, as in Qwen2-VL (the model is none of OpenAI's that we know)"
+    rule = _find_image_rule(settings.model)
+    if rule is None:
+        return "a token for every 28x28 pixels, as in Qwen2-VL (the model is none of OpenAI's that we know)"
+    if not isinstance(rule, tuple):
+        return f"{rule} tokens for each patch of 32x32 pixels, at most {LARGEST_PATCHES} patches"
+    base, tile = rule
+    if settings.detail == "low":
+        return f"{base} tokens for any image (detail: low)"
+    return f"{base} tokens, and {tile} for each tile of 512x512 pixels (detail: high)"
 
 
 def count_image_tokens(settings: CaptioningSettings, width: int, height: int) -> int:
     """Return the tokens of an image of this size in pixels, by the rule that ``describe_image_rule`` states."""
-    for name, factor in PATCH_MODELS:
-        if settings.model.startswith(name):
-            patches = math.ceil(width / 32) * math.ceil(height / 32)
-            return math.ceil(min(patches, LARGEST_PATCHES) * factor)
-    for name, base, tile in TILE_MODELS:
-        if settings.model.startswith(name):
-            return base if settings.detail == "low" else base + tile * _count_tiles(width, height)
-    return count_visual_tokens(width, height, ImagePolicy())
+    rule = _find_image_rule(settings.model)
+    if rule is None:
+        return count_visual_tokens(width, height, ImagePolicy())
+    if not isinstance(rule, tuple):
+        patches = math.ceil(width / 32) * math.ceil(height / 32)
+        return math.ceil(min(patches, LARGEST_PATCHES) * rule)
+    base, tile = rule
+    return base if settings.detail == "low" else base + tile * _count_tiles(width, height)
 
 
 def _count_tiles(width: int, height: int) -> int:
