@@ -320,28 +320,70 @@ def embed(
 
 
 @app.command()
-def rank(
-    gallery: Annotated[Path, typer.Argument(metavar="GALLERY", help="Folder with the images, and folders in it.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of eval/*.yaml, e.g. filter.top_k=50.")
+def search(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[GALLERY] [KEY=VALUE]...",
+            help="A folder, a .csv list or a manifest; keys of eval/*.yaml, e.g. filter.top_k=50.",
+        ),
     ] = None,
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A photo of the person.")] = None,
-    text: Annotated[str, typer.Option(help="What the person looks like.")] = "",
     model: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="Who ranks; without it, colours alone do.")
     ] = None,
-    stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A photo of the person.")] = None,
+    box: Annotated[str, typer.Option(metavar="X,Y,W,H", help="Where in the photo the person is, in pixels.")] = "",
+    use: Annotated[str | None, typer.Option(metavar="HIT", help="A hit as the photo: rank, path or hash.")] = None,
+    text: Annotated[str, typer.Option(help="What the person looks like.")] = "",
+    attribute: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
+    weight: Annotated[float | None, typer.Option(min=0, help="How much words count beside the photo.")] = None,
+    same: Annotated[list[str] | None, typer.Option(metavar="HIT", help="It is the one; repeatable.")] = None,
+    different: Annotated[
+        list[str] | None, typer.Option("--not", metavar="HIT", help="It is not the one; repeatable.")
+    ] = None,
+    camera: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
+    after: Annotated[str, typer.Option(metavar="TIME", help="Taken no earlier, e.g. 2026-03-01T14:30.")] = "",
+    before: Annotated[str, typer.Option(metavar="TIME", help="Taken no later.")] = "",
+    unknown: Annotated[list[str] | None, typer.Option(metavar="NAME", help="An attribute that nobody knows.")] = None,
+    forget: Annotated[
+        list[str] | None, typer.Option(metavar="WHAT", help="Drop what was asked before: image, text, cameras, ...")
+    ] = None,
+    session: Annotated[Path | None, typer.Option(metavar="FILE", help="Go on with it, and save it there.")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Go back to the turn before first.")] = False,
+    turn: Annotated[int | None, typer.Option(metavar="N", help="Go to this turn first.")] = None,
+    question: Annotated[bool, typer.Option("--question", help="Say what to ask the witness next.")] = False,
+    why: Annotated[str | None, typer.Option(metavar="HIT", help="Compare it with the photo, in words.")] = None,
+    say_words: Annotated[str, typer.Option("--say", metavar="WORDS", help="What to ask about --why's hit.")] = "",
     top: Annotated[int, typer.Option(min=1, help="How many images to show.")] = 10,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures inside.")] = None,
+    export: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help=".csv, .json or .html (contact sheet); repeatable.")
+    ] = None,
+    index: Annotated[Path | None, typer.Option(metavar="DIR", help="GALLERY.chatreid beside it by default.")] = None,
+    stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
+    operator: Annotated[str, typer.Option(help="Who searches, for the log.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
-    """Rank the images of a folder for a photo, a description or both; needs no labels."""
-    from .eval.searching import rank_folder
+    """Search your own pictures in dialogue, for a photo, words or both; needs no labels."""
+    from .search.command import open_or_resume, read_attributes, read_box, run_search
 
-    search = rank_folder(gallery, image, text, model, overrides or [], stage=stage, top=top)
-    if html is not None:
-        search.write_page(html)
-    say(search.to_json() if as_json else search.render())
+    asked = {"image": image, "box": read_box(box), "use": use, "text": text, "weight": weight, "same": same}
+    asked |= {"attributes": read_attributes(attribute or []), "different": different, "cameras": camera}
+    asked |= {"after": after, "before": before, "unknown": unknown, "forget": forget}
+    opened = open_or_resume(arguments or [], session, model, stage, index, operator)
+    told = run_search(
+        opened,
+        asked,
+        file=session,
+        undo=undo,
+        turn=turn,
+        question=question,
+        why=why,
+        words=say_words,
+        top=top,
+        exports=export or [],
+        as_json=as_json,
+    )
+    say(told)
 
 
 @app.command(name="tiny-model")

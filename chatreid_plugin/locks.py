@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 LOCK_NAME = ".lock"
 
 
-def make_folder(folder: Path) -> None:
-    """Make an ``output_dir`` unless it is there.
+def make_folder(folder: Path, key: str = "output_dir") -> None:
+    """Make a folder unless it is there; ``key``: the setting that named it.
 
     Raises:
         ConfigError: it cannot be made.
@@ -29,15 +29,16 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         # Path.is_file raises what it meets in a folder that may not be entered.
         why = "is a file" if os.path.isfile(folder) else f"cannot be made: {error}"
-        raise ConfigError(f"output_dir: {folder} {why}. Set another output_dir.") from None
+        raise ConfigError(f"{key}: {folder} {why}. Set another {key}.") from None
 
 
-def open_locked(path: Path, who: str) -> io.FileIO:
-    """Open a file of an ``output_dir`` for appending, for this process alone until it is closed.
+def open_locked(path: Path, who: str, key: str = "output_dir") -> io.FileIO:
+    """Open a file of a folder for appending, for this process alone until it is closed.
 
     Args:
         path: the file.
         who: what writes there, e.g. ``evaluation``, for the message.
+        key: the setting that named the folder.
 
     Raises:
         ConfigError: another process has it, or it cannot be written.
@@ -46,19 +47,19 @@ def open_locked(path: Path, who: str) -> io.FileIO:
         file = path.open("a+b", buffering=0)  # nothing is left to write when it is closed
     except OSError as error:
         raise ConfigError(
-            f"output_dir: {path.parent} cannot be written into: {error}. Check its permissions and its disk, or set "
-            "another output_dir."
+            f"{key}: {path.parent} cannot be written into: {error}. Check its permissions and its disk, or set "
+            f"another {key}."
         ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ConfigError(
-            f"output_dir: another {who} is writing into {path.parent} (it holds {path.name}). "
-            "Wait for it or stop it, or set another output_dir."
+            f"{key}: another {who} is writing into {path.parent} (it holds {path.name}). "
+            f"Wait for it or stop it, or set another {key}."
         ) from None
     except OSError as error:  # some network disks have no locks
-        logger.warning("%s cannot be locked (%s): see to it that no other run uses this output_dir.", path, error)
+        logger.warning("%s cannot be locked (%s): see to it that no other run uses this folder.", path, error)
     return file
 
 

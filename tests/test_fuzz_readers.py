@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ from chatreid_plugin.engine.manifests import attach_annotations
 from chatreid_plugin.errors import ChatReIDError
 from chatreid_plugin.pixels import encode_thumbnail, open_crop
 from chatreid_plugin.records import IMAGE_RECORD_SCHEMA, ImageRecord
+from chatreid_plugin.search.gallery import list_gallery
+from chatreid_plugin.search.session import Asked, read_turns
+from chatreid_plugin.search.turns import Turn
 from chatreid_plugin.shards import (
     check_shard,
     make_manifest_table,
@@ -44,6 +47,11 @@ from chatreid_plugin.shards import (
 from chatreid_plugin.training.recipe import read_values
 
 
+SESSION = {
+    "version": 1,
+    "at": 0,
+    "turns": [asdict(Turn(text="a man", weight=0.5, same=("ab",))) | asdict(Asked(Turn(), -1, ["ab"]))],
+}
 RECORD = ImageRecord("own/1.png", "own", "train", "1.png", "own:1", "c", 4, 8, captions=("a man",))
 
 
@@ -122,6 +130,8 @@ READERS = {
     "own csv": Reader(
         "own.csv", b"path,person,camera,split,caption\n1.png,1,a,train,x\n", read_labels("own", parser="list")
     ),
+    "gallery": Reader("own.csv", b"path,camera,time,hat\n1.png,a,2026-03-01T10:00+01:00,cap\n", list_gallery),
+    "session": Reader("case.json", json.dumps(SESSION).encode(), read_turns),
     "own lines": Reader(
         "own.jsonl", b'{"path": "1.png", "person": 1.0, "split": "val"}', read_labels("own", parser="list")
     ),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..config import SourceSettings
 from ..errors import ConfigError, DataError
@@ -174,7 +174,7 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Record]]:
     if path.suffix.lower() in _JSON_LINES:
         rows = ((number, dict(row)) for number, row in read_json_lines(path))
     elif path.suffix.lower() in _CSV:
-        rows = _read_csv(path)
+        rows = read_csv(path)
     else:
         raise DataError(f"{path}: save the list as {', '.join(_CSV)} (CSV) or {', '.join(_JSON_LINES)} (JSON Lines).")
     for number, row in rows:
@@ -187,7 +187,12 @@ def _read_rows(path: Path) -> Iterator[tuple[str, Record]]:
         yield where, {key: value for key, value in row.items() if value not in (None, "") or key in ("path", "person")}
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, row) of a list with a column ``path``; columns in lower case, separated by , ; or tab.
+
+    Raises:
+        DataError: no such column, or a row that does not fit.
+    """
     lines = read_text(path).splitlines(keepends=True)
     # Excel separates by semicolons where the comma is the decimal sign.
     separator = max(_SEPARATORS, key=lines[0].count) if lines else ","

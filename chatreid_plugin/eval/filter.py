@@ -68,14 +68,17 @@ def filter_gallery(
         top_k: at most this many; None: no cap.
         floor: at least this many, as far as the gallery has them.
     """
-    kept: list[IntArray] = []
-    for query, similarities in enumerate(iterate_similarities(query_features, gallery_features)):
-        allowed = np.flatnonzero(~find_ignored(query))
-        # In float32 opposite vectors may have a similarity just below -1.
-        similar = len(allowed) if tau <= -1 else int(np.count_nonzero(similarities[allowed] >= tau))
-        count = max(similar, floor)
-        kept.append(_take_best(allowed, similarities[allowed], count if top_k is None else min(count, top_k)))
-    return kept
+    rows = enumerate(iterate_similarities(query_features, gallery_features))
+    return [keep_similar(row, find_ignored(query), tau, top_k, floor) for query, row in rows]
+
+
+def keep_similar(similarities: ScoreArray, ignored: BoolArray, tau: float, top_k: int | None, floor: int) -> IntArray:
+    """Return what ``filter_gallery`` keeps for one query, by its similarities to the gallery (G,)."""
+    allowed = np.flatnonzero(~ignored)
+    # In float32 opposite vectors may have a similarity just below -1.
+    similar = len(allowed) if tau <= -1 else int(np.count_nonzero(similarities[allowed] >= tau))
+    count = max(similar, floor)
+    return _take_best(allowed, similarities[allowed], count if top_k is None else min(count, top_k))
 
 
 def _take_best(indices: IntArray, similarities: ScoreArray, count: int) -> IntArray:

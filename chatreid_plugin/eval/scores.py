@@ -98,7 +98,7 @@ def hash_images(
     share = processes.take_share(records)
 
     def hash_some(start: int) -> dict[str, str]:
-        return {r.image_id: _hash_file(image_root / r.path) for r in share[start : start + FILES_A_JOB]}
+        return {r.image_id: hash_file(image_root / r.path) for r in share[start : start + FILES_A_JOB]}
 
     own: dict[str, str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
@@ -107,9 +107,19 @@ def hash_images(
     return {image_id: digest for part in processes.gather(own) for image_id, digest in part.items()}
 
 
-def _hash_file(path: Path) -> str:
+def hash_bytes(content: bytes) -> str:
+    """Return the hash by which ``hash_file`` knows a file of these bytes."""
+    return xxhash.xxh3_64_hexdigest(content)
+
+
+def hash_file(path: Path) -> str:
+    """Return a hash of a file's bytes, by which an image is known wherever it lies.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
-        return xxhash.xxh3_64_hexdigest(path.read_bytes())
+        return hash_bytes(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
 

@@ -225,7 +225,7 @@ class ModelOnly(Settings):
 
 
 class RankSettings(Settings):
-    """The keys of `chatreid rank`: who ranks a query's candidates, and how."""
+    """The keys of `chatreid search`: who ranks a query's candidates, and how."""
 
     model: ModelSettings = ModelSettings()
     server: ServerSettings = ServerSettings()

@@ -18,6 +18,7 @@ from chatreid_plugin.eval.loader import load_benchmark
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval.settings import EvalSettings
+from chatreid_plugin.search import ranking
 from chatreid_plugin.shards import read_json, read_manifest
 from tests.support import alter
 
@@ -253,6 +254,4 @@ def test_dry_run_tells_pairs_and_hours(vlm: EvalSettings) -> None:
 def test_a_line_for_people() -> None:
     assert Calibration(reason="none.").describe().endswith("top_k alone decides: none.")
     with pytest.raises(ConfigError, match="tau: auto needs training identities"):
-        from chatreid_plugin.eval.searching import rank_folder
-
-        rank_folder(Path(), Path("x.png"), "", None, ["filter.tau=auto"])
+        ranking.make_settings(None, ["filter.tau=auto"])

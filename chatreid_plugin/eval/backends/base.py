@@ -1,6 +1,7 @@
 """What every backend offers: a scorer, and what its scores are."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ...archives import ScoreArray
@@ -29,6 +30,21 @@ Confidence = Literal[
 def rank_weakness(confidence: Confidence) -> int:
     """Return how little scores say, from 0: more where they are rebuilt, most where they are hard answers."""
     return {"top_logprobs": 1, "answers": 2}.get(confidence, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFeature:
+    """What a vision tower makes of one image, as bytes to keep on disk.
+
+    Attributes:
+        grid: patches in time, height and width.
+        shape: of the numbers.
+        content: the numbers, in the model's dtype.
+    """
+
+    grid: tuple[int, int, int]
+    shape: tuple[int, ...]
+    content: bytes
 
 
 class Scorer(Protocol):

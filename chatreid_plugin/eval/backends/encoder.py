@@ -20,6 +20,7 @@ from ...errors import UpstreamError
 from ...images import ImagePolicy, resize_by_policy
 from ...pixels import open_crop, prepare_crop
 from ...records import ImageRecord
+from .base import StoredFeature
 
 
 # What it says when an allocator other than CUDA's fails: the host's, the driver's, cuBLAS's.
@@ -74,6 +75,18 @@ class VisionFeatures:
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def store(self, image_id: str) -> StoredFeature:
+        """Return an image's features as bytes."""
+        found = self._known[image_id]
+        content = found.levels.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        return StoredFeature(found.grid, tuple(found.levels.shape), content)
+
+    def restore(self, image_id: str, stored: StoredFeature) -> None:
+        """Take an image's features from bytes that the same model has made; they are not encoded any more then."""
+        levels = torch.frombuffer(bytearray(stored.content), dtype=self.model.dtype).reshape(stored.shape)
+        self._known[image_id] = VisionFeature(stored.grid, levels.to(self.device))
+        self.kept_bytes += levels.nbytes
 
     def clear(self) -> None:
         """Drop all."""

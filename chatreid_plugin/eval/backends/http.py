@@ -309,11 +309,7 @@ class HttpScorer:
 
     def _ask(self, prompt: Prompt, images: Sequence[ImageRecord], task: str, options: int = 0) -> list[float]:
         """Return the scores of a pair, or of the ``options`` of a choice."""
-        parts: list[dict[str, Any]] = []
-        for number, segment in enumerate(prompt.segments):
-            parts += [make_image_part(self._encode(images[number - 1]))] if number else []
-            parts += [{"type": "text", "text": segment}] if segment else []
-        server, traits = self._server, self.traits
+        parts, server, traits = self._make_parts(prompt, images), self._server, self.traits
         extra = {k: v for k, v in server.extra_body.items() if not (options and k in PAIR_KEYS)}
         make = partial(make_body, traits.model, parts, extra, self._system_prompt)
         words = LETTERS[:options] if options else (YES, NO)
@@ -331,6 +327,29 @@ class HttpScorer:
             values, filled = count_votes(task, [text for texts in answers for text in texts], options)
         self._fill(filled)
         return values
+
+    def _make_parts(self, prompt: Prompt, images: Sequence[ImageRecord]) -> list[dict[str, Any]]:
+        parts: list[dict[str, Any]] = []
+        for number, segment in enumerate(prompt.segments):
+            parts += [make_image_part(self._encode(images[number - 1]))] if number else []
+            parts += [{"type": "text", "text": segment}] if segment else []
+        return parts
+
+    def answer(self, prompt: Prompt, images: Sequence[ImageRecord], limit: int) -> str:
+        """Return the model's answer in words to a question with images, of ``limit`` tokens at most.
+
+        Raises:
+            DataError: an image cannot be read.
+            UpstreamError: the server failed finally.
+        """
+        extra = {key: value for key, value in self._server.extra_body.items() if key not in PAIR_KEYS}
+        prepared = {"prepared": True} if self.traits.own is not None else {}
+        parts = self._make_parts(prompt, images)
+        body = make_body(self.traits.model, parts, extra, self._system_prompt, max_tokens=limit, **prepared)
+        try:
+            return self.client.ask("/chat/completions", body, read_texts)[0].strip()
+        except FAILURES as failure:
+            raise UpstreamError(f"{self.client.host} does not answer: {failure}") from None
 
     def _fill(self, count: int) -> None:
         with self._lock:

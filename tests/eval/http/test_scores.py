@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from chatreid_plugin.datasets.benchmark import Query, make_image_query
+from chatreid_plugin.errors import UpstreamError
 from chatreid_plugin.eval.backends.http import HttpScorer, count_votes, look_up, need_logprobs, read_logprobs
-from chatreid_plugin.eval.questions import score_query
+from chatreid_plugin.eval.questions import Prompt, score_query
 from chatreid_plugin.eval.report import render_table
 from chatreid_plugin.eval.run import run_evaluation
 from chatreid_plugin.eval.settings import EvalSettings, ScoringSettings
@@ -52,6 +53,18 @@ def test_system_prompt_is_the_first_message(
 ) -> None:
     make(system_prompt="Compare.").score_pairs(make_image_query(records[0]), records[1:2], PAIR)
     assert server.pairs[0]["messages"][0] == {"role": "system", "content": "Compare."}
+
+
+def test_answers_in_words(server: Any, make: Callable[..., HttpScorer], records: list[ImageRecord]) -> None:
+    scorer = make(extra_body={"allowed_token_ids": [1], "top_k": 3})
+    server.reply = lambda body: server.make_completion(texts=(" Both wear red. ",))
+    said = scorer.answer(Prompt(("Compare ", " and ", ".")), records[:2], 40)
+    body = server.bodies[-1]
+    assert said == "Both wear red." and (body["max_tokens"], body["top_k"]) == (40, 3)
+    assert "allowed_token_ids" not in body and server.read_greys(body) == [40, 80]
+    server.reply = lambda body: (400, {"error": {"message": "no"}})
+    with pytest.raises(UpstreamError, match="does not answer"):
+        scorer.answer(Prompt(("", "?")), records[:1], 40)
 
 
 def test_images_are_prepared_by_the_image_policy(
