@@ -17,8 +17,7 @@ from ..pixels import save_image
 from ..shards import open_folder_atomically
 from ..worker_pool import open_pool
 from .people import CAPTION_VARIANTS, Person, describe_person, sample_people
-from .render import Camera, make_cameras, render_background, render_partial, render_person
-from .scene import MAXIMUM_CAMERAS
+from .render import MAXIMUM_CAMERAS, Camera, make_cameras, render_background, render_partial, render_person
 
 
 TRAIN_FOLDER = "bounding_box_train"

@@ -54,16 +54,16 @@ toy:
   labels: [camera]
 """
 LAYOUT = """
-from chatreid_plugin.demo.layouts.studio import Layout, Studio
+from chatreid_plugin.demo.layouts.renderer import Layout, Renderer
 
 
 def write_toy(root, seed=0):
-    layout, studio = Layout(root), Studio("toy", seed)
+    layout, renderer = Layout(root), Renderer("toy", seed)
     for person, camera, split in ((1, 1, "query"), (2, 1, "query"), (1, 1, "gallery"), (1, 2, "gallery"),
                                   (2, 1, "gallery"), (2, 2, "gallery"), (3, 1, "train")):
-        image, _ = studio.photograph(person, camera, 0)
+        image, _ = renderer.render(person, camera, 0)
         path = f"{person}_{camera}_{split}.png"
-        studio.add(layout, image, path, split=split, person=str(person), camera=str(camera))
+        renderer.add(layout, image, path, split=split, person=str(person), camera=str(camera))
     return layout
 
 

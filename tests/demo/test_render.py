@@ -9,8 +9,18 @@ from PIL import Image
 
 from chatreid_plugin.demo.figure import PALETTE
 from chatreid_plugin.demo.people import VOCABULARY, Person, sample_people
-from chatreid_plugin.demo.render import Camera, make_cameras, render_background, render_partial, render_person
-from chatreid_plugin.demo.scene import BACKGROUNDS, MAXIMUM_CAMERAS, VIEWS, develop, draw_occluder
+from chatreid_plugin.demo.render import (
+    BACKGROUNDS,
+    MAXIMUM_CAMERAS,
+    VIEWS,
+    Camera,
+    develop,
+    draw_occluder,
+    make_cameras,
+    render_background,
+    render_partial,
+    render_person,
+)
 
 
 CAMERAS = make_cameras(MAXIMUM_CAMERAS, seed=0)

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from chatreid_plugin.cli import app
 from chatreid_plugin.demo.layouts import LAYOUTS, find_layout, write_layout
-from chatreid_plugin.demo.layouts.studio import Studio
+from chatreid_plugin.demo.layouts.renderer import Renderer
 from chatreid_plugin.resources import copy_resources
 from chatreid_plugin.shards import read_json
 from chatreid_plugin.tasks import list_stage_tasks
@@ -154,11 +154,11 @@ def write_full_data(project: Path) -> None:
         for n, c in enumerate(("red", "blue", "green", "white"), 1)
     ]
     (project / "data" / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    studio = Studio("mycrops")
+    renderer = Renderer("mycrops")
     for person, camera, index in product(range(1, 5), (1, 2), range(2)):
         path = project / "data" / "mycrops" / f"{person:03d}" / f"{camera:02d}_{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        studio.photograph(person, camera, index)[0].save(path)
+        renderer.render(person, camera, index)[0].save(path)
 
 
 def read_launch() -> list[list[str]]:

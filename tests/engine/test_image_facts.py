@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from chatreid_plugin.demo.layouts.studio import Studio
+from chatreid_plugin.demo.layouts.renderer import Renderer
 from chatreid_plugin.engine import image_facts
 from chatreid_plugin.engine.image_facts import ImageFacts, inspect_image, inspect_images
 from chatreid_plugin.errors import DataError
@@ -20,7 +20,7 @@ MakeImage = Callable[..., Path]
 @pytest.fixture
 def crop() -> Image.Image:
     """A synthetic person, large enough to be scaled down."""
-    image, _ = Studio("market1501").photograph(1, 1, 0)
+    image, _ = Renderer("market1501").render(1, 1, 0)
     return image.resize((128, 256))
 
 
@@ -72,7 +72,7 @@ def test_content_hash_changes_with_a_byte_and_not_with_the_name(crop: Image.Imag
 def test_perceptual_hash_hardly_changes_when_encoded_again_and_scaled(crop: Image.Image, tmp_path: Path) -> None:
     first = inspect(crop, tmp_path / "a.png")
     again = inspect(crop.resize((64, 128)), tmp_path / "again.jpg", quality=60)
-    stranger, _ = Studio("market1501").photograph(2, 2, 0)
+    stranger, _ = Renderer("market1501").render(2, 2, 0)
     other = inspect(stranger, tmp_path / "other.png")
     assert again.content_hash != first.content_hash
     assert len(first.perceptual_hash) == 64

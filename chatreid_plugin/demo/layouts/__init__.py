@@ -10,7 +10,7 @@ from pkgutil import iter_modules
 
 from ...errors import ConfigError, DataError
 from ...shards import open_folder_atomically
-from .studio import Layout
+from .renderer import Layout
 
 
 LayoutWriter = Callable[[Path, int], Layout]

@@ -11,7 +11,7 @@ from scipy.io import savemat
 
 from ...records import Split
 from ..people import Person
-from .studio import Layout, Studio
+from .renderer import Layout, Renderer
 
 
 PEOPLE, CAMERAS, TRIALS = 6, 2, 5
@@ -151,20 +151,20 @@ def _split_indices(trial: int, splits: Sequence[Split], count: int) -> dict[Spli
 
 def write_pa100k(root: Path, seed: int = 0) -> Layout:
     """Write ``data`` and ``annotation.mat``: neither identities nor cameras, a list of images for each split."""
-    layout, studio = Layout(root), Studio("pa100k", seed)
+    layout, renderer = Layout(root), Renderer("pa100k", seed)
     columns = _make_cells([label.published for label in PA100K_LABELS])
     file: dict[str, Any] = {"attributes": columns}
     parts: tuple[tuple[str, Split], ...] = (("train", "train"), ("val", "val"), ("test", "gallery"))
     number = 0
     for name, split in parts:
-        people = [studio.get_person(number + index) for index in range(1, 4)]
+        people = [renderer.get_person(number + index) for index in range(1, 4)]
         images: list[str] = []
         for person in people:
             number += 1
             images.append(f"{number:06d}.jpg")
-            image, _ = studio.photograph(number, 1, 0)
+            image, _ = renderer.render(number, 1, 0)
             path, attributes = f"data/{images[-1]}", _expect(PA100K_LABELS, person)
-            studio.add(layout, image, path, split=split, person=f"{number:06d}", camera=path, attributes=attributes)
+            renderer.add(layout, image, path, split=split, person=f"{number:06d}", camera=path, attributes=attributes)
         file[f"{name}_images_name"] = _make_cells(images)
         file[f"{name}_label"] = _make_matrix(PA100K_LABELS, people)
     savemat(root / "annotation.mat", file)
@@ -173,14 +173,14 @@ def write_pa100k(root: Path, seed: int = 0) -> Layout:
 
 def write_peta(root: Path, seed: int = 0) -> Layout:
     """Write ``images`` and ``PETA.mat``: four columns before the attributes, five random splits as index columns."""
-    layout, studio = Layout(root), Studio("peta", seed)
-    people = [studio.get_person(number) for number in range(1, PEOPLE + 1)]
+    layout, renderer = Layout(root), Renderer("peta", seed)
+    people = [renderer.get_person(number) for number in range(1, PEOPLE + 1)]
     trials = [_split_indices(trial, ("train", "val", "gallery"), PEOPLE) for trial in range(TRIALS)]
     splits: dict[int, Split] = {int(index): split for split, indices in trials[0].items() for index in indices}
     for number, person in enumerate(people, 1):
-        image, _ = studio.photograph(number, 1, 0)
+        image, _ = renderer.render(number, 1, 0)
         path, attributes = f"images/{number:05d}.png", _expect(PETA_LABELS, person)
-        studio.add(
+        renderer.add(
             layout,
             image,
             path,
@@ -208,23 +208,23 @@ def write_peta(root: Path, seed: int = 0) -> Layout:
     return layout
 
 
-def _photograph_rap(studio: Studio, number: int, camera: int) -> tuple[Any, str]:
-    image, _ = studio.photograph(number, camera, 0)
+def _render_rap(renderer: Renderer, number: int, camera: int) -> tuple[Any, str]:
+    image, _ = renderer.render(number, camera, 0)
     return image, f"CAM{camera:02d}-2014-02-15-20140215161032-20140215162620-tarid{number}-frame218-line1.png"
 
 
 def write_rapv1(root: Path, seed: int = 0) -> Layout:
     """Write ``RAP_dataset`` and its annotation: cameras in the file names, no identities, no validation set."""
-    layout, studio = Layout(root), Studio("rapv1", seed)
+    layout, renderer = Layout(root), Renderer("rapv1", seed)
     trials = [_split_indices(trial, ("train", "gallery"), PEOPLE * CAMERAS) for trial in range(TRIALS)]
     splits: dict[int, Split] = {int(index): split for split, indices in trials[0].items() for index in indices}
     people: list[Person] = []
     names: list[str] = []
     for number, camera in product(range(1, PEOPLE + 1), range(1, CAMERAS + 1)):
-        image, name = _photograph_rap(studio, number, camera)
-        people.append(studio.get_person(number))
+        image, name = _render_rap(renderer, number, camera)
+        people.append(renderer.get_person(number))
         names.append(name)
-        studio.add(
+        renderer.add(
             layout,
             image,
             f"RAP_dataset/{name}",
@@ -249,18 +249,18 @@ def write_rapv1(root: Path, seed: int = 0) -> Layout:
 
 def write_rapv2(root: Path, seed: int = 0) -> Layout:
     """Write RAP v2: half of the people have a number, the others -1; splits with a validation set."""
-    layout, studio = Layout(root), Studio("rapv2", seed)
+    layout, renderer = Layout(root), Renderer("rapv2", seed)
     trials = [_split_indices(trial, ("train", "val", "gallery"), PEOPLE * CAMERAS) for trial in range(TRIALS)]
     splits: dict[int, Split] = {int(index): split for split, indices in trials[0].items() for index in indices}
     people: list[Person] = []
     names: list[str] = []
     identities: list[int] = []
     for number, camera in product(range(1, PEOPLE + 1), range(1, CAMERAS + 1)):
-        image, name = _photograph_rap(studio, number, camera)
-        people.append(studio.get_person(number))
+        image, name = _render_rap(renderer, number, camera)
+        people.append(renderer.get_person(number))
         names.append(name)
         identities.append(number if number <= PEOPLE // 2 else -1)
-        studio.add(
+        renderer.add(
             layout,
             image,
             f"RAP_dataset/{name}",

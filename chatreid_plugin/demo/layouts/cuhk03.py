@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from ...records import ImageRecord, Split
-from .studio import Layout, Studio
+from .renderer import Layout, Renderer
 
 
 # People of each of the five camera pairs.
@@ -42,12 +42,12 @@ def _list_shots(boxes: str) -> dict[str, Shot]:
     return {name: shot for name, shot in shots.items() if boxes == "labeled" or name != MISSED}
 
 
-def _photograph(studio: Studio, boxes: str) -> dict[str, Image.Image]:
+def _render(renderer: Renderer, boxes: str) -> dict[str, Image.Image]:
     """Return file name -> image; a detector cuts its boxes somewhat tighter than people do."""
     images: dict[str, Image.Image] = {}
     for name, (pair, person, cell) in _list_shots(boxes).items():
         number, camera = sum(PAIRS[: pair - 1]) + person, 2 * pair - (cell <= CELLS // 2)
-        image, _ = studio.photograph(number, camera, cell)
+        image, _ = renderer.render(number, camera, cell)
         images[name] = image if boxes == "labeled" else image.crop((1, 1, image.width - 1, image.height - 1))
     return images
 
@@ -113,8 +113,8 @@ def _write_configuration(path: Path, boxes: str) -> None:
 
 
 def _write_published(root: Path, seed: int) -> dict[str, dict[str, Image.Image]]:
-    studio = Studio("cuhk03", seed)
-    images = {form: _photograph(studio, form) for form in ("labeled", "detected")}
+    renderer = Renderer("cuhk03", seed)
+    images = {form: _render(renderer, form) for form in ("labeled", "detected")}
     _write_raw_file(root / "cuhk03_release" / "cuhk-03.mat", images)
     for form in images:
         _write_configuration(root / f"cuhk03_new_protocol_config_{form}.mat", form)
@@ -164,14 +164,14 @@ def write_cuhk03_classic(root: Path, seed: int, boxes: str, trial: int = 1) -> L
 
 def write_cuhk03_np(root: Path, seed: int, boxes: str) -> Layout:
     """Write ``cuhk03-np/<boxes>/{bounding_box_train,query,bounding_box_test}``, numbered as in the published list."""
-    layout, studio = Layout(root / "cuhk03-np"), Studio("cuhk03", seed)
-    images = _photograph(studio, boxes)
+    layout, renderer = Layout(root / "cuhk03-np"), Renderer("cuhk03", seed)
+    images = _render(renderer, boxes)
     shots = _list_shots(boxes)
     people = sorted({shot[:2] for shot in shots.values()})
     for number, (name, shot) in enumerate(shots.items(), 1):
         split, view, person = _get_split(shot), name.split("_")[2], f"{people.index(shot[:2]) + 1:04d}"
         path = f"{boxes}/{_NP_FOLDERS[split]}/{person}_c{view}_{number}.png"
-        studio.add(layout, images[name], path, split=split, person=person, camera=view)
+        renderer.add(layout, images[name], path, split=split, person=person, camera=view)
     return layout
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.io import savemat
 
 from ...records import Modality, Split
-from .studio import Layout, Studio
+from .renderer import Layout, Renderer
 
 
 # SYSU-MM01: identities of exp/*.txt, which need not follow each other; number 8 is in no list.
@@ -28,29 +28,29 @@ LLCM_MODALITIES: dict[str, Modality] = {"vis": "visible", "nir": "infrared"}
 
 def write_sysumm01(root: Path, seed: int = 0) -> Layout:
     """Write ``cam1`` to ``cam6``, ``exp`` and ``rand_perm_cam.mat``: 4 training and 3 test identities."""
-    layout, studio = Layout(root), Studio("sysumm01", seed)
+    layout, renderer = Layout(root), Renderer("sysumm01", seed)
     counts: dict[tuple[int, int], int] = {}
     people = sorted({SYSU_UNLISTED, *(number for numbers in SYSU_LISTS.values() for number in numbers)})
     for person, camera in product(people, SYSU_CAMERAS):
         images = SYSU_MANY_IMAGES if (person, camera) == SYSU_MANY else SYSU_IMAGES
         counts[person, camera] = 0 if (person, camera) in SYSU_ABSENT else images
         for index in range(counts[person, camera]):
-            _add_sysu_image(layout, studio, person, camera, index)
+            _add_sysu_image(layout, renderer, person, camera, index)
     layout.skipped["identity in no split list"] = SYSU_IMAGES * len(SYSU_CAMERAS)
     _write_sysu_lists(root / "exp")
     layout.protocol["trials"] = _write_permutations(root / "rand_perm_cam.mat", counts, seed)
     return layout
 
 
-def _add_sysu_image(layout: Layout, studio: Studio, person: int, camera: int, index: int) -> None:
+def _add_sysu_image(layout: Layout, renderer: Renderer, person: int, camera: int, index: int) -> None:
     infrared = camera in SYSU_INFRARED
-    image, _ = studio.photograph(person, camera, index, infrared=infrared)
+    image, _ = renderer.render(person, camera, index, infrared=infrared)
     path = f"cam{camera}/{person:04d}/{index + 1:04d}.jpg"
     if person == SYSU_UNLISTED:
-        studio.save(image, layout, path)
+        renderer.save(image, layout, path)
         return
     tested: Split = "query" if infrared else "gallery"
-    studio.add(
+    renderer.add(
         layout,
         image,
         path,
@@ -93,16 +93,16 @@ def _write_permutations(path: Path, counts: dict[tuple[int, int], int], seed: in
 
 def write_regdb(root: Path, seed: int = 0) -> Layout:
     """Write ``Visible``, ``Thermal`` and the ten splits of ``idx``; the records are those of the first split."""
-    layout, studio = Layout(root), Studio("regdb", seed)
+    layout, renderer = Layout(root), Renderer("regdb", seed)
     tested = split_regdb(1)[1]
     for person, name, index in product(REGDB_PEOPLE, REGDB_MODALITIES, range(REGDB_IMAGES)):
         modality = REGDB_MODALITIES[name]
         camera = 1 + list(REGDB_MODALITIES).index(name)
-        image, _ = studio.photograph(person, camera, index, infrared=modality == "infrared")
+        image, _ = renderer.render(person, camera, index, infrared=modality == "infrared")
         test_split: Split = "query" if name == "visible" else "gallery"
         split = test_split if person in tested else "train"
         path = name_regdb_image(person, name, index)
-        studio.add(layout, image, path, split=split, person=str(person), camera=name, modality=modality)
+        renderer.add(layout, image, path, split=split, person=str(person), camera=name, modality=modality)
     (root / "idx").mkdir(parents=True, exist_ok=True)
     for trial, name in product(range(1, TRIALS + 1), REGDB_MODALITIES):
         for part, people in zip(("train", "test"), split_regdb(trial), strict=True):
@@ -130,20 +130,22 @@ def name_regdb_image(person: int, name: str, index: int) -> str:
 
 def write_llcm(root: Path, seed: int = 0) -> Layout:
     """Write ``vis`` and ``nir`` for training, ``test_vis`` and ``test_nir``; infrared camera 3 saw nobody."""
-    layout, studio = Layout(root), Studio("llcm", seed)
+    layout, renderer = Layout(root), Renderer("llcm", seed)
     (root / "idx").mkdir(parents=True, exist_ok=True)
     for name, modality in LLCM_MODALITIES.items():
         lines: list[str] = []
         cameras = (1, 2, 3) if name == "vis" else (1, 2, 4)
         for person, camera, index in product(LLCM_TRAIN_PEOPLE + LLCM_TEST_PEOPLE, cameras, range(2)):
-            image, _ = studio.photograph(person, camera, index, infrared=modality == "infrared")
+            image, _ = renderer.render(person, camera, index, infrared=modality == "infrared")
             file = f"{person:04d}/{person:04d}_c{camera:02d}_s{185535 + index}_f{7010 + index}_{name}.jpg"
             split: Split = "query" if name == "nir" else "gallery"
             path = f"test_{name}/cam{camera}/{file}"
             if person in LLCM_TRAIN_PEOPLE:
                 split, path = "train", f"{name}/{file}"
                 lines.append(f"{path} {LLCM_TRAIN_PEOPLE.index(person)}\n")
-            studio.add(layout, image, path, split=split, person=f"{person:04d}", camera=str(camera), modality=modality)
+            renderer.add(
+                layout, image, path, split=split, person=f"{person:04d}", camera=str(camera), modality=modality
+            )
         (root / "idx" / f"train_{name}.txt").write_text("".join(lines), encoding="utf-8")
     tested = ",".join(map(str, LLCM_TEST_PEOPLE))
     (root / "idx" / "test_id.txt").write_text(f"{tested}\n", encoding="utf-8")

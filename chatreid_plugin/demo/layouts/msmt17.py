@@ -5,19 +5,19 @@ from itertools import product
 from pathlib import Path
 
 from ...records import Split
-from .studio import Layout, Studio
+from .renderer import Layout, Renderer
 
 
 TRAIN_PEOPLE, TEST_PEOPLE, CAMERAS, IMAGES = 3, 3, (1, 4, 15), 2
 # Version -> the folder it unpacks to, of training images, of test images.
 FOLDERS = {"v1": ("MSMT17_V1", "train", "test"), "v2": ("MSMT17_V2", "mask_train_v2", "mask_test_v2")}
-# People that only the studio knows by these numbers, apart from the training people.
+# People that only the renderer knows by these numbers, apart from the training people.
 _TEST_LOOKS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One image: its split, the published person, what the studio photographs, and the number in its name."""
+    """One image: its split, the published person, what the renderer shows, and the number in its name."""
 
     split: Split
     person: int
@@ -63,15 +63,15 @@ def write_msmt17_v2(root: Path, seed: int = 0) -> Layout:
 
 def _write_version(root: Path, seed: int, version: str) -> Layout:
     top, train_folder, test_folder = FOLDERS[version]
-    layout, studio = Layout(root / top), Studio("msmt17", seed)
+    layout, renderer = Layout(root / top), Renderer("msmt17", seed)
     lists: dict[str, list[str]] = {name: [] for name in ("train", "val", "query", "gallery")}
     for shot in list_shots():
         tested = shot.split in ("query", "gallery")
         lists[shot.split].append(f"{shot.name} {shot.person}\n")
-        image, _ = studio.photograph(shot.looks, shot.camera, shot.index)
+        image, _ = renderer.render(shot.looks, shot.camera, shot.index)
         path = f"{test_folder if tested else train_folder}/{shot.name}"
         label = f"test_{shot.person:04d}" if tested else f"{shot.person:04d}"
-        studio.add(layout, image, path, split=shot.split, person=label, camera=f"{shot.camera:02d}")
+        renderer.add(layout, image, path, split=shot.split, person=label, camera=f"{shot.camera:02d}")
     for name, lines in lists.items():
         (layout.root / f"list_{name}.txt").write_text("".join(lines), encoding="utf-8")
     return layout
@@ -79,16 +79,16 @@ def _write_version(root: Path, seed: int, version: str) -> Layout:
 
 def write_msmt17_market(root: Path, seed: int = 0) -> Layout:
     """Write ``bounding_box_train``, ``query`` and ``bounding_box_test``: val is part of train, as in the repacks."""
-    layout, studio = Layout(root), Studio("msmt17", seed)
+    layout, renderer = Layout(root), Renderer("msmt17", seed)
     for shot in list_shots():
-        image, _ = studio.photograph(shot.looks, shot.camera, shot.index)
+        image, _ = renderer.render(shot.looks, shot.camera, shot.index)
         name, camera = f"{shot.person:04d}_c{shot.camera}_{shot.number:04d}.jpg", str(shot.camera)
         if shot.split in ("train", "val"):
             path, label = f"bounding_box_train/{name}", f"{shot.person:04d}"
-            studio.add(layout, image, path, split="train", person=label, camera=camera)
+            renderer.add(layout, image, path, split="train", person=label, camera=camera)
         else:
             path = f"{'query' if shot.split == 'query' else 'bounding_box_test'}/{name}"
-            studio.add(layout, image, path, split=shot.split, person=f"test_{shot.person:04d}", camera=camera)
+            renderer.add(layout, image, path, split=shot.split, person=f"test_{shot.person:04d}", camera=camera)
     return layout
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ...records import Split
 from ..people import Person
 from .msmt17 import list_shots
-from .studio import Layout, Studio
+from .renderer import Layout, Renderer
 
 
 SPLITS: dict[str, Split] = {"train": "train", "val": "val", "test": "gallery"}
@@ -20,7 +20,7 @@ CUHK_FOLDERS = ("cam_a", "cam_b", "CUHK01", "CUHK03", "Market", "test_query", "t
 class _Shot:
     """One image of a plan: whose it is, where it lies below the image folder, and which camera the name tells.
 
-    ``looks`` is the person whom the studio photographs, if that is not the next of its world.
+    ``looks`` is the person whom the renderer shows, if that is not the next of its world.
     """
 
     split: str
@@ -39,7 +39,7 @@ def write_cuhkpedes(root: Path, seed: int = 0) -> Layout:
     for (person, split), index in product(people.items(), range(2)):
         folder = CUHK_FOLDERS[(2 * person + index) % len(CUHK_FOLDERS)]
         shots.append(_Shot(split, person, index + 1, index, f"{folder}/{person:04d}_{index:03d}.jpg"))
-    return _write_described(root, Studio("cuhkpedes", seed), shots, "reid_raw.json", "file_path", empty_captions=1)
+    return _write_described(root, Renderer("cuhkpedes", seed), shots, "reid_raw.json", "file_path", empty_captions=1)
 
 
 def write_icfgpedes(root: Path, seed: int = 0) -> Layout:
@@ -55,8 +55,8 @@ def write_icfgpedes(root: Path, seed: int = 0) -> Layout:
         if person is not None:
             path, camera = f"{folder}/{published.name}", f"{published.camera:02d}"
             shots.append(_Shot(split, person, published.camera, published.index, path, camera, published.looks))
-    studio = Studio("icfgpedes", seed, world="msmt17")
-    return _write_described(root, studio, shots, "ICFG-PEDES.json", "file_path", captions=1)
+    renderer = Renderer("icfgpedes", seed, world="msmt17")
+    return _write_described(root, renderer, shots, "ICFG-PEDES.json", "file_path", captions=1)
 
 
 def write_rstpreid(root: Path, seed: int = 0) -> Layout:
@@ -66,7 +66,7 @@ def write_rstpreid(root: Path, seed: int = 0) -> Layout:
         _Shot(split, person, camera, 0, f"{person:04d}_c{camera}_{30 + camera:04d}.jpg", str(camera))
         for (person, split), camera in product(people.items(), (1, 5, 7, 11, 14))
     ]
-    return _write_described(root, Studio("rstpreid", seed), shots, "data_captions.json", "img_path")
+    return _write_described(root, Renderer("rstpreid", seed), shots, "data_captions.json", "img_path")
 
 
 def write_ufine6926(root: Path, seed: int = 0) -> Layout:
@@ -76,12 +76,12 @@ def write_ufine6926(root: Path, seed: int = 0) -> Layout:
         _Shot(split, person, 1 + index, index, f"images/{3 * (person - 1) + index + 1}.jpg")
         for (person, split), index in product(people.items(), range(3))
     ]
-    return _write_described(root, Studio("ufine6926", seed), shots, "annotations.json", "file_path", prefix="")
+    return _write_described(root, Renderer("ufine6926", seed), shots, "annotations.json", "file_path", prefix="")
 
 
 def _write_described(
     root: Path,
-    studio: Studio,
+    renderer: Renderer,
     shots: list[_Shot],
     file: str,
     path_key: str,
@@ -93,9 +93,9 @@ def _write_described(
     layout = Layout(root)
     records: list[dict[str, Any]] = []
     for shot in shots:
-        image, described = studio.photograph(shot.looks or shot.person + 1, shot.camera, shot.index)
+        image, described = renderer.render(shot.looks or shot.person + 1, shot.camera, shot.index)
         path = prefix + shot.path
-        studio.add(
+        renderer.add(
             layout,
             image,
             path,
@@ -122,11 +122,11 @@ MALS_LOWER = ("black", "white", "purple", "yellow", "blue", "green", "pink", "gr
 
 def write_synthpedes(root: Path, seed: int = 0) -> Layout:
     """Write ``synthpedes_dataset.json`` and two parts; an accessory is sometimes unknown, one text is malformed."""
-    layout, studio = Layout(root), Studio("synthpedes", seed)
+    layout, renderer = Layout(root), Renderer("synthpedes", seed)
     records: list[dict[str, Any]] = []
     for person, index in product(range(1, 5), range(1, 3)):
-        image, captions = studio.photograph(person, person % 3 + 1, index)
-        values = studio.get_person(person).attributes
+        image, captions = renderer.render(person, person % 3 + 1, index)
+        values = renderer.get_person(person).attributes
         attributes = {
             "gender": "man" if values["gender"] == "male" else "woman",
             "hair": values["hair"],
@@ -138,7 +138,7 @@ def write_synthpedes(root: Path, seed: int = 0) -> Layout:
         malformed = (person, index) == (4, 2)
         texts = [*attributes.values(), values["bag"] if person == 2 else "unknown"]
         known = attributes | ({"accessory": values["bag"]} if person == 2 else {})
-        studio.add(
+        renderer.add(
             layout,
             image,
             path,
@@ -157,11 +157,11 @@ def write_synthpedes(root: Path, seed: int = 0) -> Layout:
 
 def write_lupersonmllm(root: Path, seed: int = 0) -> Layout:
     """Write ``LUPerson-MLLM`` and four caption files; two captions are leftovers of the captioning model's prompt."""
-    layout, studio = Layout(root), Studio("lupersonmllm", seed)
+    layout, renderer = Layout(root), Renderer("lupersonmllm", seed)
     files: dict[str, dict[str, str]] = {}
     for person in range(1, 5):
-        image, first = studio.photograph(person, 1, 0)
-        _, second = studio.photograph(person, 1, 2)
+        image, first = renderer.render(person, 1, 0)
+        _, second = renderer.render(person, 1, 2)
         name = f"{person:06d}.jpg"
         captions = dict(zip(("Ts-qwen", "Td-qwen", "Ts-shikra", "Td-shikra"), (*first, *second), strict=True))
         kept = dict(captions)
@@ -172,7 +172,7 @@ def write_lupersonmllm(root: Path, seed: int = 0) -> Layout:
         for key, caption in captions.items():
             files.setdefault(key, {})[f"/somewhere/LUPerson/{name}"] = caption
         path = f"LUPerson-MLLM/{name}"
-        studio.add(layout, image, path, split="train", person=name[:-4], camera=path, captions=tuple(kept.values()))
+        renderer.add(layout, image, path, split="train", person=name[:-4], camera=path, captions=tuple(kept.values()))
     (root / "caption").mkdir()
     for key, content in files.items():
         (root / "caption" / f"{key}.json").write_text(json.dumps(content), encoding="utf-8")
@@ -182,16 +182,16 @@ def write_lupersonmllm(root: Path, seed: int = 0) -> Layout:
 
 def write_mals(root: Path, seed: int = 0) -> Layout:
     """Write two folders of ``gene_crop`` and their label files in ``gene_attrs``."""
-    layout, studio = Layout(root), Studio("mals", seed)
+    layout, renderer = Layout(root), Renderer("mals", seed)
     (root / "gene_attrs").mkdir(parents=True)
     for folder in ("c_g_a_0", "i_g_a_43"):
         records: list[dict[str, Any]] = []
         for index in range(3):
             number = 1 + index + (3 if folder == "i_g_a_43" else 0)
-            image, captions = studio.photograph(number, 1, index)
-            labels, attributes = _label_mals(studio.get_person(number))
+            image, captions = renderer.render(number, 1, index)
+            labels, attributes = _label_mals(renderer.get_person(number))
             path = f"gene_crop/{folder}/{index}.jpg"
-            studio.add(
+            renderer.add(
                 layout,
                 image,
                 path,

@@ -1,4 +1,4 @@
-"""Photographs synthetic people for the layouts of the published data sets: outfits, infrared, junk, false alarms."""
+"""Renders synthetic people for the layouts of the published data sets: outfits, infrared, junk, false alarms."""
 
 import zlib
 from dataclasses import dataclass, field, replace
@@ -12,8 +12,7 @@ from PIL import Image, ImageOps
 from ...pixels import save_image
 from ...records import ImageRecord, Modality, Split
 from ..people import CAPTION_VARIANTS, Person, describe_person, sample_people
-from ..render import make_cameras, render_background, render_partial, render_person
-from ..scene import MAXIMUM_CAMERAS, Camera
+from ..render import MAXIMUM_CAMERAS, Camera, make_cameras, render_background, render_partial, render_person
 
 
 # What a change of clothes changes; body, hair and age stay.
@@ -23,7 +22,7 @@ COLOURLESS = {"upper_colour": "grey", "lower_colour": "grey"}
 _RANDOM_STREAM = 5
 
 
-# Every photograph asks for them, and a person is drawn after all those before it.
+# Every image asks for them, and a person is drawn after all those before it.
 @lru_cache(maxsize=1024)
 def _draw_person(key: int, number: int) -> Person:
     return sample_people(1, key, number)[0]
@@ -52,8 +51,8 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Studio:
-    """Takes photographs into the layout of one data set; the same seed gives the same pixels.
+class Renderer:
+    """Renders into the layout of one data set; the same seed gives the same pixels.
 
     Every data set shows people of its own, so that what an audit finds between two of them was meant.
 
@@ -80,7 +79,7 @@ class Studio:
         other = _draw_person(self.key + outfit, number)
         return replace(person, attributes=person.attributes | {name: other.attributes[name] for name in CLOTHES})
 
-    def photograph(
+    def render(
         self, number: int, camera: int, index: int, *, outfit: int = 0, infrared: bool = False
     ) -> tuple[Image.Image, tuple[str, str]]:
         """Return an RGB crop and two captions of it. Cameras count from 1; beyond the sixth, the looks repeat."""
@@ -94,12 +93,12 @@ class Studio:
         captions = [describe_person(person, variant % CAPTION_VARIANTS, posture) for variant in (first, first + 1)]
         return image, (captions[0], captions[1])
 
-    def photograph_junk(self, number: int, camera: int, index: int) -> Image.Image:
+    def render_junk(self, number: int, camera: int, index: int) -> Image.Image:
         """Return a badly cut box."""
         rng = np.random.default_rng((_RANDOM_STREAM, self.key, number, camera, index, 0, 2))
         return render_partial(self.get_person(number), self._get_camera(camera), rng)
 
-    def photograph_background(self, camera: int, index: int) -> Image.Image:
+    def render_background(self, camera: int, index: int) -> Image.Image:
         """Return a box without anybody."""
         rng = np.random.default_rng((_RANDOM_STREAM, self.key, 0, camera, index, 0, 3))
         return render_background(self._get_camera(camera), rng)
