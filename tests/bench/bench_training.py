@@ -1,14 +1,18 @@
 """Training on Stage 2 records: stock LLaMA-Factory (template ``qwen2_vl``, its own cache) against the plugin.
 
-Both get the same records, the paper's mix of the seven tasks, in the same order and batches: the plugin its compact
-Parquet with ``examples/stage2.yaml``, stock LLaMA-Factory, in a process with ``CHATREID_PLUGIN=0``, the same
-conversations as ShareGPT files with the same keys. Weights are random and are made on the device, from the
-configuration alone. Time runs from the end of the warm-up to the end of the last step, optimizer and data loader
-included; starting and the stock cache do not count.
+All arms get the same records, the paper's mix of the seven tasks: the plugin its compact Parquet with
+``examples/stage2.yaml``, stock LLaMA-Factory, in a process with ``CHATREID_PLUGIN=0``, the same conversations as
+ShareGPT files with the same keys. Between them each of three levers stands alone: ``batches`` of like length,
+``logits`` for answers only, the ``loss`` by records. ``stock``, ``logits`` and ``loss`` have the same batches; the
+first two have one loss. Every batch size trains as many records. Weights are random and are made on the device, from
+the configuration alone. Time runs from the end of the warm-up to the end of the last step, optimizer and data loader
+included; starting and the stock cache do not count. On a CPU it is that of the process, which other programs do not
+change much.
 
 MFU counts what the loss needs and nothing else: image patches and useful tokens through the layers, answer tokens
 through the output layer, forward and backward; padding and recomputation (gradient checkpointing) are overhead.
-Run: OMP_NUM_THREADS=1 python tests/bench/bench_training.py [--batch 4 ...] [--size 2b --device cuda]
+``images/s a worker`` is what one loader worker reads: decoding, resizing, patches, tokens.
+Run: OMP_NUM_THREADS=1 python tests/bench/bench_training.py [--batch 4 ...] [--size small|2b] [--device cuda]
 """
 
 import argparse
@@ -49,9 +53,11 @@ from chatreid_plugin.tasks import list_stage_tasks
 
 
 REPOSITORY = Path(__file__).parents[2]
-ARMS = ("plugin", "stock")
-COLUMNS = ("code", "batch", "records", "records/s", "tokens/s", "useful tokens/s", "padding", "images/s", "MFU")
-COLUMNS += ("peak, GB", "loss")
+ARMS = ("stock", "batches", "logits", "loss", "plugin")
+COLUMNS = ("code", "batch", "records", "records/s", "tokens/s", "useful tokens/s", "x stock", "padding", "images/s")
+COLUMNS += ("images/s a worker", "MFU", "peak, GB", "loss")
+# Records in the data set for each one of the largest batch: lengths are sorted within a quarter of them.
+RECORDS_A_PLACE = 64
 PEOPLE = 40
 STOCK_TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 
@@ -88,12 +94,13 @@ def count_batch(work: Work, attention_mask: Any, labels: Any, grids: Any) -> Cou
 
 @dataclass(frozen=True)
 class Result:
-    """One arm: what it trained on, seconds, mean loss of all its steps, GB at the peak."""
+    """One arm: what it trained on, seconds, mean loss of all steps, GB at the peak, images/s of a loader worker."""
 
     counts: Counts
     seconds: float
     loss: float
     memory: float
+    reading: float
 
 
 def write_images(folder: Path, records: list[ImageRecord]) -> None:
@@ -164,17 +171,25 @@ def list_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "save_strategy": "no",
         "plot_loss": False,
     }
+    if options.arm in ("logits", "loss"):
+        values["train_sampling_strategy"] = "random"
+    if options.arm == "loss":
+        values["chatreid_loss"] = "records"
     if options.device == "cpu":
         values |= {"bf16": False, "use_cpu": True}
     if options.arm == "stock":
         values = {key: value for key, value in values.items() if not key.startswith("chatreid_")}
         values |= {"template": "qwen2_vl", "preprocessing_num_workers": options.workers or None}
+        values |= {"train_sampling_strategy": "random"}
         names = [f"stock_{name}" for name in names]
     return values | {"dataset": ",".join(names)}
 
 
-def make_trainer(arguments: dict[str, Any], device: str) -> Any:
-    """Return LLaMA-Factory's trainer of supervised fine-tuning, as its ``run_sft`` makes it, on the device."""
+def make_trainer(arguments: dict[str, Any], device: str, arm: str) -> Any:
+    """Return LLaMA-Factory's trainer of supervised fine-tuning, as its ``run_sft`` makes it, on the device.
+
+    ``batches`` gets stock's loss, which no key asks for, and ``loss`` all logits.
+    """
     import torch
     from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_dataset, get_template_and_fix_tokenizer
     from llamafactory.hparams import get_train_args
@@ -182,15 +197,27 @@ def make_trainer(arguments: dict[str, Any], device: str) -> Any:
     from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
 
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(arguments)
+    if arm == "batches":
+        finetuning_args.chatreid_loss = None
     loaded = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
     datasets = get_dataset(template, model_args, data_args, training_args, stage="sft", **loaded)
     with torch.device(device):
         model = load_model(loaded["tokenizer"], model_args, finetuning_args, is_trainable=True)
     collator = SFTDataCollatorWith4DAttentionMask(template=template, model=model, pad_to_multiple_of=8, **loaded)
-    return CustomSeq2SeqTrainer(
+    trainer = CustomSeq2SeqTrainer(
         model=model, args=training_args, finetuning_args=finetuning_args, data_collator=collator, **datasets, **loaded
     )
+    if arm == "loss":
+        model.get_output_embeddings()._forward_pre_hooks.clear()
+    return trainer
+
+
+def measure_reading(trainer: Any, records: int = 24) -> float:
+    """Return how many images a second one loader worker reads: this process, for as many records."""
+    start = time.process_time()
+    batches = [trainer.data_collator([trainer.train_dataset[n] for n in range(k, records, 4)]) for k in range(4)]
+    return sum(len(batch["image_grid_thw"]) for batch in batches) / (time.process_time() - start)
 
 
 class Meter:
@@ -215,29 +242,31 @@ class Meter:
         return self._train(model, inputs, *rest)
 
     def read_clock(self) -> float:
-        """Return the time when the device has done what it was asked."""
-        if self.device.startswith("cuda"):
-            import torch
+        """Return the time when the device has done what it was asked; this process's own on a CPU."""
+        if not self.device.startswith("cuda"):
+            return time.process_time()
+        import torch
 
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
     def run(self) -> Result:
         """Train to the end."""
+        reading = measure_reading(self.trainer)
         loss = self.trainer.train().training_loss
         seconds, memory = self.read_clock() - self.start, read_peak_memory(self.device)
         work = describe_work(self.trainer.model.config)
         counts = sum((count_batch(work, *batch) for batch in self.batches), Counts())
-        return Result(counts, seconds, loss, memory)
+        return Result(counts, seconds, loss, memory, reading)
 
 
 def run_arm(options: argparse.Namespace) -> None:
     """Train in this process and write the result for the one that asked."""
-    if options.arm == "plugin":
+    if options.arm != "stock":
         from chatreid_plugin import _autoload
 
         _autoload.install()  # where no .pth file has done it
-    trainer = make_trainer(list_arguments(options), options.device)
+    trainer = make_trainer(list_arguments(options), options.device, options.arm)
     result = Meter(trainer, options.warm_up, options.device).run()
     write_json(options.folder / "result.json", asdict(result))
 
@@ -260,8 +289,8 @@ def ask_arm(arm: str, batch: int, folder: Path, arguments: list[str]) -> Result:
     return Result(Counts(**found.pop("counts")), **found)
 
 
-def show(arm: str, batch: int, result: Result, peak: float | None) -> None:
-    """Print a row of the table."""
+def show(arm: str, batch: int, result: Result, stock: Result, peak: float | None) -> None:
+    """Print a row of the table; the speed against stock's is that of useful tokens, since the records differ."""
     counts, seconds = result.counts, result.seconds
     print_row(
         arm,
@@ -270,8 +299,10 @@ def show(arm: str, batch: int, result: Result, peak: float | None) -> None:
         f"{counts.records / seconds:.2f}",
         f"{counts.tokens / seconds:,.0f}",
         f"{counts.useful / seconds:,.0f}",
+        f"{counts.useful / seconds / (stock.counts.useful / stock.seconds):.2f}",
         f"{1 - counts.useful / counts.tokens:.0%}",
         f"{counts.images / seconds:.1f}",
+        f"{result.reading:.0f}",
         describe_use(counts.flops, seconds, peak),
         f"{result.memory:.1f}",
         f"{result.loss:.4f}",
@@ -287,12 +318,15 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[argparse.Name
     options, rest = shared.parse_known_args(arguments)
     own = argparse.ArgumentParser()
     own.add_argument("--device", default="cpu")
-    own.add_argument("--size", choices=["tiny", "2b"], default="tiny")
-    own.add_argument("--steps", type=int, default=20)
+    own.add_argument("--size", choices=["tiny", "small", "2b"], default="tiny")
+    own.add_argument("--steps", type=int, default=20, help="of the largest batch; others train as many records")
     own.add_argument("--warm-up", type=int, default=3)
-    own.add_argument("--workers", type=int, default=4)
+    own.add_argument("--workers", type=int, default=4, help="0 on a CPU, whose time is this process's")
     own.add_argument("--no-checkpointing", dest="checkpointing", action="store_false")
-    return own.parse_args(rest, options), rest
+    options = own.parse_args(rest, options)
+    if options.device == "cpu":
+        options.workers = 0
+    return options, rest
 
 
 def main() -> None:
@@ -305,14 +339,18 @@ def main() -> None:
         folder: Path = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         write_model_files(folder / "model", options.size)
-        write_records(folder, max(options.batch) * (options.warm_up + options.steps))
+        largest = max(options.batch)
+        write_records(folder, largest * max(options.warm_up + options.steps, RECORDS_A_PLACE))
         peak = measure_peak(options.device)
         print(describe_device(options.device, peak), f"{options.size}, gradient checkpointing ", sep=", ", end="")
         print("on" if options.checkpointing else "off", f"{options.steps} steps\n", sep=", ", flush=True)
         print_header(*COLUMNS)
         for batch in options.batch:
+            steps = ["--steps", str(options.steps * largest // batch)]
+            results: dict[str, Result] = {}
             for arm in ARMS:
-                show(arm, batch, ask_arm(arm, batch, folder, rest), peak)
+                results[arm] = ask_arm(arm, batch, folder, [*rest, *steps])
+                show(arm, batch, results[arm], results["stock"], peak)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 #   SIZE=tiny DEVICE=cpu tests/bench/gpu.sh OUT    the same on a CPU, to test this script
 #
 # OUT: the folder of the tables, or the variable OUT. PYTHON: an interpreter other than python3. LIMIT: seconds a stage
-# (90). STAGES: the numbers of those to run ("1 2 3 4"). Exit code 1 if one of them failed or ran out of time.
+# (90), TRAINING_LIMIT: of training, whose 15 rows are processes of their own (6 x LIMIT). STAGES: the numbers of those to run ("1 2 3 4"). Exit code 1 if one of them failed or ran out of time.
 set -uo pipefail
 
 out=${1:-${OUT:?Name the folder for the tables: gpu.sh FOLDER}}
@@ -95,15 +95,15 @@ fi
 
 if [ "$size" = tiny ]; then
   scoring="--queries 2 --candidates 6 --naive-candidates 2"
-  training="--steps 2 --warm-up 1 --workers 0" vision="--crops 2 --layers 1 --repeats 1" dtype=float32
+  training="--steps 2 --warm-up 1" vision="--crops 2 --layers 1 --repeats 1" dtype=float32
 else
   scoring="--queries 8 --candidates 100 --naive-candidates 10"
-  training="--steps 20 --warm-up 3 --workers 4" vision="--crops 64 512 --layers 32 --repeats 5" dtype=bfloat16
+  training="--batch 4 8 16 --steps 6 --warm-up 3 --workers 4" vision="--crops 64 512 --layers 32 --repeats 5" dtype=bfloat16
 fi
 # shellcheck disable=SC2086  # options, to be split
 {
   run_stage 1 scoring bench_scoring.py --size "$size" --device "$device" --dtype $dtype $scoring
-  run_stage 2 training bench_training.py --size "$size" --device "$device" $training
+  limit=${TRAINING_LIMIT:-$((6 * limit))} run_stage 2 training bench_training.py --size "$size" --device "$device" $training
   run_stage 3 vision bench_vision_tower.py --device "$device" --dtype $dtype $vision
   run_stage 4 launchers run_launchers.py --launcher torchrun --stage stage2
 }

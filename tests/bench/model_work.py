@@ -27,6 +27,12 @@ TEXT_2B: dict[str, Any] = {
 ROPE_2B = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 
 
+# The same with every width divided by 16, the number of words too: each part keeps its share of the work.
+TEXT_SMALL: dict[str, Any] = TEXT_2B | {"hidden_size": 96, "intermediate_size": 560, "vocab_size": 9496, "head_dim": 8}
+ROPE_SMALL = ROPE_2B | {"mrope_section": [2, 1, 1]}
+VISION_SMALL = {"embed_dim": 80, "num_heads": 4}
+
+
 @dataclass(frozen=True)
 class Work:
     """FLOPs of a forward pass, part by part; a backward pass takes twice as many.
@@ -65,16 +71,17 @@ def describe_work(config: Any) -> Work:
     )
 
 
-def make_2b_config(tiny: Any) -> Any:
-    """Return a configuration of Qwen2-VL-2B's shapes with the token numbers of a tiny model's."""
+def make_2b_config(tiny: Any, small: bool = False) -> Any:
+    """Return a configuration of Qwen2-VL-2B's shapes, or the small ones, with the token numbers of a tiny model's."""
     from transformers import Qwen2VLConfig
 
-    text = tiny.text_config.to_dict() | TEXT_2B | {"rope_parameters": ROPE_2B, "layer_types": None}
+    shapes, rope = (TEXT_SMALL, ROPE_SMALL) if small else (TEXT_2B, ROPE_2B)
+    text = tiny.text_config.to_dict() | shapes | {"rope_parameters": rope, "layer_types": None}
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     make: Any = Qwen2VLConfig
     return make(
         text_config=text,
-        vision_config={"hidden_size": text["hidden_size"]},
+        vision_config={"hidden_size": text["hidden_size"]} | (VISION_SMALL if small else {}),
         tie_word_embeddings=True,
         **{name: getattr(tiny, name) for name in names},
     )
@@ -92,7 +99,7 @@ def write_model_files(folder: Path, size: str, seed: int = 0) -> Any:
     if size == "tiny":
         return config
     (folder / "model.safetensors").unlink()
-    config = make_2b_config(config)
+    config = make_2b_config(config, small=size == "small")
     config.architectures = ["Qwen2VLForConditionalGeneration"]
     config.save_pretrained(folder)
     return config

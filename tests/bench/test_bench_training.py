@@ -60,7 +60,22 @@ def test_stock_arm_has_no_key_of_the_plugin(script: Any, tmp_path: Path) -> None
     assert len(names) == 7
     assert found["stock"]["dataset"].split(",") == [f"stock_{name}" for name in names]
     differing = {key for key in found["stock"] if found["stock"][key] != found["plugin"].get(key)}
-    assert differing == {"template", "dataset", "output_dir"} | ({"preprocessing_num_workers"} & differing)
+    assert differing == {"template", "dataset", "output_dir", "train_sampling_strategy"} | (
+        {"preprocessing_num_workers"} & differing
+    )
+
+
+def test_each_lever_stands_alone(script: Any, tmp_path: Path) -> None:
+    keys = ("train_sampling_strategy", "chatreid_loss")
+    arguments = ["--batch", "4", "--folder", str(tmp_path), "--arm"]
+    found = {arm: script.list_arguments(script.parse_options([*arguments, arm])[0]) for arm in script.ARMS}
+    assert {arm: tuple(values.get(key) for key in keys) for arm, values in found.items()} == {
+        "stock": ("random", None),
+        "batches": ("group_by_length", "tokens"),  # the loss is taken out as the trainer is made
+        "logits": ("random", "tokens"),
+        "loss": ("random", "records"),
+        "plugin": ("group_by_length", "tokens"),
+    }
 
 
 @pytest.mark.slow
@@ -75,14 +90,14 @@ def test_plugin_trains_on_records_that_stock_llamafactory_gets_word_for_word(scr
         assert len(records) == sum(1 for _ in read_rows(tmp_path / "data" / name)), name
         assert all(Path(image).is_file() for record in records for image in record["images"])
     command = [sys.executable, str(SCRIPT), "--arm", "plugin", "--folder", str(tmp_path), "--batch", "2"]
-    command += ["--steps", "1", "--warm-up", "1", "--workers", "0"]
+    command += ["--steps", "1", "--warm-up", "1"]
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2]), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["counts"]["records"] == 2
     assert result["counts"]["tokens"] >= result["counts"]["useful"] > result["counts"]["answers"] > 0
-    assert result["seconds"] > 0
+    assert result["seconds"] > 0 and result["reading"] > 0
     assert 0 < result["loss"] < 20
 
 

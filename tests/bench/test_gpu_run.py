@@ -26,7 +26,14 @@ def run(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Compl
     stand_in.chmod(0o755)
     hidden = ("OUT", "WHEELS", "STAGES", "TMPDIR")
     own = {name: value for name, value in os.environ.items() if name not in hidden}
-    own |= {"PYTHON": str(stand_in), "SIZE": "tiny", "DEVICE": "cpu", "LIMIT": "1", "TMPDIR": str(tmp_path)}
+    own |= {
+        "PYTHON": str(stand_in),
+        "SIZE": "tiny",
+        "DEVICE": "cpu",
+        "LIMIT": "1",
+        "TRAINING_LIMIT": "1",
+        "TMPDIR": str(tmp_path),
+    }
     command = ["bash", str(SCRIPT), *arguments]
     return subprocess.run(command, env=own | environment, capture_output=True, text=True, timeout=60, check=False)
 

@@ -45,6 +45,14 @@ def test_work_of_2b_is_the_sum_made_by_hand(model_work: Any, config: Any) -> Non
     assert work.token == pytest.approx(2.62e9, rel=0.01)
 
 
+def test_small_model_keeps_each_parts_share_of_the_work(model_work: Any, config: Any) -> None:
+    from transformers import Qwen2VLConfig
+
+    small, whole = map(model_work.describe_work, (model_work.make_2b_config(Qwen2VLConfig(), small=True), config))
+    for part in ("token", "answer", "patch"):
+        assert getattr(whole, part) / getattr(small, part) == pytest.approx(256, rel=0.06), part
+
+
 def test_use_is_the_share_of_what_the_card_does(model_work: Any) -> None:
     assert model_work.describe_use(100e12, 2.0, 200e12) == "25.0 %"
     assert model_work.describe_use(100e12, 2.0, None) == "-"
