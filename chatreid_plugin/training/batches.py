@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute
 import torch
 from accelerate.utils import broadcast
+from numpy.typing import NDArray
 from torch.utils.data import Sampler, SequentialSampler
 
 from ..images import STAGE1_SIZE
@@ -42,7 +43,7 @@ SAMPLED = 12
 ROWS_AT_ONCE = 500_000
 # A visual token's count for an image whose size the record does not say takes this one.
 UNKNOWN_SIZE = STAGE1_SIZE
-Numbers = np.ndarray[Any, np.dtype[Any]]
+Numbers = NDArray[Any]
 compute: Any = pyarrow.compute  # without types
 
 

@@ -213,10 +213,12 @@ def make_trainer(arguments: dict[str, Any], device: str, arm: str) -> Any:
     return trainer
 
 
-def measure_reading(trainer: Any, records: int = 24) -> float:
-    """Return how many images a second one loader worker reads: this process, for as many records."""
+def measure_reading(trainer: Any) -> float:
+    """Return how many images a second one loader worker reads: this process, for a few records of all tasks."""
+    dataset = trainer.train_dataset
+    chosen = range(0, len(dataset), -(-len(dataset) // 24))
     start = time.process_time()
-    batches = [trainer.data_collator([trainer.train_dataset[n] for n in range(k, records, 4)]) for k in range(4)]
+    batches = [trainer.data_collator([dataset[number]]) for number in chosen]
     return sum(len(batch["image_grid_thw"]) for batch in batches) / (time.process_time() - start)
 
 
@@ -313,6 +315,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> tuple[argparse.Name
     """Return the options, and those that the processes of the arms take over."""
     shared = argparse.ArgumentParser(description=__doc__)
     shared.add_argument("--batch", type=int, nargs="+", default=[4])
+    shared.add_argument("--arms", choices=ARMS, nargs="+", default=ARMS, help="stock is always among them")
     shared.add_argument("--arm", choices=ARMS, help="run this one in this process; for the script itself")
     shared.add_argument("--folder", type=Path, help="write here and keep it")
     options, rest = shared.parse_known_args(arguments)
@@ -348,7 +351,7 @@ def main() -> None:
         for batch in options.batch:
             steps = ["--steps", str(options.steps * largest // batch)]
             results: dict[str, Result] = {}
-            for arm in ARMS:
+            for arm in dict.fromkeys(["stock", *options.arms]):
                 results[arm] = ask_arm(arm, batch, folder, [*rest, *steps])
                 show(arm, batch, results[arm], results["stock"], peak)
 
