@@ -29,7 +29,7 @@ from ..shards import DATASET_INFO, FORMATTING, HELD_OUT, LEFT_OUT, check_shard, 
 from ..tasks import list_stage_tasks
 from .builders import explain_missing
 from .executors import ShardJob, choose_changes, choose_pools, index_sources, list_variants, open_workers, run_jobs
-from .feature_files import (
+from .look_alikes import (
     STAGES_WITH_NEGATIVES,
     FeatureFile,
     add_look_alikes,
@@ -200,19 +200,6 @@ def plan_datasets(
     return plan
 
 
-@dataclass(frozen=True, slots=True)
-class _Dataset:
-    """One data set to build: its provenance, and the shards that are missing."""
-
-    plan: PlannedDataset
-    values: dict[str, Any]
-    jobs: list[ShardJob]
-
-    @property
-    def name(self) -> str:
-        return self.plan.name
-
-
 def compute_fingerprint(settings: BuildSettings, plan: PlannedDataset, images_digest: str) -> str:
     """Return a hash over everything a data set's bytes depend on, the images included."""
     # The number of wordings, not their text: records hold the variant's number, so prompts may be edited afterwards.
@@ -254,63 +241,42 @@ def _prepare_folder(settings: BuildSettings, name: str, fingerprint: str, overwr
     provenance.unlink()
 
 
-def _plan_jobs(settings: BuildSettings, plan: PlannedDataset, table: Path, digest: str) -> list[ShardJob]:
-    """Return the shards of a data set that are missing or cut short."""
+def _prepare_dataset(
+    settings: BuildSettings, plan: PlannedDataset, table: Path, digest: str, overwrite: bool
+) -> list[ShardJob]:
+    """Make room for a data set and return its shards that are missing or cut short; while there are, it is unfinished.
+
+    What it is built from is noted in its provenance.
+    """
+    fingerprint = compute_fingerprint(settings, plan, digest)
+    _prepare_folder(settings, plan.name, fingerprint, overwrite)
     jobs: list[ShardJob] = []
     for shard, first in enumerate(range(0, plan.records, settings.records_per_shard)):
         size = min(settings.records_per_shard, plan.records - first)
         path = settings.output_dir.resolve() / plan.name / f"{shard:05d}.parquet"
         if not _is_complete(path, size):
             jobs.append(ShardJob(table, digest, settings, plan.task, plan.stage, plan.name, shard, size, path))
+    provenance = settings.output_dir / f"{plan.name}.json"
+    if jobs or not provenance.is_file():
+        values = {
+            "fingerprint": fingerprint,
+            "images_digest": digest,
+            "version": __version__,
+            # Shards are byte-identical for equal versions of these; another pyarrow may lay a file out differently.
+            "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "numpy": np.__version__},
+            "settings": settings.model_dump(mode="json", by_alias=True),
+            "records": plan.records,
+            "complete": False,
+        }
+        write_json(provenance, values)
     return jobs
 
 
-def _prepare_dataset(
-    settings: BuildSettings, plan: PlannedDataset, table: Path, digest: str, overwrite: bool
-) -> _Dataset:
-    """Make room for a data set, note in its provenance that it is under way, and find out what is missing."""
-    fingerprint = compute_fingerprint(settings, plan, digest)
-    _prepare_folder(settings, plan.name, fingerprint, overwrite)
+def _finish_dataset(settings: BuildSettings, plan: PlannedDataset, image_root: Path) -> None:
     provenance = settings.output_dir / f"{plan.name}.json"
-    values = {
-        "fingerprint": fingerprint,
-        "images_digest": digest,
-        "version": __version__,
-        # Shards are byte-identical for equal versions of these; another pyarrow may lay a file out differently.
-        "versions": {"python": platform.python_version(), "pyarrow": pa.__version__, "numpy": np.__version__},
-        "settings": settings.model_dump(mode="json", by_alias=True),
-        "records": plan.records,
-    }
-    if not provenance.is_file():
-        write_json(provenance, {**values, "complete": False})
-    return _Dataset(plan, values, _plan_jobs(settings, plan, table, digest))
-
-
-def _finish_dataset(settings: BuildSettings, dataset: _Dataset, image_root: Path) -> None:
-    provenance = settings.output_dir / f"{dataset.name}.json"
-    if dataset.jobs or not read_json(provenance).get("complete"):
-        write_json(provenance, {**dataset.values, "complete": True})
-    own_prompts = settings.prompts.get(dataset.plan.task, ())
-    enter_dataset(settings.output_dir, dataset.plan, image_root, own_prompts)
-
-
-def _write_datasets(
-    settings: BuildSettings, datasets: Sequence[_Dataset], image_root: Path, pool: ProcessPoolExecutor | None
-) -> int:
-    """Write the missing shards, enter each data set as soon as it is whole, and return the number of records."""
-    jobs = [job for dataset in datasets for job in dataset.jobs]
-    missing = Counter(job.name for job in jobs)
-    by_name = {dataset.name: dataset for dataset in datasets}
-    with (
-        tqdm(total=sum(job.count for job in jobs), desc="records", unit="record", unit_scale=True) as progress,
-        closing(run_jobs(jobs, settings, pool)) as finished,
-    ):
-        for job in finished:
-            progress.update(job.count)
-            missing[job.name] -= 1
-            if missing[job.name] == 0:
-                _finish_dataset(settings, by_name[job.name], image_root)
-    return sum(job.count for job in jobs)
+    if not (values := read_json(provenance)).get("complete"):
+        write_json(provenance, {**values, "complete": True})
+    enter_dataset(settings.output_dir, plan, image_root, settings.prompts.get(plan.task, ()))
 
 
 def _remove_leftovers(settings: BuildSettings) -> None:
@@ -391,25 +357,36 @@ def _plan_part(part: Part, files: Mapping[str, FeatureFile], report: BuildReport
 def _build_part(
     part: _PlannedPart, root: Path, pool: ProcessPoolExecutor | None, overwrite: bool, report: BuildReport
 ) -> None:
-    """Build the data sets of one part."""
+    """Build the data sets of one part; each is entered as soon as it is whole."""
     settings, table = part.settings, part.table
     digest = combine_digests(digest_images(table.table), part.files)
     # Not beside the manifests: another build that reads them may be under way.
     path = settings.output_dir.resolve() / f".training_images.{digest}.arrow"
-    datasets = [_prepare_dataset(settings, planned, path, digest, overwrite) for planned in part.datasets]
-    missing = [dataset for dataset in datasets if dataset.jobs]
-    for dataset in datasets:
-        if not dataset.jobs:
-            report.reused.append(dataset.name)
-            _finish_dataset(settings, dataset, root)
-    if missing:
-        write_image_table(path, add_look_alikes(part.files, table, index_sources(table)))
-        try:
-            start = time.perf_counter()
-            report.written += _write_datasets(settings, datasets, root, pool)
-            report.seconds += time.perf_counter() - start
-        finally:
-            path.unlink(missing_ok=True)
+    missing = {plan.name: _prepare_dataset(settings, plan, path, digest, overwrite) for plan in part.datasets}
+    plans = {plan.name: plan for plan in part.datasets}
+    whole = [name for name, jobs in missing.items() if not jobs]
+    for name in whole:
+        _finish_dataset(settings, plans[name], root)
+    report.reused += whole
+    jobs = [job for own in missing.values() for job in own]
+    if not jobs:
+        return
+    write_image_table(path, add_look_alikes(part.files, table, index_sources(table)))
+    left, count, start = Counter(job.name for job in jobs), sum(job.count for job in jobs), time.perf_counter()
+    try:
+        with (
+            tqdm(total=count, desc="records", unit="record", unit_scale=True) as progress,
+            closing(run_jobs(jobs, settings, pool)) as finished,
+        ):
+            for job in finished:
+                progress.update(job.count)
+                left[job.name] -= 1
+                if left[job.name] == 0:
+                    _finish_dataset(settings, plans[job.name], root)
+    finally:
+        path.unlink(missing_ok=True)
+    report.written += count
+    report.seconds += time.perf_counter() - start
 
 
 def note_left_out(output_dir: Path, report: BuildReport) -> None:

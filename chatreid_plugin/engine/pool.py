@@ -26,7 +26,7 @@ Codes = npt.NDArray[np.int64]
 # English takes about 4.5 bytes a token and Chinese 3 or more; fewer here, so that a caption is not underestimated.
 BYTES_PER_TOKEN = 3
 _SOURCES = b"sources"
-# A column that hard negatives by features add (``feature_files``): rows of the source, see ``look_alikes``.
+# A column that hard negatives by features add (``look_alikes``): rows of the source.
 LOOK_ALIKES = "look_alikes"
 # Texts of more than 2 GiB need 64-bit offsets.
 _TEXT = pa.large_string()

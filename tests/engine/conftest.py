@@ -10,7 +10,7 @@ import pytest
 
 from chatreid_plugin.archives import Array
 from chatreid_plugin.config import BuildSettings
-from chatreid_plugin.engine.feature_files import append_look_alikes
+from chatreid_plugin.engine.look_alikes import append_look_alikes
 from chatreid_plugin.engine.pool import ImageTable, combine_images
 from chatreid_plugin.engine.sampler import ImagePool
 from chatreid_plugin.images import ImagePolicy

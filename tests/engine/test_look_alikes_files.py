@@ -1,4 +1,4 @@
-"""Tests of chatreid_plugin.engine.feature_files: builds whose hard negatives are found by features in files."""
+"""Tests of chatreid_plugin.engine.look_alikes: builds whose hard negatives are found by features in files."""
 
 import json
 import shutil
