@@ -31,30 +31,22 @@ from .settings import DataSettings, EvalSettings, FilterSettings, RankSettings
 class Plan:
     """What is to be scored: the candidates of each query, and the baseline they come from.
 
-    ``query_features`` (Q, D) and ``gallery_features`` (G, D) are None without a filter. ``trial_candidates`` has, for
-    each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its trials, once each and
-    ascending, so that a pair that occurs in several trials is scored once. A protocol without trials keeps baseline
-    order. ``matrix`` has the scores of every pair where they come from a file; then there are no candidates.
-    ``scorer`` is set where the filter needed the scoring model (``filter: vlm``), ``calibration`` where it had to find
-    its threshold (``tau: auto``).
+    ``features`` are the filter's of the queries (Q, D) and of the gallery (G, D); None without a filter.
+    ``trial_candidates`` has, for each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its
+    trials, once each and ascending, so that a pair that occurs in several trials is scored once. A protocol without
+    trials keeps baseline order. ``matrix`` has the scores of every pair where they come from a file; then there are no
+    candidates. ``scorer`` is set where the filter needed the scoring model (``filter: vlm``), ``calibration`` where it
+    had to find its threshold (``tau: auto``).
     """
 
     protocol: Benchmark
     labels: Labels
-    query_features: ScoreArray | None
-    gallery_features: ScoreArray | None
+    features: tuple[ScoreArray, ScoreArray] | None
     trial_candidates: list[list[IntArray]]
     kept: list[IntArray]
     matrix: Matrix | None = None
     scorer: Scorer | None = None
     calibration: Calibration | None = None
-
-    @property
-    def features(self) -> tuple[ScoreArray, ScoreArray] | None:
-        """The filter's of the queries and of the gallery; None without a filter."""
-        if self.query_features is None or self.gallery_features is None:
-            return None
-        return self.query_features, self.gallery_features
 
     @property
     def has_tail(self) -> bool:
@@ -122,7 +114,7 @@ def make_plan(
     if settings.scoring.reads_scores:
         nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
         matrix, trials = read_matrix(settings.scoring, protocol), [nothing for _ in protocol.trial_galleries]
-        return Plan(protocol, label_benchmark(protocol), None, None, trials, nothing, matrix)
+        return Plan(protocol, label_benchmark(protocol), None, trials, nothing, matrix)
     if saved is not None and settings.filter.source == "vlm":
         features, calibration = find_features(settings, protocol, saved.fingerprint, processes)
         return _keep_similar(settings.filter, protocol, features, calibration)
@@ -139,7 +131,7 @@ def filter_protocol(
     if settings.filter.source == "none":
         labels = label_benchmark(protocol)
         trials = [_keep_all(labels, places, len(protocol.queries)) for places in protocol.trial_galleries]
-        return Plan(protocol, labels, None, None, trials, _merge_trials(protocol, trials))
+        return Plan(protocol, labels, None, trials, _merge_trials(protocol, trials))
     scorer = pool_images = pool_apart = calibration = None
     if settings.filter.source == "vlm":
         scorer = models.make_scorer(settings, protocol.image_root)
@@ -172,7 +164,7 @@ def _keep_similar(
         find_ignored = labels.take_gallery(places).find_ignored
         trials.append([places[found] for found in filter_gallery(queries, gallery[places], find_ignored, *most)])
     kept = _merge_trials(protocol, trials)
-    return Plan(protocol, labels, queries, gallery, trials, kept, scorer=scorer, calibration=calibration)
+    return Plan(protocol, labels, features, trials, kept, scorer=scorer, calibration=calibration)
 
 
 def _keep_all(labels: Labels, places: IntArray, queries: int) -> list[IntArray]:
@@ -196,8 +188,8 @@ def turn_plan(plan: Plan) -> Plan:
     images = [query.image for query in protocol.queries if query.image is not None]
     asked = replace(protocol, queries=captions, gallery=images, ranks_captions=False)
     kept = _turn_lists(plan.kept, len(captions))
-    features = plan.gallery_features, plan.query_features
-    return Plan(asked, label_benchmark(asked), *features, [kept], kept, scorer=plan.scorer)
+    features = None if plan.features is None else (plan.features[1], plan.features[0])
+    return Plan(asked, label_benchmark(asked), features, [kept], kept, scorer=plan.scorer)
 
 
 def _ranks_everything(kept: Sequence[IntArray], size: int) -> bool:

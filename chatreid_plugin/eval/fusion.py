@@ -7,7 +7,6 @@ distances.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,16 +31,6 @@ PAIRS_PER_CHUNK = 8192
 SMALLEST_DISTANCE = 1e-6  # squared; below it float32 features are one point, and the quotient of two such is noise
 
 
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """What one trial ranks; ``candidates`` are places in the trial's own gallery, whose features (G, D) these are."""
-
-    queries: Sequence[Query]
-    query_features: ScoreArray
-    gallery_features: ScoreArray
-    candidates: Sequence[IntArray]
-
-
 def fuse_scores(
     scoring: ScoringSettings, plan: Plan, scores: Sequence[Sequence[ScoreArray]], confidence: Confidence
 ) -> list[list[ScoreArray]]:
@@ -60,32 +49,25 @@ def fuse_scores(
     """
     if scoring.fusion == "none":
         return [list(values) for values in scores]
-    fuse = _fuse_by_neighbours if scoring.fusion == "k_reciprocal" else _fuse_pairs
-    trials = zip(_iterate_trials(scoring, plan), scores, strict=True)
-    return [list(fuse(scoring, trial, values, confidence)) for trial, values in trials]
-
-
-def _iterate_trials(scoring: ScoringSettings, plan: Plan) -> Iterator[_Trial]:
-    queries, features = plan.protocol.queries, plan.gallery_features
-    if plan.query_features is None or features is None:
+    if plan.features is None:
         raise ConfigError(f"scoring.fusion: {scoring.fusion} needs the features of a filter; filter.source is none.")
-    if not plan.protocol.trials:
-        yield _Trial(queries, plan.query_features, features, plan.trial_candidates[0])
-        return
-    for places, candidates in zip(plan.protocol.trials, plan.trial_candidates, strict=True):
-        inside = [np.searchsorted(places, chosen) for chosen in candidates]
-        yield _Trial(queries, plan.query_features, features[places], inside)
-
-
-def _fuse_pairs(
-    scoring: ScoringSettings, trial: _Trial, scores: Sequence[ScoreArray], confidence: Confidence
-) -> Iterator[ScoreArray]:
-    baseline = iterate_similarities(trial.query_features, trial.gallery_features)
-    for values, candidates, similarities in zip(scores, trial.candidates, baseline, strict=True):
-        yield _fuse_pair(scoring, values, similarities[candidates]) if len(candidates) else values
+    queries, gallery = plan.features
+    fused: list[list[ScoreArray]] = []
+    for places, candidates, values in zip(plan.protocol.trial_galleries, plan.trial_candidates, scores, strict=True):
+        inside = [np.searchsorted(places, chosen) for chosen in candidates] if plan.protocol.trials else candidates
+        own = queries, gallery[places] if plan.protocol.trials else gallery
+        if scoring.fusion == "k_reciprocal":
+            fused.append(list(_fuse_by_neighbours(scoring, plan.protocol.queries, own, inside, values, confidence)))
+        else:
+            pairs = zip(values, inside, iterate_similarities(*own), strict=True)
+            fused.append([_fuse_pair(scoring, one, row[chosen]) for one, chosen, row in pairs])
+    return fused
 
 
 def _fuse_pair(scoring: ScoringSettings, model: ScoreArray, baseline: ScoreArray) -> ScoreArray:
+    """Return the scores (K,) of one query's candidates."""
+    if not len(model):
+        return model
     if scoring.fusion == "linear":
         weight = scoring.fusion_weight
         fused = (1.0 - weight) * standardise(baseline) + weight * standardise(model)
@@ -111,7 +93,12 @@ def estimate_mismatch(
 
 
 def _fuse_by_neighbours(
-    scoring: ScoringSettings, trial: _Trial, scores: Sequence[ScoreArray], confidence: Confidence
+    scoring: ScoringSettings,
+    queries: Sequence[Query],
+    sides: tuple[ScoreArray, ScoreArray],
+    kept: Sequence[IntArray],
+    scores: Sequence[ScoreArray],
+    confidence: Confidence,
 ) -> Iterator[ScoreArray]:
     """Yield -((1 - lambda) * Jaccard + lambda * distance), (K,) for each query (Zhong et al. 2017).
 
@@ -119,13 +106,10 @@ def _fuse_by_neighbours(
     ``backend: features`` it is the baseline's alone, which is plain k-reciprocal re-ranking.
     """
     share = 0.0 if scoring.backend == "features" else scoring.fusion_weight
-    count = len(trial.query_features)
-    features = np.concatenate([trial.query_features, trial.gallery_features])
-    vectors, largest = encode(features, scoring.k1, scoring.k2)
-    baseline = iterate_similarities(trial.query_features, trial.gallery_features)
-    jaccard = iterate_jaccard_distances(vectors, count)
+    vectors, largest = encode(np.concatenate(sides), scoring.k1, scoring.k2)
+    jaccard = iterate_jaccard_distances(vectors, len(queries))
     for query, values, candidates, similarities, row, scale in zip(
-        trial.queries, scores, trial.candidates, baseline, jaccard, largest[:count], strict=True
+        queries, scores, kept, iterate_similarities(*sides), jaccard, largest[: len(queries)], strict=True
     ):
         if not len(candidates):
             yield values

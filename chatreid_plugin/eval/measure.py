@@ -204,7 +204,7 @@ class _Trial:
     def __init__(self, plan: Plan, labels: Labels, most: int) -> None:
         """``most``: the largest number of candidates that the filter keeps."""
         names = ["ranking", "ceiling", *(["strict"] if plan.has_tail else [])]
-        names += ["baseline"] if plan.gallery_features is not None else []
+        names += ["baseline"] if plan.features is not None else []
         matrix, protocol = plan.matrix, plan.protocol
         # Features have no direction, and of pairs without a score nobody knows on which side they stand.
         probe = matrix is not None and matrix.values is not None and not matrix.may_lack
@@ -261,7 +261,7 @@ def measure(
         scores: as in ``iterate_rankings``.
         show: is handed each query's ranking of the first trial and its average precision, None if it has no match.
     """
-    filtered = plan.gallery_features is not None
+    filtered = plan.features is not None
     trials = [
         _Trial(plan, plan.labels.take_gallery(places), max(map(len, kept), default=0) if filtered else 0)
         for places, kept in zip(plan.protocol.trial_galleries, plan.trial_candidates, strict=True)

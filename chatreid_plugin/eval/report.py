@@ -24,7 +24,7 @@ from ..datasets.benchmark import RULES, Benchmark, Query
 from ..html import embed_png, encode_png, render_template
 from ..pixels import encode_thumbnail
 from ..records import ImageRecord
-from ..shards import read_json, write_json, write_shard, write_text
+from ..shards import read_json, write_json, write_text
 from .backends.base import Confidence
 from .calibration import Calibration
 from .measure import CURVE_RANKS, Measured, Ranking, define_terms
@@ -43,6 +43,7 @@ LEAST_CEILING = 0.99
 HEADLINE_RANKS = (1, 5, 10, 20)
 PACKAGES = ("numpy", "pyarrow", "pillow", "torch", "torchvision", "transformers", "llamafactory")
 
+# Of ``rankings.parquet``, one row a query.
 RANKING_SCHEMA = pa.schema(
     [
         ("query_id", pa.string()),
@@ -340,11 +341,6 @@ def _build_row(protocol: Benchmark, ranking: Ranking) -> dict[str, Any]:
 def _find_matches(ranking: Ranking, order: IntArray) -> BoolArray:
     """Return which images of an order, in the whole gallery's indices, are matches."""
     return ranking.matches[np.searchsorted(ranking.places, order)]
-
-
-def write_rankings(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``rankings.parquet``, one row a query."""
-    write_shard(path, rows, RANKING_SCHEMA)
 
 
 def describe_method(settings: EvalSettings) -> str:

@@ -16,6 +16,7 @@ from .. import __version__, tasks
 from ..archives import ScoreArray
 from ..errors import ConfigError, DataError, UpstreamError
 from ..locks import hold_folder, make_folder
+from ..shards import write_shard
 from .backends import Models, make_scorer
 from .backends.base import QUERY_BLOCK, Confidence, Scorer
 from .backends.files import check_target, write_matrix
@@ -24,7 +25,7 @@ from .distributed import Processes
 from .fusion import fuse_scores
 from .measure import iterate_ranked_scores, measure
 from .questions import PAIR_TASKS, describe_mode, name_scores, score_query
-from .report import Results, ShownRankings, describe_results, write_page, write_rankings, write_results
+from .report import RANKING_SCHEMA, Results, ShownRankings, describe_results, write_page, write_results
 from .scores import (
     SavedScorer,
     Scored,
@@ -104,7 +105,9 @@ def _evaluate(settings: EvalSettings, processes: Processes, models: Models, rema
     if processes.is_first:
         if measured.doubt:
             logger.warning("%s", measured.doubt)
-        _write_rankings_and_page(results, shown)
+        output = settings.output.output_dir
+        write_shard(output / "rankings.parquet", shown.list_rows(results.figures), RANKING_SCHEMA)
+        write_page(output / "report.html", results, shown.build_views())
         if settings.output.save_matrix is not None:
             write_matrix(settings.output.save_matrix, plan.protocol, iterate_ranked_scores(plan, ranked))
     return results
@@ -272,9 +275,3 @@ def _iterate_share(
             scores = score_query(settings.scoring, settings.data.benchmark, scorer, queries[index], candidates)
             yield index, Scored(scores, scorer.filled > before)
             progress.update(len(candidates))
-
-
-def _write_rankings_and_page(results: Results, shown: ShownRankings) -> None:
-    output = results.settings.output.output_dir
-    write_rankings(output / "rankings.parquet", shown.list_rows(results.figures))
-    write_page(output / "report.html", results, shown.build_views())

@@ -44,8 +44,8 @@ def test_features_are_those_that_filter_vlm_computes(
     assert features.dtype == np.float32 and features.shape == (told.images, told.width) == (16, told.width)
     model = {"backend": "transformers", "model_name_or_path": str(checkpoint), "device": "cpu", "dtype": "float32"}
     plan = make_plan(make_settings(manifest, filter="vlm", **model))
-    assert plan.query_features is not None
-    np.testing.assert_allclose(normalise(features)[:4], plan.query_features, atol=1e-5)
+    assert plan.features is not None
+    np.testing.assert_allclose(normalise(features)[:4], plan.features[0], atol=1e-5)
     read = run_evaluation(make_settings(manifest, backend="features", features=target))
     filtered = run_evaluation(make_settings(manifest, backend="features", filter="npz", filter_features=target))
     assert read.ranking.mean_ap == pytest.approx(filtered.ranking.mean_ap)

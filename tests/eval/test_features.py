@@ -100,11 +100,11 @@ def test_any_number_of_processes_gives_the_bits_of_one_when_a_result_depends_on_
     changes: dict[str, Any] = {"filter": "timm", "filter_model": "tiny", "filter_weights": tmp_path / "w.pth"}
     settings = make_settings(make_world(items), device="cpu", **changes)
     (one,) = run_together([partial(make_plan, settings)])
-    assert one.gallery_features is not None and len(np.unique(one.gallery_features, axis=0)) > 4
+    assert one.features is not None and len(np.unique(one.features[1], axis=0)) > 4
     for count in (2, 3, 5):
         for plan in run_together([partial(make_plan, settings)] * count):
-            assert np.array_equal(plan.query_features, one.query_features)
-            assert np.array_equal(plan.gallery_features, one.gallery_features)
+            assert np.array_equal(plan.features[0], one.features[0])
+            assert np.array_equal(plan.features[1], one.features[1])
 
 
 @pytest.mark.parametrize("count", range(1, 8))
@@ -210,7 +210,7 @@ def test_clip_filters_for_queries_in_words(
     settings = make_settings(make_world(), filter="clip", filter_model=str(clip), device="cpu", top_k=2, floor=0)
     plan = make_plan(settings)
     words = extract_features(["a red coat"], Path(), settings.filter)[0]
-    assert plan.query_features is not None and plan.query_features[0] == pytest.approx(words, abs=1e-5)
+    assert plan.features is not None and plan.features[0][0] == pytest.approx(words, abs=1e-5)
     assert [len(kept) for kept in plan.kept] == [2] * len(plan.kept)
     with pytest.raises(ConfigError, match="asks in words"):
         make_plan(alter(settings, {"filter": "colour"}))
@@ -234,10 +234,10 @@ def test_the_scoring_model_filters_with_its_own_features(
     changes = {"filter": "vlm", "backend": "transformers", "model_name_or_path": str(tmp_path / "m")}
     settings = make_settings(make_world(), **changes, device="cpu", dtype="float32", top_k=3, floor=0)
     plan = make_plan(settings)
-    assert plan.scorer is not None and plan.gallery_features is not None
+    assert plan.scorer is not None and plan.features is not None
     scorer: Any = plan.scorer
     levels = scorer.features[plan.protocol.gallery[1].image_id].levels[0].mean(dim=0).numpy()
-    assert plan.gallery_features[1] == pytest.approx(levels / np.linalg.norm(levels), abs=1e-5)
+    assert plan.features[1][1] == pytest.approx(levels / np.linalg.norm(levels), abs=1e-5)
     results = run_evaluation(settings)
     assert results.pairs == 3 * len(plan.kept)
     method = "mode pointwise, image order query_first, filter vlm, fusion none"

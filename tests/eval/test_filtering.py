@@ -158,8 +158,8 @@ def test_npz_features_are_found_by_path(make_world: MakeWorld, make_settings: Ma
     paths = [record.path for record in records]
     file = write_npz(tmp_path / "f.npz", ["extra.png", *paths[::-1]], np.vstack([[[9.0, 9.0]], values[::-1]]))
     plan = make_plan(make_settings(manifest, filter="npz", filter_features=file))
-    assert plan.query_features is not None and plan.gallery_features is not None
-    found = np.concatenate([plan.query_features, plan.gallery_features])
+    assert plan.features is not None
+    found = np.concatenate([plan.features[0], plan.features[1]])
     assert np.allclose(found, values / np.linalg.norm(values, axis=1, keepdims=True), atol=1e-6)
 
 

@@ -93,8 +93,8 @@ def test_features_are_reranked_as_by_the_released_algorithm(
     features = {"filter": "npz", "filter_features": tmp_path / "f.npz", "top_k": None}
     settings = make_settings(manifest, **neighbours, **features)
     plan = make_plan(settings)
-    assert plan.query_features is not None and plan.gallery_features is not None
-    together = np.concatenate([plan.query_features, plan.gallery_features])
+    assert plan.features is not None
+    together = np.concatenate([plan.features[0], plan.features[1]])
     expected = rerank_densely(together, 24, k1, k2, settings.scoring.lambda_value)[0]
     scores = [np.zeros(len(kept), dtype=np.float32) for kept in plan.kept]
     fused = fuse_scores(settings.scoring, plan, [scores], "margins")[0]
@@ -115,12 +115,12 @@ def settings(make_world: MakeWorld, make_settings: MakeSettings) -> EvalSettings
 
 def replace_plan(plan: Plan, query: list[float], gallery: list[list[float]]) -> None:
     """Give the plan's first query and its three candidates these features."""
-    assert plan.query_features is not None and plan.gallery_features is not None
-    plan.query_features[0] = np.resize(np.array(query), plan.query_features.shape[1]) * 0
-    plan.query_features[0, : len(query)] = query
+    assert plan.features is not None
+    plan.features[0][0] = np.resize(np.array(query), plan.features[0].shape[1]) * 0
+    plan.features[0][0, : len(query)] = query
     for place, row in zip(plan.kept[0].tolist(), gallery, strict=True):
-        plan.gallery_features[place] = 0
-        plan.gallery_features[place, : len(row)] = row
+        plan.features[1][place] = 0
+        plan.features[1][place, : len(row)] = row
 
 
 def test_linear_adds_standardised_scores(settings: EvalSettings) -> None:
@@ -150,12 +150,12 @@ def test_reciprocal_ranks_are_added_and_ties_share_theirs(settings: EvalSettings
 
 def test_k_reciprocal_joins_jaccard_baseline_and_model(settings: EvalSettings) -> None:
     plan = make_plan(settings)
-    assert plan.query_features is not None and plan.gallery_features is not None
+    assert plan.features is not None
     changed = alter(settings, {"fusion": "k_reciprocal", "fusion_weight": 0.2, "k1": 4, "k2": 2})
     scores = [np.array([1.0, 3.0, 2.0], dtype=np.float32)] * len(plan.kept)
     fused = fuse_scores(changed.scoring, plan, [scores], "margins")[0][1]
-    features = np.concatenate([plan.query_features, plan.gallery_features])
-    count, kept = len(plan.query_features), plan.kept[1]
+    features = np.concatenate([plan.features[0], plan.features[1]])
+    count, kept = len(plan.features[0]), plan.kept[1]
     jaccard = rerank_densely(features, count, 4, 2, 0.3)[1][1][kept]
     distances = 1.0 - features @ features[1]
     distance = 0.8 * distances[count:][kept] / distances.max() + 0.2 * np.array([1.0, 0.0, 0.5])

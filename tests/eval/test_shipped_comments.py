@@ -123,7 +123,7 @@ def test_filters_that_are_offered_for_words_compare_words(case: Any, make_case: 
     np.savez(tmp_path / "f.npz", paths=names, features=rng.normal(size=(len(names), 8)))
     files = {"filter_features": tmp_path / "f.npz", "filter_model": "absent", "filter_weights": "absent.pth"}
     plan = make_plan(make_case(filter="npz", **files))
-    assert plan.query_features is not None and len(plan.query_features) == len(protocol.queries)
+    assert plan.features is not None and len(plan.features[0]) == len(protocol.queries)
     taken = {"none", "npz"}
     for name in set(get_args(FilterSettings.model_fields["source"].annotation)) - taken:
         settings = make_case(filter=name, backend="transformers", model_name_or_path="absent", **files)

@@ -123,14 +123,13 @@ class Matrix:
     values: Array | None
     query_rows: IntArray
     gallery_columns: IntArray
-    query_features: ScoreArray | None = None
-    gallery_features: ScoreArray | None = None
+    features: tuple[ScoreArray, ScoreArray] | None = None
     may_lack: bool = False
 
     def iterate_rows(self) -> Iterator[ScoreArray]:
         """Yield the scores (G,) of each query, as the protocol numbers queries and gallery."""
-        if self.query_features is not None and self.gallery_features is not None:
-            yield from iterate_similarities(self.query_features, self.gallery_features)
+        if self.features is not None:
+            yield from iterate_similarities(*self.features)
         elif self.values is not None:
             for row in self.query_rows.tolist():
                 yield np.asarray(self.values[row])[self.gallery_columns]
@@ -139,15 +138,9 @@ class Matrix:
         """Return how many pairs have a score."""
         if self.may_lack:
             return sum(int(np.count_nonzero(~np.isnan(row))) for row in self.iterate_rows())
-        if self.query_features is not None and self.gallery_features is not None:
-            return len(self.query_features) * len(self.gallery_features)
+        if self.features is not None:
+            return len(self.features[0]) * len(self.features[1])
         return len(self.query_rows) * len(self.gallery_columns)
-
-
-def _read_feature_matrix(path: Path, protocol: Benchmark) -> Matrix:
-    """Return the cosine similarities of the file's features, for ``backend: features``."""
-    empty = np.empty(0, dtype=np.int64)
-    return Matrix(path, None, empty, empty, *read_protocol_features(path, protocol))
 
 
 def _read_score_matrix(path: Path, protocol: Benchmark) -> Matrix:
@@ -211,7 +204,8 @@ def read_matrix(scoring: ScoringSettings, protocol: Benchmark) -> Matrix:
         DataError: see ``read_features`` and ``_read_score_matrix``.
     """
     if scoring.backend == "features" and scoring.features is not None:
-        return _read_feature_matrix(scoring.features, protocol)
+        empty = np.empty(0, dtype=np.int64)
+        return Matrix(scoring.features, None, empty, empty, read_protocol_features(scoring.features, protocol))
     if scoring.scores is None:
         raise ConfigError("scoring.backend: scores needs scoring.scores, an .npz or .npy file.")
     return _read_score_matrix(scoring.scores, protocol)
