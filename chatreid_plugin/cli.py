@@ -8,13 +8,17 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from . import __version__
 from .errors import ChatReIDError, DataError, end_on_sigterm
 from .printing import say
+
+
+if TYPE_CHECKING:
+    from .config import BuildSettings
 
 
 app = typer.Typer(
@@ -31,6 +35,19 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those of the file.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or hub name.")]
+ModelOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Section model of eval/*.yaml: model.dtype=bfloat16."),
+]
+Stage = Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")]
+
+
+def _load_recipe(config: Path, overrides: list[str] | None) -> "BuildSettings":
+    from .config import BuildSettings, load_settings
+
+    return load_settings(config, overrides or [], BuildSettings)
 
 
 def _show_version(wanted: bool) -> None:
@@ -67,7 +84,7 @@ def doctor(
     compare: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Evaluation file that has to have the recipe's image settings.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Report versions, the plugin's hooks in LLaMA-Factory, torchrun and GPUs; exit code 4 if something is wrong."""
     if recipe is not None:
@@ -87,7 +104,7 @@ def doctor(
 @app.command(name="list")
 def list_datasets(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one data set whole.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the data sets that `parse` reads: layout, published counts, licence and where to ask for them."""
     from .engine.inspect import dump_catalog, render_catalog, render_entry
@@ -106,7 +123,7 @@ def inspect(
     trial: Annotated[int, typer.Option(min=1, help="Which of its published splits.")] = 1,
     pattern: Annotated[str | None, typer.Option(help="For NAME `pattern`: {person}/{camera}_{index}.jpg")] = None,
     labels: Annotated[Path | None, typer.Option(help="For NAME `list`: CSV or JSON Lines file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what would be read from a raw data set; opens no image (CUHK03's raw .mat is unpacked first)."""
     from .engine.inspect import inspect_source
@@ -134,10 +151,9 @@ def parse(
     recheck: Annotated[bool, typer.Option("--recheck", help="Decode every image again, unchanged ones too.")] = False,
 ) -> None:
     """Read the raw data sets named in CONFIG and write their manifests."""
-    from .config import BuildSettings, load_settings
     from .engine.manifests import parse_sources
 
-    for manifest in parse_sources(load_settings(config, overrides or [], BuildSettings), recheck):
+    for manifest in parse_sources(_load_recipe(config, overrides), recheck):
         say(manifest)
 
 
@@ -156,14 +172,13 @@ def caption(
     batch_read: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Read an output or error file of it; repeatable.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask an OpenAI-compatible endpoint for captions and attributes of the training images."""
-    from .config import BuildSettings, load_settings
     from .engine.captions.endpoint import caption_sources
 
     names = [argument for argument in arguments or [] if "=" not in argument]
-    settings = load_settings(config, [item for item in arguments or [] if "=" in item], BuildSettings)
+    settings = _load_recipe(config, [item for item in arguments or [] if "=" in item])
     report = caption_sources(
         settings, names, dry_run=dry_run, limit=limit, batch_write=batch_write, batch_read=batch_read or []
     )
@@ -175,13 +190,12 @@ def filter_images(
     config: Config,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the contact sheets only, no list.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say how many training images are too poor, and show examples for each reason."""
-    from .config import BuildSettings, load_settings
     from .engine.screening.reports import filter_sources
 
-    report = filter_sources(load_settings(config, overrides or [], BuildSettings), dry_run=dry_run)
+    report = filter_sources(_load_recipe(config, overrides), dry_run=dry_run)
     say(report.to_json() if as_json else report.render())
 
 
@@ -192,13 +206,12 @@ def audit(
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE", help="Write all leaks to FILE (.csv or .jsonl).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look for test images and test identities among the training images; exit code 3 if something leaks."""
-    from .config import BuildSettings, load_settings
     from .engine.screening.reports import audit_sources
 
-    report = audit_sources(load_settings(config, overrides or [], BuildSettings), write)
+    report = audit_sources(_load_recipe(config, overrides), write)
     say(report.to_json() if as_json else report.render())
     raise typer.Exit(report.exit_code)
 
@@ -209,13 +222,12 @@ def build(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be built; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what other settings built.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Build the three stages' instruction data sets from the manifests."""
-    from .config import BuildSettings, load_settings
     from .engine.build import build_datasets
 
-    settings = load_settings(config, overrides or [], BuildSettings)
+    settings = _load_recipe(config, overrides)
     report = build_datasets(settings, dry_run=dry_run, overwrite=overwrite)
     say(report.to_json() if as_json else report.render())
 
@@ -227,7 +239,7 @@ def show(
     count: Annotated[int | None, typer.Option(min=1, help="Records of each: 3 of one named, else 1.")] = None,
     start: Annotated[int, typer.Option(min=0, help="Number of the first record, from 0.")] = 0,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures inside.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show records of built data sets: images, prompt and answer."""
     from .engine.show import list_examples, render_json, render_text, write_page
@@ -242,7 +254,7 @@ def show(
 def stats(
     directory: Annotated[Path, typer.Argument(metavar="DATASET_DIR", help="The output_dir of `chatreid build`.")],
     output: Annotated[Path | None, typer.Option(metavar="DIR", help="For the files; DATASET_DIR_stats.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count what built data sets hold and compare it with their recipe; writes a page, figures and JSON."""
     from .engine.stats_page import write_statistics
@@ -274,14 +286,11 @@ def eval(context: typer.Context) -> None:
 
 @app.command()
 def serve(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or hub name.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Section model of eval/*.yaml: model.dtype=bfloat16."),
-    ] = None,
+    checkpoint: Checkpoint,
+    overrides: ModelOverrides = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
+    stage: Stage = 3,
     name: Annotated[str | None, typer.Option(help="Name of the model; the folder's by default.")] = None,
     api_key_variable: Annotated[
         str | None, typer.Option(metavar="NAME", help="Environment variable with the key that requests must show.")
@@ -298,14 +307,11 @@ def serve(
 
 @app.command()
 def embed(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's folder or hub name.")],
+    checkpoint: Checkpoint,
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Of `chatreid parse`.")],
     output: Annotated[Path, typer.Argument(metavar="OUT.npz", help="Gets `paths` and `features`.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Section model of eval/*.yaml: model.dtype=bfloat16."),
-    ] = None,
-    stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
+    overrides: ModelOverrides = None,
+    stage: Stage = 3,
     split: Annotated[
         list[str] | None, typer.Option(help="train, val, query or gallery; repeatable; all by default.")
     ] = None,
@@ -359,9 +365,9 @@ def search(
         list[Path] | None, typer.Option(metavar="FILE", help=".csv, .json or .html (contact sheet); repeatable.")
     ] = None,
     index: Annotated[Path | None, typer.Option(metavar="DIR", help="GALLERY.chatreid beside it by default.")] = None,
-    stage: Annotated[int, typer.Option(min=0, max=3, help="Image policy of the stage; 0 for none.")] = 3,
+    stage: Stage = 3,
     operator: Annotated[str, typer.Option(help="Who searches, for the log.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search your own pictures in dialogue, for a photo, words or both; needs no labels."""
     from .search.command import open_or_resume, read_attributes, read_box, run_search
@@ -408,7 +414,7 @@ def report(
         list[Path], typer.Argument(metavar="DIR...", help="Output folders of evaluations, or folders above.")
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the page goes.")] = Path("comparison"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare evaluations with each other and with the paper's tables: a page, curves and the radar of figure 1."""
     from .eval.comparison import dump_comparison, render_text, write_comparison

@@ -9,7 +9,7 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from ..datasets.registry import list_benchmarks
 from ..errors import DataError
 from ..html import embed_png, encode_png, render_template
+from ..printing import render_table
 from ..shards import open_atomically, read_json, write_json, write_text
 
 
@@ -208,11 +209,6 @@ def find_disagreements(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def find_warnings(runs: Sequence[Run]) -> list[str]:
-    """Return what the runs' own files say has to be known before their figures are quoted."""
-    return [f"{run.benchmark} in {run.folder}: {text}" for run in runs for text in run.content["warnings"]]
-
-
 def find_differences(runs: Sequence[Run]) -> list[str]:
     """Return, in words, in what runs beside each other differ without being wrong: mode, filter, fusion."""
     found: list[str] = []
@@ -221,6 +217,16 @@ def find_differences(runs: Sequence[Run]) -> list[str]:
         if len(values) > 1:
             found.append(f"runs differ in {key}: {' | '.join(values)}")
     return found
+
+
+def list_remarks(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return, in words, what has to be known before runs are compared or their figures quoted."""
+    return {
+        "disagreements": find_disagreements(runs),
+        "unlike_published": find_unlike_published(runs),
+        "differences": find_differences(runs),
+        "warnings": [f"{run.benchmark} in {run.folder}: {text}" for run in runs for text in run.content["warnings"]],
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,12 +262,6 @@ def _list_published_rows(table: Mapping[str, Any]) -> list[Row]:
         known = tuple(NO_CELL if cell is None else (cell[0], cell[1]) for cell in cells)
         rows.append(Row(name, True, known, averages.get(name)))
     return rows
-
-
-def _average(row: Row) -> Row:
-    """Return a measured row with the average of its mAP, if it has all of them."""
-    values = [mean_ap for mean_ap, _ in row.cells if mean_ap is not None]
-    return replace(row, average=fmean(values)) if len(values) == len(row.cells) else row
 
 
 def _share_out(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[dict[str, Run]]:
@@ -316,12 +316,15 @@ def name_rows(rows: Sequence[Mapping[str, Run]]) -> list[str]:
     return [f"{name} ({where})" if name in doubled else name for name, where in zip(names, folders, strict=True)]
 
 
-def _list_measured_rows(runs: Sequence[Run], benchmarks: Sequence[str]) -> list[Row]:
-    rows = _share_out(runs, benchmarks)
-    return [
-        Row(name, False, tuple(row[b].cell if b in row else NO_CELL for b in benchmarks))
-        for name, row in zip(name_rows(rows), rows, strict=True)
-    ]
+def _list_measured_rows(runs: Sequence[Run], benchmarks: Sequence[str], *, averaged: bool = False) -> list[Row]:
+    """Return the runs' rows; ``averaged``: each with the average of its mAP, if it has all of them."""
+    rows: list[Row] = []
+    shared = _share_out(runs, benchmarks)
+    for name, row in zip(name_rows(shared), shared, strict=True):
+        cells = tuple(row[benchmark].cell if benchmark in row else NO_CELL for benchmark in benchmarks)
+        values = [mean_ap for mean_ap, _ in cells if mean_ap is not None]
+        rows.append(Row(name, False, cells, fmean(values) if averaged and len(values) == len(cells) else None))
+    return rows
 
 
 def build_tables(runs: Sequence[Run]) -> list[Table]:
@@ -331,10 +334,8 @@ def build_tables(runs: Sequence[Run]) -> list[Table]:
     for table in read_published()["tables"]:
         benchmarks = tuple(table["benchmarks"])
         named |= set(benchmarks)
-        measured = _list_measured_rows(runs, benchmarks)
         averaged = "averages" in table
-        if averaged:
-            measured = [_average(row) for row in measured]
+        measured = _list_measured_rows(runs, benchmarks, averaged=averaged)
         if measured:
             tables.append(Table(table["title"], benchmarks, (*_list_published_rows(table), *measured), averaged))
     others = tuple(dict.fromkeys(run.benchmark for run in runs if run.benchmark not in named))
@@ -368,10 +369,7 @@ def describe_comparison(runs: Sequence[Run]) -> dict[str, Any]:
         "source_of_published_rows": read_published()["source"],
         "tables": [asdict(table) for table in build_tables(runs)],
         "radar": asdict(build_radar(runs)),
-        "disagreements": find_disagreements(runs),
-        "unlike_published": find_unlike_published(runs),
-        "differences": find_differences(runs),
-        "warnings": find_warnings(runs),
+        **list_remarks(runs),
         "runs": [
             {"folder": str(run.folder), "scorer": run.scorer, "benchmark": run.benchmark}
             | {key: run.content[key] for key in ("protocol", "metrics", "strict", "filter")}
@@ -397,21 +395,18 @@ def _show_percent(value: float | None) -> str:
 def render_text(runs: Sequence[Run]) -> str:
     """Return the tables in words, percent; published rows carry an asterisk."""
     lines: list[str] = []
-    tables = build_tables(runs)
-    width = 2 + max(len("mAP / Rank-1"), *(len(row.name) + row.published for table in tables for row in table.rows))
-    for table in tables:
-        columns = [*table.benchmarks, *(["Avg. mAP"] if table.averaged else [])]
-        lines += [table.title, f"{'mAP / Rank-1':<{width}}" + "".join(f"{name:>15}" for name in columns)]
+    for table in build_tables(runs):
+        columns = ["mAP / Rank-1", *table.benchmarks, *(["Avg. mAP"] if table.averaged else [])]
+        rows: list[list[str]] = []
         for row in table.rows:
             cells = [" / ".join(map(_show_percent, cell)) for cell in row.cells]
             cells += [_show_percent(row.average)] if table.averaged else []
-            lines.append(f"{row.name + ('*' if row.published else ''):<{width}}" + "".join(f"{c:>15}" for c in cells))
-        lines.append("")
+            rows.append([f"{row.name}{'*' if row.published else ''}", *cells])
+        lines += [table.title, render_table(columns, rows), ""]
     lines.append(f"* published: {read_published()['source']}")
-    lines += [f"Not comparable: {reason}" for reason in find_disagreements(runs)]
-    lines += [f"Not comparable with the published rows: {reason}" for reason in find_unlike_published(runs)]
-    lines += [f"Note: {reason}" for reason in find_differences(runs)]
-    lines += [f"Warning: {warning}" for warning in find_warnings(runs)]
+    titles = ("Not comparable", "Not comparable with the published rows", "Note", "Warning")
+    for title, remarks in zip(titles, list_remarks(runs).values(), strict=True):
+        lines += [f"{title}: {remark}" for remark in remarks]
     return "\n".join(lines)
 
 
@@ -422,10 +417,7 @@ def render_page(runs: Sequence[Run], curves: bytes, radar: bytes) -> str:
         tables=build_tables(runs),
         runs=runs,
         source=read_published()["source"],
-        disagreements=find_disagreements(runs),
-        unlike_published=find_unlike_published(runs),
-        differences=find_differences(runs),
-        warnings=find_warnings(runs),
+        **list_remarks(runs),
         curves=embed_png(curves),
         radar=embed_png(radar),
     )
