@@ -66,12 +66,12 @@ class Comparison:
     @property
     def mean(self) -> float:
         """The mean of the values that were counted; of yes (1) and no (0) the share of yes."""
-        return _average(self.counts)
+        return average(self.counts)
 
     @property
     def expected_mean(self) -> float:
         """The mean that the recipe intends."""
-        return _average(self.expected)
+        return average(self.expected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,7 +471,8 @@ def compare(found: pa.Array, shares: Mapping[int, float]) -> Comparison:
     )
 
 
-def _average(numbers: Mapping[int, float]) -> float:
+def average(numbers: Mapping[int, float]) -> float:
+    """Return the mean of values, each with its frequency."""
     return sum(value * number for value, number in numbers.items()) / max(sum(numbers.values()), 1)
 
 

@@ -17,7 +17,15 @@ from .. import __version__
 from ..html import embed_png, encode_png, render_template
 from ..printing import say
 from ..shards import open_atomically, write_text
-from .stats import TOKEN_BIN, Comparison, DatasetStatistics, IdentityStatistics, Statistics, compute_statistics
+from .stats import (
+    TOKEN_BIN,
+    Comparison,
+    DatasetStatistics,
+    IdentityStatistics,
+    Statistics,
+    average,
+    compute_statistics,
+)
 
 
 TEMPLATE = Path(__file__).with_name("stats.html.j2")
@@ -103,34 +111,20 @@ def find_output(dataset_dir: Path) -> Path:
 
 
 def render_page(statistics: Statistics, sections: Sequence[Section], pictures: Mapping[str, bytes]) -> str:
-    """Return the HTML of the page; every text from outside is escaped.
-
-    Args:
-        statistics: the numbers.
-        sections: the topics in their order.
-        pictures: topic -> PNG file; topics without a figure have none.
-    """
-    return render_template(
-        TEMPLATE,
-        statistics=statistics,
-        sections=sections,
-        pictures={topic: embed_png(content) for topic, content in pictures.items()},
-        version=__version__,
-    )
+    """Return the HTML of the page; ``pictures`` are PNG files by topic."""
+    embedded = {topic: embed_png(content) for topic, content in pictures.items()}
+    return render_template(TEMPLATE, statistics=statistics, sections=sections, pictures=embedded, version=__version__)
 
 
 def build_sections(statistics: Statistics) -> Iterator[Section]:
     """Yield the topics that the data sets allow, in the order of the page."""
     datasets = {name.removeprefix("chatreid_"): one for name, one in statistics.datasets.items()}
     yield _build_record_section(statistics.stages, datasets)
-    sizes = {name: one.gallery_sizes for name, one in datasets.items() if one.gallery_sizes is not None}
-    if sizes:
+    if sizes := {name: one.gallery_sizes for name, one in datasets.items() if one.gallery_sizes}:
         yield _build_comparison_section("galleries", "Gallery sizes N", GALLERY_TEXT, sizes, "gallery images N")
-    matches = {name: one.matches for name, one in datasets.items() if one.matches is not None}
-    if matches:
+    if matches := {name: one.matches for name, one in datasets.items() if one.matches}:
         yield _build_comparison_section("matches", "Matches n", MATCH_TEXT, matches, "matches n")
-    answers = {name: one.yes_no for name, one in datasets.items() if one.yes_no is not None}
-    if answers:
+    if answers := {name: one.yes_no for name, one in datasets.items() if one.yes_no}:
         yield _build_answer_section(answers)
     yield _build_token_section(datasets)
     yield _build_identity_section(statistics)
@@ -139,12 +133,8 @@ def build_sections(statistics: Statistics) -> Iterator[Section]:
     wordings = {name: {f"wording {key}": n for key, n in one.variants.items()} for name, one in datasets.items()}
     text = "Wording 0 is the paper's; tasks differ in how many they have."
     yield _build_part_section("wordings", "Wordings of the prompts", text, wordings)
-    turns = {
-        name: {f"{number} turns": count for number, count in one.turns.items()}
-        for name, one in datasets.items()
-        if max(one.turns, default=1) > 1
-    }
-    if turns:
+    dialogues = {name: one.turns for name, one in datasets.items() if set(one.turns) - {1}}
+    if turns := {name: {f"{key} turns": n for key, n in one.items()} for name, one in dialogues.items()}:
         yield _build_part_section("turns", "Turns of the dialogues", TURN_TEXT, turns)
 
 
@@ -241,17 +231,13 @@ def _build_token_section(datasets: Mapping[str, DatasetStatistics]) -> Section:
 
 
 def _build_identity_section(statistics: Statistics) -> Section:
-    rows = [
-        (
-            name,
-            *(f"{value:,}" for value in (one.identities, one.images, one.cameras)),
-            f"{one.images / one.identities:.1f}",
-            f"{sum(cameras * people for cameras, people in one.cameras_per_identity.items()) / one.identities:.1f}",
-            f"{one.cameras_per_identity.get(1, 0):,}",
-            f"{sum(others * images for others, images in one.positives_per_image.items()) / one.images:.1f}",
-        )
-        for name, one in statistics.identities.items()
-    ]
+    rows: list[Sequence[str]] = []
+    for name, one in statistics.identities.items():
+        counts = (one.identities, one.images, one.cameras)
+        means = (one.images / one.identities, average(one.cameras_per_identity), average(one.positives_per_image))
+        numbers = [f"{count:,}" for count in counts] + [f"{mean:.1f}" for mean in means]
+        numbers.insert(-1, f"{one.cameras_per_identity.get(1, 0):,}")
+        rows.append((name, *numbers))
     columns = ("source", "identities", "images", "cameras", "images each", "cameras each", "in one camera only")
     missing = [f" {name}: {reason}." for name, reason in statistics.identities_left_out.items()]
     return Section(

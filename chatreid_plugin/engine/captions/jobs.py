@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -228,24 +229,23 @@ class CaptionRun:
     jobs: list[CaptionJob]
     images: int
     bar: "tqdm[Any]"
-    answered: dict[str, int] = field(default_factory=dict[str, int])
-    occluded: dict[str, int] = field(default_factory=dict[str, int])
-    failed: dict[str, int] = field(default_factory=dict[str, int])
+    answered: Counter[str] = field(default_factory=Counter[str])
+    occluded: Counter[str] = field(default_factory=Counter[str])
+    failed: Counter[str] = field(default_factory=Counter[str])
     reasons: list[str] = field(default_factory=list[str])
     logs: dict[str, tuple[LineLog, LineLog]] = field(default_factory=dict[str, tuple[LineLog, LineLog]])
 
     def keep_answer(self, job: CaptionJob, record: ImageRecord, description: Description) -> None:
         """Append an answer to the source's captions file."""
         self.logs[job.source][0].append(description.make_line(record.path, self.settings.model))
-        self.answered[job.source] = self.answered.get(job.source, 0) + 1
-        if not description.clothing_recognised:
-            self.occluded[job.source] = self.occluded.get(job.source, 0) + 1
+        self.answered[job.source] += 1
+        self.occluded[job.source] += not description.clothing_recognised
         self.bar.update()
 
     def keep_failure(self, job: CaptionJob, record: ImageRecord, reason: str) -> None:
         """Append a failure to the source's file of failures."""
         self.logs[job.source][1].append({"path": record.path, "reason": reason, "model": self.settings.model})
-        self.failed[job.source] = self.failed.get(job.source, 0) + 1
+        self.failed[job.source] += 1
         self.reasons.append(f"{record.path}: {reason}")
         self.bar.update()
 
@@ -273,9 +273,9 @@ class CaptionRun:
                 "source": name,
                 "images": job.images,
                 "answered_before": job.answered,
-                "answered": self.answered.get(name, 0),
-                "occluded": self.occluded.get(name, 0),
-                "failed": self.failed.get(name, 0),
+                "answered": self.answered[name],
+                "occluded": self.occluded[name],
+                "failed": self.failed[name],
                 "captions": str(job.answers),
             }
             rows.append(row)
