@@ -8,7 +8,6 @@ out. Several processes write it: data loader workers in lazy mode, mapping proce
 """
 
 import copy
-import json
 import math
 import os
 import shutil
@@ -29,13 +28,15 @@ from .. import __version__
 from ..answers import render_turns
 from ..errors import DataError
 from ..printing import say
-from ..records import INSTRUCTION_SCHEMA, Answer, Instruction, convert_row_to_instruction
+from ..records import Answer, Instruction, convert_row_to_instruction
 from ..tasks import LETTER_KINDS, get_task
 from .compat import get_function
 
 
 OVER_CUTOFF = ("trim", "raise")
-RECORD_COLUMN = "_chatreid_record"
+# The record as its shard has it, and the user's wordings: what trimming starts from. Null in rows of other data sets.
+ROW_COLUMN = "_chatreid_row"
+OWN_PROMPTS = "own_prompts"
 LIST_NAME = "chatreid_trimmed.txt"
 # The environment reaches data loader workers and mapping processes, forked or spawned; as a field of the guard the
 # path would be a part of the key of datasets' map cache.
@@ -59,11 +60,6 @@ def find_code_version(package: Path = PACKAGE) -> str:
     for file in sorted([*package.glob("*.py"), *package.glob("training/*.py")]):
         digest.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
     return f"{__version__}+{digest.hexdigest()}"
-
-
-def pack_record(row: Mapping[str, Any], own_prompts: Sequence[str]) -> str:
-    """Return a shard's row and the user's wordings as one string, which Arrow stores whatever is empty in it."""
-    return json.dumps([{name: row[name] for name in INSTRUCTION_SCHEMA.names if name in row}, list(own_prompts)])
 
 
 def make_messages(record: Instruction, own_prompts: Sequence[str]) -> dict[str, list[dict[str, str]]]:
@@ -170,29 +166,28 @@ class CutoffGuard:
         Raises:
             DataError: a record is too long, and cannot or must not be trimmed.
         """
-        columns = {name: values for name, values in examples.items() if name != RECORD_COLUMN}
-        packed: Sequence[Any] = examples.get(RECORD_COLUMN) or [None] * len(columns["_prompt"])
+        columns = {name: values for name, values in examples.items() if name != ROW_COLUMN}
+        compact: Sequence[Any] = examples.get(ROW_COLUMN) or [None] * len(columns["_prompt"])
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         encoded: list[Mapping[str, list[Any]]] = []
-        for index, (row, record) in enumerate(zip(rows, packed, strict=True)):
-            if record is None:  # another data set in the mixture: LLaMA-Factory's to cut
+        for index, (row, source) in enumerate(zip(rows, compact, strict=True)):
+            if source is None:  # another data set in the mixture: LLaMA-Factory's to cut
                 encoded.append(self.processor.preprocess_dataset({name: [value] for name, value in row.items()}))
             else:
-                rows[index], result = self._fit(row, record)
+                rows[index], result = self._fit(row, source)
                 encoded.append(result)
         if self.processor.data_args.packing and not self.generate:
             return self.processor.preprocess_dataset({name: [row[name] for row in rows] for name in columns})
         names = dict.fromkeys(name for result in encoded for name in result)
         return {name: [value for result in encoded for value in result.get(name, ())] for name in names}
 
-    def _fit(self, row: dict[str, Any], packed: str) -> tuple[dict[str, Any], Mapping[str, list[Any]]]:
+    def _fit(self, row: dict[str, Any], source: dict[str, Any]) -> tuple[dict[str, Any], Mapping[str, list[Any]]]:
         """Return an aligned record that fits, trimmed if need be, and its columns."""
         cutoff = self.processor.data_args.cutoff_len
         result, length = self._encode(row)
         if length <= cutoff:
             return row, result
-        values, own_prompts = json.loads(packed)
-        record = convert_row_to_instruction(values)
+        record = convert_row_to_instruction(source)
         fitted, images = row, list(row["_images"])
         while length > cutoff:
             smaller = drop_distractor(record) if self.over_cutoff == "trim" else None
@@ -200,7 +195,7 @@ class CutoffGuard:
                 raise DataError(_explain(record, length, cutoff, len(row["_images"]) - len(images), self.over_cutoff))
             record, position = smaller
             del images[position]
-            fitted = row | make_messages(record, own_prompts) | {"_images": images}
+            fitted = row | make_messages(record, source[OWN_PROMPTS]) | {"_images": images}
             result, length = self._encode(fitted)
         note_trimmed(record.id, len(row["_images"]) - len(images))
         return fitted, result

@@ -26,13 +26,13 @@ from datasets import Features, Value
 from torch.nn.functional import pad
 
 from ..errors import ConfigError, DataError
-from ..records import Instruction, convert_row_to_instruction
+from ..records import INSTRUCTION_SCHEMA, Instruction, convert_instruction_to_row, convert_row_to_instruction
 from ..regular_files import leaves_root
 from ..shards import FORMATTING
 from ..tasks import TASKS
 from ..upstream import get_upstream
 from .compat import get_function
-from .cutoff import RECORD_COLUMN, find_code_version, guard_processors, make_messages, note_mapped, pack_record
+from .cutoff import OWN_PROMPTS, ROW_COLUMN, find_code_version, guard_processors, make_messages, note_mapped
 from .dataset_info import extend_shard_loading, find_image_root, find_own_prompts
 from .images import LIST_NAME, BadImageList, SkippingDataset
 from .tokenized_path import guard_tokenized_path
@@ -53,7 +53,7 @@ IMAGE = {
     "task": Value("string"),
 }
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
-# LLaMA-Factory's aligned form, see align_dataset of its data/converter.py, and the record behind it.
+# LLaMA-Factory's aligned form, see align_dataset of its data/converter.py, and the row that it was made from.
 ALIGNED = Features(
     {
         "_prompt": _MESSAGES,
@@ -63,7 +63,7 @@ ALIGNED = Features(
         "_images": [IMAGE],
         "_videos": [Value("string")],
         "_audios": [Value("string")],
-        RECORD_COLUMN: Value("string"),
+        ROW_COLUMN: {**Features.from_arrow_schema(INSTRUCTION_SCHEMA), OWN_PROMPTS: [Value("string")]},
     }
 )
 # data/processor/supervised.py: numbers each packed record's images, with 2**32 for none.
@@ -108,6 +108,7 @@ def convert_record(record: Instruction, image_root: str, own_prompts: Sequence[s
         "_images": images,
         "_videos": None,
         "_audios": None,
+        ROW_COLUMN: convert_instruction_to_row(record) | {OWN_PROMPTS: list(own_prompts)},
     }
 
 
@@ -130,8 +131,7 @@ class ChatReIDConverter:
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """Convert one row of a shard."""
-        aligned = convert_record(convert_row_to_instruction(example), self.image_root, self.own_prompts)
-        return aligned | {RECORD_COLUMN: pack_record(example, self.own_prompts)}
+        return convert_record(convert_row_to_instruction(example), self.image_root, self.own_prompts)
 
 
 def register_converter(module: ModuleType) -> None:
@@ -156,7 +156,6 @@ class LazyTokenizer:
         examples = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
         return [
             convert_record(convert_row_to_instruction(example), *self.origins[origin])
-            | {RECORD_COLUMN: pack_record(example, self.origins[origin][1])}
             for example, origin in zip(examples, origins, strict=True)
         ]
 
@@ -181,7 +180,7 @@ class PathConverter:
         images = aligned["_images"] and [
             {"path": path, "width": 0, "height": 0, "record": "", "task": ""} for path in aligned["_images"]
         ]
-        return aligned | {"_images": images, RECORD_COLUMN: None}
+        return aligned | {"_images": images, ROW_COLUMN: None}
 
 
 def make_token_features(packing: bool, neat_packing: bool) -> Features:
@@ -200,33 +199,6 @@ def make_token_features(packing: bool, neat_packing: bool) -> Features:
     if neat_packing:
         columns["packing_params"] = _PACKING
     return Features(columns)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What LLaMA-Factory wants tokenized, and how.
-
-    Attributes:
-        dataset: of aligned records.
-        processor: LLaMA-Factory's own for the stage; it makes the tokens.
-        data_args: the run's.
-        training_args: the run's.
-        is_eval: the data set is one to evaluate on.
-        do_generate: answers will be generated: the prompts alone are wanted.
-    """
-
-    dataset: Any
-    processor: Any
-    data_args: Any
-    training_args: Any
-    is_eval: bool
-    do_generate: bool
-
-    def print_example(self, find_example: Callable[[], Any]) -> None:
-        """Print a tokenized record as LLaMA-Factory does, on the processes that log."""
-        if self.training_args.should_log:
-            print("eval example:" if self.is_eval else "training example:")
-            self.processor.print_data_example(find_example())
 
 
 def extend_loader(module: ModuleType) -> None:
@@ -261,59 +233,47 @@ def extend_loader(module: ModuleType) -> None:
         processor: Any = None,
         is_eval: bool = False,
     ) -> Any:
-        tokenize = None if dataset is None else _find_tokenization(dataset, stage)
-        if tokenize is None:
+        # Those that align_ours has aligned.
+        lazy = dataset is not None and ORIGIN_COLUMN in (dataset.column_names or ())
+        typed = dataset is not None and stage == "sft" and dataset.features == ALIGNED
+        if not lazy and not typed:
             return preprocess(dataset, data_args, training_args, stage, template, tokenizer, processor, is_eval)
         do_generate = training_args.predict_with_generate and is_eval
         dataset_processor = get_processor(data_args, stage, template, tokenizer, processor, do_generate)
-        return tokenize(Preprocessing(dataset, dataset_processor, data_args, training_args, is_eval, do_generate))
+        tokenize = _tokenize_lazily if lazy else _tokenize_typed
+        tokens = tokenize(dataset, dataset_processor, data_args, training_args, do_generate)
+        if training_args.should_log:
+            print("eval example:" if is_eval else "training example:")
+            dataset_processor.print_data_example(_find_first(tokens))
+        return tokens
 
     module.align_dataset = align_ours  # type: ignore[attr-defined]
     module._get_preprocessed_dataset = preprocess_ours  # type: ignore[attr-defined]
 
 
-def _find_tokenization(dataset: Any, stage: str) -> Callable[[Preprocessing], Any] | None:
-    """Return what takes the second map's place for a data set that ``extend_loader`` aligned, None for any other."""
-    if ORIGIN_COLUMN in (dataset.column_names or ()):
-        return _tokenize_lazily
-    return _tokenize_typed if stage == "sft" and dataset.features == ALIGNED else None
-
-
-def _check_lazy(dataset_attr: Any, data_args: Any) -> None:
+def _note_origin(dataset: Any, dataset_attr: Any, data_args: Any) -> Any:
+    """Return the shard's rows as they are, with the number of their origin."""
     if dataset_attr.formatting != FORMATTING:
         raise ConfigError(
             f"chatreid_lazy: true works with ChatReID records only, but data set {dataset_attr} has formatting: "
             f"{dataset_attr.formatting}. Set chatreid_lazy: false to mix them."
         )
-    for key in ("streaming", "packing", "tokenized_path"):
-        if getattr(data_args, key):
-            raise ConfigError(f"chatreid_lazy: true and {key} exclude each other; set one of them to false or null.")
-
-
-def _note_origin(dataset: Any, dataset_attr: Any, data_args: Any) -> Any:
-    """Return the shard's rows as they are, with the number of their origin."""
-    _check_lazy(dataset_attr, data_args)
     origin = find_image_root(dataset_attr, data_args), find_own_prompts(dataset_attr)
     if origin not in _origins:
         _origins.append(origin)
     return dataset.add_column(ORIGIN_COLUMN, np.full(len(dataset), _origins.index(origin), dtype=np.int32))
 
 
-def _tokenize_lazily(job: Preprocessing) -> Any:
+def _tokenize_lazily(dataset: Any, processor: Any, data_args: Any, training_args: Any, do_generate: bool) -> Any:
     """Return the data set with the tokenizer as its transform."""
-    dataset = job.dataset
-    tokenizer = LazyTokenizer(job.processor, list(_origins))
-    if job.do_generate:
+    tokenizer = LazyTokenizer(processor, list(_origins))
+    if do_generate:
         # LLaMA-Factory writes the prompts beside the answers, from a column that no transform has.
         features = make_token_features(packing=False, neat_packing=False)
         return dataset.map(tokenizer, batched=True, remove_columns=dataset.column_names, features=features)
-    if job.data_args.chatreid_bad_image == "skip":
-        bad_images = BadImageList(Path(job.training_args.output_dir) / LIST_NAME)
-        lazy: Any = SkippingDataset(dataset, tokenizer, bad_images)
-    else:
-        lazy = dataset.with_transform(tokenizer)
-    job.print_example(lambda: lazy[0])
-    return lazy
+    if data_args.chatreid_bad_image == "skip":
+        return SkippingDataset(dataset, tokenizer, BadImageList(Path(training_args.output_dir) / LIST_NAME))
+    return dataset.with_transform(tokenizer)
 
 
 def _find_converter(dataset: Any, dataset_attr: Any, data_args: Any) -> Callable[..., Any] | None:
@@ -340,22 +300,21 @@ def _map(dataset: Any, function: Any, features: Features, data_args: Any, traini
     return dataset.map(function, remove_columns=list(dataset.features), features=features, **changes)
 
 
-def _tokenize_typed(job: Preprocessing) -> Any:
-    """Return the tokens of aligned records."""
-    packing = bool(job.data_args.packing) and not job.do_generate
+def _tokenize_typed(dataset: Any, processor: Any, data_args: Any, training_args: Any, do_generate: bool) -> Any:
+    """Return the tokens of aligned records, with the columns' types written down."""
+    packing = bool(data_args.packing) and not do_generate
     tokens = _map(
-        job.dataset,
-        job.processor.preprocess_dataset,
-        make_token_features(packing, packing and job.data_args.neat_packing),
-        job.data_args,
-        job.training_args,
+        dataset,
+        processor.preprocess_dataset,
+        make_token_features(packing, packing and data_args.neat_packing),
+        data_args,
+        training_args,
         batched=True,
-        batch_size=job.data_args.preprocessing_batch_size,
+        batch_size=data_args.preprocessing_batch_size,
         desc="Running tokenizer on dataset",
     )
-    if not job.data_args.streaming and job.training_args.process_index == 0:
-        note_mapped(job.dataset, tokens)
-    job.print_example(lambda: _find_first(tokens))
+    if not data_args.streaming and training_args.process_index == 0:
+        note_mapped(dataset, tokens)
     return tokens
 
 

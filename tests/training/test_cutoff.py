@@ -127,8 +127,6 @@ def test_packed_records_are_trimmed_and_not_cut(
 def test_prompt_of_generation_is_trimmed(parse: Callable[..., Any], tokenizer_module: dict[str, Any]) -> None:
     from llamafactory.data import get_template_and_fix_tokenizer, loader
 
-    from chatreid_plugin.records import convert_instruction_to_row
-    from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
     from chatreid_plugin.training.loader import convert_record
     from chatreid_plugin.upstream import get_upstream
 
@@ -138,7 +136,7 @@ def test_prompt_of_generation_is_trimmed(parse: Callable[..., Any], tokenizer_mo
         processor = get_upstream(loader, "_get_dataset_processor")(
             parsed.data, "sft", template, tokenizer_module["tokenizer"], tokenizer_module["processor"], True
         )
-        row = convert_record(record, "/images") | {RECORD_COLUMN: pack_record(convert_instruction_to_row(record), ())}
+        row = convert_record(record, "/images")
         return processor.preprocess_dataset({name: [value] for name, value in row.items()})
 
     wanted = encode(TRIMMED, UNCUT)

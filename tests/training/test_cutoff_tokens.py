@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatreid_plugin.errors import DataError
-from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn, convert_instruction_to_row
+from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn
 from chatreid_plugin.tasks import ASKED, OWN_VARIANT, TASKS
-from chatreid_plugin.training.cutoff import RECORD_COLUMN, REMEMBERED_TEXTS, RememberingTokenizer, pack_record
+from chatreid_plugin.training.cutoff import REMEMBERED_TEXTS, ROW_COLUMN, RememberingTokenizer
 from chatreid_plugin.training.loader import convert_record
 
 
@@ -67,12 +67,12 @@ def test_tokens_and_labels_are_those_of_the_whole_text(guards: list[Any], record
     own = (ODD_WORDING,) if record.task == "standard_reid" else ()
     try:
         aligned = convert_record(record, "/images", own)
+        source = aligned.pop(ROW_COLUMN)
     except DataError:  # nothing is left of a text without its marks
         return
     columns = {name: [value] for name, value in aligned.items()}
-    packed = pack_record(convert_instruction_to_row(record), own)
     for guard in guards:
-        found = guard.preprocess_dataset(columns | {RECORD_COLUMN: [packed]})
+        found = guard.preprocess_dataset(columns | {ROW_COLUMN: [source]})
         whole = guard.processor.preprocess_dataset(columns)
         assert dict(found) == dict(whole)
         # Images are single tokens there.
@@ -108,5 +108,5 @@ def test_records_of_one_wording_are_encoded_once(tokenizer_module: dict[str, Any
     encode = guard.uncut.tokenizer._encode
     for record in (first, other):
         columns = {name: [value] for name, value in convert_record(record, "/images").items()}
-        guard.preprocess_dataset(columns | {RECORD_COLUMN: [pack_record(convert_instruction_to_row(record), ())]})
+        guard.preprocess_dataset(columns)
     assert encode.cache_info().hits == encode.cache_info().misses == 3  # system prompt, question, answer

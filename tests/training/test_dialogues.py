@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chatreid_plugin.answers import read_answer, render_turns
-from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn, convert_instruction_to_row
+from chatreid_plugin.records import Answer, Attribute, ImageReference, Instruction, Turn
 from chatreid_plugin.training.cutoff import drop_distractor
 from chatreid_plugin.training.loader import convert_record
 
@@ -101,7 +101,6 @@ def test_packed_dialogues_keep_their_labels(
 def test_generation_is_asked_for_the_last_answer(parse: Callable[..., Any], tokenizer_module: dict[str, Any]) -> None:
     from llamafactory.data import get_template_and_fix_tokenizer, loader
 
-    from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
     from chatreid_plugin.upstream import get_upstream
 
     parsed = parse(3, cutoff_len=UNCUT)
@@ -109,7 +108,7 @@ def test_generation_is_asked_for_the_last_answer(parse: Callable[..., Any], toke
     processor = get_upstream(loader, "_get_dataset_processor")(
         parsed.data, "sft", template, tokenizer_module["tokenizer"], tokenizer_module["processor"], True
     )
-    row = convert_record(LONG, "/images") | {RECORD_COLUMN: pack_record(convert_instruction_to_row(LONG), ())}
+    row = convert_record(LONG, "/images")
     found = processor.preprocess_dataset({name: [value] for name, value in row.items()})
     decode = tokenizer_module["tokenizer"].decode
     assert decode(found["labels"][0]) == "B<|im_end|>\n"

@@ -18,7 +18,7 @@ from chatreid_plugin.records import (
     convert_row_to_instruction,
 )
 from chatreid_plugin.tasks import OWN_VARIANT, render_prompt
-from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
+from chatreid_plugin.training.cutoff import ROW_COLUMN
 from chatreid_plugin.training.dataset_info import find_image_root
 from chatreid_plugin.training.loader import ChatReIDConverter, convert_record
 
@@ -35,7 +35,8 @@ RECORD = Instruction(
 
 def test_record_becomes_llamafactorys_aligned_form() -> None:
     aligned = convert_record(RECORD, "/data")
-    assert list(aligned) == ["_prompt", "_response", "_system", "_tools", "_images", "_videos", "_audios"]
+    stock = ["_prompt", "_response", "_system", "_tools", "_images", "_videos", "_audios"]
+    assert list(aligned) == [*stock, ROW_COLUMN]
     (prompt,), (answer,) = aligned["_prompt"], aligned["_response"]
     assert prompt["role"] == "user" and prompt["content"].count("<image>") == 3
     assert answer == {"role": "assistant", "content": "B"}
@@ -74,8 +75,8 @@ def test_llamafactory_hands_out_our_converter_and_keeps_the_image_root(workshop:
     assert isinstance(converter, ChatReIDConverter)
     assert converter.image_root == str(workshop.images)
     row = convert_instruction_to_row(RECORD)
-    packed = {RECORD_COLUMN: pack_record(row, ())}
-    assert converter(row) == convert_record(RECORD, str(workshop.images)) | packed
+    assert converter(row) == convert_record(RECORD, str(workshop.images))
+    assert converter(row)[ROW_COLUMN] == row | {"own_prompts": []}
     assert pickle.loads(pickle.dumps(converter)).image_root == str(workshop.images)
 
 

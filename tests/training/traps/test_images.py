@@ -18,9 +18,8 @@ from chatreid_plugin.images import (
     ImagePolicy,
     count_visual_tokens,
 )
-from chatreid_plugin.records import Answer, convert_instruction_to_row
+from chatreid_plugin.records import Answer
 from chatreid_plugin.tasks import IMAGE_MARK, clean_text
-from chatreid_plugin.training.cutoff import RECORD_COLUMN, pack_record
 from chatreid_plugin.training.images import decode_image, read_size
 from chatreid_plugin.training.loader import convert_record
 
@@ -74,7 +73,6 @@ def test_trap_02_cutoff_never_cuts_image_tokens(
     )
     record = data.make("r1")
     aligned = convert_record(record, str(data.images))
-    aligned[RECORD_COLUMN] = pack_record(convert_instruction_to_row(record), ())
 
     def encode() -> Any:
         return processor.preprocess_dataset({name: [value] for name, value in aligned.items()})
