@@ -155,7 +155,7 @@ def check_completeness(folder: Path) -> None:
     match_names(model, folder, "Copy or save the checkpoint again; its config.json may be of another model.")
 
 
-def _match_vision_tensors(encoder: Path, decoder: Path, projector: str) -> dict[str, str]:
+def match_vision_tensors(encoder: Path, decoder: Path, projector: str) -> dict[str, str]:
     """Return decoder tensor name -> encoder tensor name for all tensors that the swap replaces.
 
     Raises:
@@ -232,7 +232,7 @@ def compose_checkpoint(encoder: Path, decoder: Path, output: Path, projector: st
         DataError: the disk is full or cannot be written; ``output`` is as it was.
         UpstreamError: ``output`` exists and was not composed by this function.
     """
-    replaced = _match_vision_tensors(encoder, decoder, projector)
+    replaced = match_vision_tensors(encoder, decoder, projector)
     for folder in (encoder, decoder):
         check_completeness(folder)
     fingerprint = compute_fingerprint(encoder, decoder, projector)

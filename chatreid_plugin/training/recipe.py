@@ -51,6 +51,28 @@ class Finding:
         return f"{self.state:<8} {self.check}: {self.found}" + (f". {self.advice}" if self.advice else "")
 
 
+class Findings(list[Finding]):
+    """What one check finds: errors and warnings, or else that all is well."""
+
+    def __init__(self, check: str) -> None:
+        super().__init__()
+        self.check = check
+
+    def error(self, found: str, advice: str) -> None:
+        """Add what stops a run."""
+        self.append(Finding(self.check, "error", found, advice))
+
+    def warn(self, found: str, advice: str) -> None:
+        """Add what a run goes on with."""
+        self.append(Finding(self.check, "warning", found, advice))
+
+    def or_ok(self, found: str) -> "Findings":
+        """Return the findings; that all is well if there are none."""
+        if not self:
+            self.append(Finding(self.check, "ok", found))
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A recipe: the YAML's values with the overrides, and LLaMA-Factory's argument objects made of them.

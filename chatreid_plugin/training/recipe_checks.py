@@ -22,7 +22,7 @@ from ..shards import FORMATTING, read_json
 from ..tasks import find_default_system
 from .dataset_info import list_own_datasets, read_entries
 from .model import FLAGS, list_trained_parts
-from .recipe import Finding, Recipe, parse_recipe, read_values
+from .recipe import Finding, Findings, Recipe, parse_recipe, read_values
 from .recipe_data import check_dataset_names, check_datasets, check_left_out
 from .recipe_model import (
     TEMPLATE_FAMILIES,
@@ -34,7 +34,7 @@ from .recipe_model import (
 )
 from .resume import choose_checkpoint, describe_run
 from .tokenized_path import DATA_KEYS, PROCESSOR_KEYS, STAMP
-from .trainer import find_prompt, read_recorded
+from .trainer import check_vision_rate, find_prompt, read_recorded
 
 
 # Keys that decide what the model sees of a crop, with what an inference file means that leaves them out.
@@ -52,54 +52,43 @@ PADDING = 8
 
 def check_stage(recipe: Recipe) -> list[Finding]:
     """Compare the stage with what trains: all parts in Stages 1 and 2, no encoder in Stage 3 (``model.py``)."""
-    stage = recipe.data.chatreid_stage
+    findings, stage = Findings("stage"), recipe.data.chatreid_stage
     if stage is None:
-        return [
-            Finding("stage", "warning", "no chatreid_stage", "Set 1, 2 or 3: no image policy and no check otherwise")
-        ]
+        findings.warn("no chatreid_stage", "Set 1, 2 or 3: no image policy and no check otherwise")
+        return findings
     kind = recipe.finetuning.finetuning_type
     trained = list_trained_parts(stage, recipe.data.chatreid_projector)
-    findings: list[Finding] = []
     for part, flag in FLAGS.items():
         frozen = getattr(recipe.finetuning, flag)
         found = f"but {flag} is {str(frozen).lower()}"
         if part in trained and frozen and (kind == "full" or part == "language"):
-            findings.append(
-                Finding("stage", "error", f"Stage {stage} trains the {part}, {found}", f"Set {flag}: false")
-            )
+            findings.error(f"Stage {stage} trains the {part}, {found}", f"Set {flag}: false")
         elif part == "projector" and part in trained and not frozen and kind in ("lora", "oft"):
             if "merger" not in (recipe.finetuning.additional_target or ()):
                 advice = "Set additional_target: merger, or freeze_multi_modal_projector: true"
-                findings.append(Finding("stage", "error", f"{kind} never reaches the projector, {found}", advice))
+                findings.error(f"{kind} never reaches the projector, {found}", advice)
         elif part not in trained and not frozen:
-            findings.append(
-                Finding("stage", "error", f"Stage {stage} freezes the {part}, {found}", f"Set {flag}: true")
-            )
-    return findings or [Finding("stage", "ok", f"{stage}, {kind} tuning of {', '.join(sorted(trained))}")]
+            findings.error(f"Stage {stage} freezes the {part}, {found}", f"Set {flag}: true")
+    return findings.or_ok(f"{stage}, {kind} tuning of {', '.join(sorted(trained))}")
 
 
 def check_swap(recipe: Recipe) -> list[Finding]:
     """Warn of a Stage 2 that keeps its encoder; the key in another stage does not parse at all."""
     if recipe.data.chatreid_stage != 2:
         return []
+    findings = Findings("decoder swap")
     if recipe.data.chatreid_encoder is None:
-        return [
-            Finding(
-                "decoder swap",
-                "warning",
-                "Stage 2 without chatreid_encoder: model_name_or_path's own encoder trains",
-                "Set chatreid_encoder to Stage 1's output (paper section 3.3)",
-            )
-        ]
-    return [Finding("decoder swap", "ok", f"encoder of {recipe.data.chatreid_encoder}")]
+        found = "Stage 2 without chatreid_encoder: model_name_or_path's own encoder trains"
+        findings.warn(found, "Set chatreid_encoder to Stage 1's output (paper section 3.3)")
+    return findings.or_ok(f"encoder of {recipe.data.chatreid_encoder}")
 
 
 def check_template(recipe: Recipe) -> list[Finding]:
     """Warn of a template without the plugin's images; with a stage set, it does not parse at all."""
-    template = recipe.data.template
-    if str(template).startswith("chatreid"):
-        return [Finding("template", "ok", f"{template}")]
-    return [Finding("template", "warning", f"{template}: stock image handling", "Set template: chatreid")]
+    findings, template = Findings("template"), str(recipe.data.template)
+    if not template.startswith("chatreid"):
+        findings.warn(f"{template}: stock image handling", "Set template: chatreid")
+    return findings.or_ok(template)
 
 
 def check_records(recipe: Recipe) -> list[Finding]:
@@ -111,21 +100,21 @@ def check_records(recipe: Recipe) -> list[Finding]:
     if not own:
         return []
     several = f" and {len(own) - 1} more" if len(own) > 1 else ""
-    findings: list[Finding] = []
+    findings = Findings("records")
     if recipe.finetuning.stage != "sft":
         found = f"stage: {recipe.finetuning.stage} cannot train on ChatReID records ({own[0]}{several})"
-        findings.append(Finding("records", "error", found, "Set stage: sft"))
+        findings.error(found, "Set stage: sft")
     if template not in TEMPLATE_FAMILIES:
         found = f"template: {template} cannot read ChatReID records ({own[0]}{several})"
         advice = f"Set template: {find_right_template(recipe) or 'chatreid'}"
-        findings.append(Finding("records", "error", found, advice))
-    return findings or [Finding("records", "ok", f"{len(own)} data set(s) of ChatReID records")]
+        findings.error(found, advice)
+    return findings.or_ok(f"{len(own)} data set(s) of ChatReID records")
 
 
 def check_evaluation(recipe: Recipe) -> list[Finding]:
     """Refuse metrics and predictions that ``eval_on_each_dataset`` breaks; warn of people on both sides."""
     data, training = recipe.data, recipe.training
-    findings: list[Finding] = []
+    findings = Findings("evaluation")
     if data.eval_on_each_dataset and data.eval_dataset:
         prefixes = tuple(f"eval_{name}_" for name in data.eval_dataset)
         metric = training.metric_for_best_model
@@ -133,15 +122,15 @@ def check_evaluation(recipe: Recipe) -> list[Finding]:
         if metric is not None and not f"eval_{metric.removeprefix('eval_')}".startswith(prefixes):
             found = f"eval_on_each_dataset gives no {metric} for the best model, but one of each data set: KeyError"
             advice = f"Set metric_for_best_model: {prefixes[0]}loss, or eval_on_each_dataset: false"
-            findings.append(Finding("evaluation", "error", found, advice))
+            findings.error(found, advice)
         if training.do_predict:
             found = "eval_on_each_dataset with do_predict ends in KeyError, once all training is done"
-            findings.append(Finding("evaluation", "error", found, "Set eval_on_each_dataset: false"))
+            findings.error(found, "Set eval_on_each_dataset: false")
     if data.val_size > 0 and list_own_datasets(data):
         found = "val_size holds out records, not people: those it evaluates on are in training as well"
         advice = "Build with validation_share and name the data sets that end in _val as eval_dataset"
-        findings.append(Finding("evaluation", "warning", found, advice))
-    return findings or [Finding("evaluation", "ok", "on eval_dataset" if data.eval_dataset else "none")]
+        findings.warn(found, advice)
+    return findings.or_ok("on eval_dataset" if data.eval_dataset else "none")
 
 
 def check_packing(recipe: Recipe) -> list[Finding]:
@@ -152,42 +141,38 @@ def check_packing(recipe: Recipe) -> list[Finding]:
     if not data.neat_packing:
         found = "packing without neat_packing: the records of a pack attend to each other"
         return [Finding("packing", "warning", found, "Set neat_packing: true")]
-    findings: list[Finding] = []
+    findings = Findings("packing")
     if recipe.cutoff_len % PADDING:
         length = (recipe.cutoff_len // PADDING + 1) * PADDING
         found = f"neat_packing with cutoff_len {recipe.cutoff_len}, no multiple of {PADDING}: shapes do not match"
-        findings.append(Finding("packing", "error", found, f"Set cutoff_len: {length}"))
+        findings.error(found, f"Set cutoff_len: {length}")
     # LLaMA-Factory adds an image to a batch without one, and counts its tokens in the mask twice.
     for name, entry in read_entries(data.dataset, data.dataset_dir).items():
         if entry.get("formatting") != FORMATTING and not (entry.get("columns") or {}).get("images"):
             found = f"neat_packing with {name}, which has no images: a pack of it alone stops training"
-            findings.append(Finding("packing", "error", found, f"Set neat_packing: false, or leave {name} out"))
-    return findings or [Finding("packing", "ok", "neat_packing")]
+            findings.error(found, f"Set neat_packing: false, or leave {name} out")
+    return findings.or_ok("neat_packing")
 
 
 def check_mixing(recipe: Recipe) -> list[Finding]:
     """Refuse ``interleave_once``, which the ``datasets`` that LLaMA-Factory 0.9.5 pins (4.0.0) does not know."""
-    strategy = recipe.data.mix_strategy
-    if strategy == "interleave_once":
-        return [
-            Finding(
-                "mixing", "error", "mix_strategy: interleave_once raises ValueError", "Use concat or interleave_under"
-            )
-        ]
-    return [Finding("mixing", "ok", strategy)]
+    findings = Findings("mixing")
+    if recipe.data.mix_strategy == "interleave_once":
+        findings.error("mix_strategy: interleave_once raises ValueError", "Use concat or interleave_under")
+    return findings.or_ok(recipe.data.mix_strategy)
 
 
 def check_streaming(recipe: Recipe) -> list[Finding]:
     """Refuse streaming settings that crash: batches cut across images, and no worker to make a shard."""
     if not recipe.data.streaming:
         return [Finding("streaming", "ok", "off")]
-    findings: list[Finding] = []
+    findings = Findings("streaming")
     if recipe.training.accelerator_config.dispatch_batches is not False:
         found = "streaming with dispatch_batches: the first process cuts pixel values at the wrong places"
-        findings.append(Finding("streaming", "error", found, "Set accelerator_config: {dispatch_batches: false}"))
+        findings.error(found, "Set accelerator_config: {dispatch_batches: false}")
     if recipe.training.dataloader_num_workers == 0:
         found = "streaming with dataloader_num_workers: 0 ends with StopIteration"
-        findings.append(Finding("streaming", "error", found, "Set dataloader_num_workers: 1 or more"))
+        findings.error(found, "Set dataloader_num_workers: 1 or more")
     advice = "Prefer chatreid_lazy: true: no cache either, and a known length"
     return findings or [Finding("streaming", "warning", "on: resuming reads everything again", advice)]
 
@@ -196,21 +181,25 @@ def check_lazy(recipe: Recipe) -> list[Finding]:
     """Refuse what needs all token ids first together with ``chatreid_lazy``, and warn of what reads everything."""
     if not recipe.data.chatreid_lazy:
         return [Finding("lazy mode", "ok", "off")]
-    findings = [
-        Finding("lazy mode", "error", f"chatreid_lazy and {key} exclude each other", "Set one to false or null")
-        for key in ("streaming", "packing", "tokenized_path")
-        if getattr(recipe.data, key)
-    ]
-    findings += find_whole_reads(recipe)
-    return findings or [Finding("lazy mode", "ok", "on")]
+    findings = Findings("lazy mode")
+    for key in ("streaming", "packing", "tokenized_path"):
+        if getattr(recipe.data, key):
+            findings.error(f"chatreid_lazy: true and {key} exclude each other", "Set one of them to false or null")
+    if recipe.finetuning.include_effective_tokens_per_second and recipe.training.do_train:
+        found = "include_effective_tokens_per_second reads and decodes every record before the first step"
+        findings.warn(found, "Leave it out with chatreid_lazy")
+    return findings.or_ok("on")
 
 
-def find_whole_reads(recipe: Recipe) -> list[Finding]:
-    """Warn of a key that reads every record before the first step, which lazy mode tokenizes then."""
-    if not recipe.finetuning.include_effective_tokens_per_second:
-        return []
-    found = "include_effective_tokens_per_second reads and decodes every record before the first step"
-    return [Finding("lazy mode", "warning", found, "Leave it out with chatreid_lazy")]
+def check_encoder_rate(recipe: Recipe) -> list[Finding]:
+    """Look at ``chatreid_vision_learning_rate`` as the run does; the parse has left its DeepSpeed file out."""
+    rate = recipe.data.chatreid_vision_learning_rate
+    try:
+        check_vision_rate(rate, recipe.training, recipe.finetuning)
+    except ConfigError as error:
+        advice = "Or drop chatreid_vision_learning_rate: all parts then have one rate"
+        return [Finding("encoder rate", "error", str(error).rstrip("."), advice)]
+    return [] if rate is None else [Finding("encoder rate", "ok", f"{rate} for the vision encoder")]
 
 
 def check_eager(recipe: Recipe) -> list[Finding]:
@@ -218,15 +207,15 @@ def check_eager(recipe: Recipe) -> list[Finding]:
     data = recipe.data
     if data.chatreid_lazy or data.streaming:
         return []
-    findings: list[Finding] = []
+    findings = Findings("tokenization")
     cores = len(os.sched_getaffinity(0))
     if (data.preprocessing_num_workers or 0) > cores:
         found = f"preprocessing_num_workers: {data.preprocessing_num_workers} on {cores} core(s) may run out of memory"
-        findings.append(Finding("tokenization", "warning", found, f"Set preprocessing_num_workers: {cores}"))
+        findings.warn(found, f"Set preprocessing_num_workers: {cores}")
     if recipe.training.ddp_timeout <= DEFAULT_TIMEOUT:
         found = f"other processes wait {recipe.training.ddp_timeout} s for the first one's tokenization, then abort"
-        findings.append(Finding("tokenization", "warning", found, "Set ddp_timeout: 180000000 or chatreid_lazy"))
-    return findings or [Finding("tokenization", "ok", "before the first step")]
+        findings.warn(found, "Set ddp_timeout: 180000000 or chatreid_lazy")
+    return findings.or_ok("before the first step")
 
 
 def check_tokenized_path(recipe: Recipe) -> list[Finding]:
@@ -262,16 +251,16 @@ def check_deepspeed(recipe: Recipe) -> list[Finding]:
         "train_micro_batch_size_per_gpu": recipe.training.per_device_train_batch_size,
         "gradient_accumulation_steps": recipe.training.gradient_accumulation_steps,
     }
-    findings: list[Finding] = []
+    findings = Findings("DeepSpeed")
     for key, value in wanted.items():
         if content.get(key, "auto") not in ("auto", value):
             found = f"{key} is {content[key]} in the file, {value} in the recipe"
-            findings.append(Finding("DeepSpeed", "error", found, f'Set "{key}": "auto"'))
+            findings.error(found, f'Set "{key}": "auto"')
     if content.get("train_batch_size", "auto") != "auto":
         found = f"train_batch_size: {content['train_batch_size']} fits one number of GPUs only"
-        findings.append(Finding("DeepSpeed", "warning", found, 'Set "train_batch_size": "auto"'))
+        findings.warn(found, 'Set "train_batch_size": "auto"')
     stage = (content.get("zero_optimization") or {}).get("stage", 0)
-    return findings or [Finding("DeepSpeed", "ok", f"ZeRO-{stage}; launch with FORCE_TORCHRUN=1")]
+    return findings.or_ok(f"ZeRO-{stage}; launch with FORCE_TORCHRUN=1")
 
 
 def check_output(recipe: Recipe) -> list[Finding]:
@@ -327,10 +316,10 @@ def check_image_limits(recipe: Recipe, compare: Path | None) -> list[Finding]:
     """
     own = {key: recipe.values.get(key, default) for key, default in POLICY_KEYS.items()}
     absent = [key for key in ("image_max_pixels", "image_min_pixels") if key not in recipe.values]
-    findings: list[Finding] = []
+    findings = Findings("image limits")
     if absent:
         advice = "Write them down, so that inference can use the same"
-        findings.append(Finding("image limits", "warning", f"{', '.join(absent)} not given", advice))
+        findings.warn(f"{', '.join(absent)} not given", advice)
     other, name = dict(POLICY_KEYS), "inference files that do not set them"
     if compare is not None:
         given = _read_model_keys(compare)
@@ -340,9 +329,9 @@ def check_image_limits(recipe: Recipe, compare: Path | None) -> list[Finding]:
         if own[key] != other[key]:
             found = f"{key} is {own[key]} here, {other[key]} in {name}"
             advice = f"Set {key}: {own[key]} there as well"
-            findings.append(Finding("image limits", "warning" if compare is None else "error", found, advice))
+            (findings.warn if compare is None else findings.error)(found, advice)
     area = f"{own['image_min_pixels']} to {own['image_max_pixels']} pixels"
-    return findings or [Finding("image limits", "ok", f"{area}, the same in {name}")]
+    return findings.or_ok(f"{area}, the same in {name}")
 
 
 def check_system_prompt(recipe: Recipe, compare: Path | None = None) -> list[Finding]:
@@ -355,11 +344,11 @@ def check_system_prompt(recipe: Recipe, compare: Path | None = None) -> list[Fin
     own = find_prompt(recipe.data)
     if own is None:
         return []
-    findings: list[Finding] = []
+    findings = Findings("system prompt")
     before = read_recorded(recipe.model.model_name_or_path, recipe.model.adapter_name_or_path)
     if before not in (None, own):
         found = f"{own!r} here, but {recipe.model.model_name_or_path} was trained with {before!r}"
-        findings.append(Finding("system prompt", "warning", found, "Set default_system to the same, unless meant"))
+        findings.warn(found, "Set default_system to the same, unless meant")
     if compare is not None and compare.is_file():  # check_image_limits reports one that is not there
         values = _read_model_keys(compare)
         other = _find_other(values, recipe)
@@ -367,8 +356,8 @@ def check_system_prompt(recipe: Recipe, compare: Path | None = None) -> list[Fin
             key = "default_system" if "template" in values else "system_prompt"
             found = f"{own!r} here, {other!r} in {compare}"
             advice = f"Set {key} there to the recipe's default_system"
-            findings.append(Finding("system prompt", "error", found, advice))
-    return findings or [Finding("system prompt", "ok", f"{own!r}")]
+            findings.error(found, advice)
+    return findings.or_ok(f"{own!r}")
 
 
 def _find_other(values: dict[str, Any], recipe: Recipe) -> str | None:
@@ -383,7 +372,7 @@ def _find_other(values: dict[str, Any], recipe: Recipe) -> str | None:
     return find_default_system(TEMPLATE_FAMILIES[recipe.data.template][0]) if recorded is None else recorded
 
 
-CHECKED = (check_dataset_names, check_records, check_evaluation, check_mixing)
+CHECKED = (check_dataset_names, check_records, check_evaluation, check_mixing, check_lazy)
 CHECKED_FOR_TRAINING = (
     *CHECKED,
     check_left_out,
@@ -403,6 +392,7 @@ CHECKS: tuple[Callable[[Recipe], list[Finding]], ...] = (
     check_mixing,
     check_streaming,
     check_lazy,
+    check_encoder_rate,
     check_eager,
     check_tokenized_path,
     check_deepspeed,
@@ -427,7 +417,6 @@ def refuse_pitfalls(model_args: Any, data_args: Any, training_args: Any, finetun
     faults = [f"{finding.found}. {finding.advice}" for finding in findings if finding.state == "error"]
     if faults:
         raise ConfigError("; ".join(faults) + ".")
-    findings += find_whole_reads(recipe) if data_args.chatreid_lazy and training_args.do_train else []
     logger: Any = logging.get_logger(__name__)  # LLaMA-Factory adds warning_rank0 and its like to the class
     for finding in findings:
         if finding.state == "warning":

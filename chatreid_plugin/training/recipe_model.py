@@ -11,7 +11,7 @@ import torch
 from ..checkpoints import read_shapes
 from ..errors import ChatReIDError, ConfigError
 from ..shards import read_json
-from .checkpoint import COMPOSED_FOLDER, MARKER, check_completeness, find_vision_suffix, is_hub_name
+from .checkpoint import COMPOSED_FOLDER, MARKER, check_completeness, is_hub_name, match_vision_tensors
 from .model import find_part, list_frozen_parts
 from .recipe import Finding, Recipe
 
@@ -190,22 +190,13 @@ def _check_checkpoint(key: str, name: str, recipe: Recipe) -> Finding:
 
 def _check_encoder(recipe: Recipe) -> Finding:
     """Compare the vision tensors that the swap exchanges; the swap itself refuses the same, after the launch."""
-    kinds: list[str] = []
-    shapes: list[dict[str, tuple[int, ...]]] = []
-    for name in list_checkpoints(recipe).values():
-        folder = find_model_folder(name, recipe.model)
-        assert folder is not None  # both are "ok"
-        kinds.append(read_json(folder / "config.json")["model_type"])
-        tensors = ((find_vision_suffix(tensor), shape) for tensor, shape in read_shapes(folder).items())
-        shapes.append({suffix: shape for suffix, shape in tensors if suffix is not None})
-    different = sorted(s for s in shapes[0].keys() | shapes[1].keys() if shapes[0].get(s) != shapes[1].get(s))
-    advice = "Take Stage 1's output of the same model size"
-    if kinds[0] != kinds[1]:
-        return Finding("chatreid_encoder", "error", f"a {kinds[1]}, but the model is a {kinds[0]}", advice)
-    if different:
-        found = f"{len(different)} vision tensor(s) differ in shape from the model's, first visual.{different[0]}"
-        return Finding("chatreid_encoder", "error", found, advice)
-    return Finding("chatreid_encoder", "ok", f"{len(shapes[0])} vision tensors fit the model")
+    model, encoder = (find_model_folder(name, recipe.model) for name in list_checkpoints(recipe).values())
+    assert model is not None and encoder is not None  # both are "ok"
+    try:
+        replaced = match_vision_tensors(encoder, model, recipe.data.chatreid_projector)
+    except ConfigError as error:
+        return Finding("chatreid_encoder", "error", str(error), "Take Stage 1's output of the same model size")
+    return Finding("chatreid_encoder", "ok", f"{len(replaced)} vision tensors fit the model")
 
 
 def count_parameters(recipe: Recipe, shapes: dict[str, tuple[int, ...]]) -> ParameterCounts | None:

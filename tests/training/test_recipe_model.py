@@ -106,10 +106,10 @@ def test_encoder_of_another_model_is_an_error(
     assert f"{name} with shape (4, 32) is no tensor of the model" in find_faults(recipe)[0][2]
     monkeypatch.setattr(recipe_model, "check_completeness", lambda folder: None)  # as with another config.json
     ((check, state, found),) = find_faults(recipe)
-    assert (check, state) == ("chatreid_encoder", "error") and "1 vision tensor(s) differ" in found
+    assert (check, state) == ("chatreid_encoder", "error") and "1 tensor(s) differ" in found
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"model_type": "qwen2_5_vl"}))
-    assert "a qwen2_5_vl, but the model is a qwen2_vl" in find_faults(recipe)[0][2]
+    assert f"The encoder {model} is a qwen2_5_vl" in find_faults(recipe)[0][2]
 
 
 @pytest.mark.parametrize(
