@@ -89,6 +89,7 @@ def apply_stage_policy(width: int, height: int, stage: int | None, aspect: Aspec
 
 
 def _list_limited_sizes(width: int, height: int, max_pixels: int, min_pixels: int) -> Iterator[tuple[int, int]]:
+    """Yield the sizes after LLaMA-Factory's pixel limits and Qwen2-VL's edge rules (data/mm_plugin.py, 0.9.5)."""
     if width * height > max_pixels:
         factor = math.sqrt(max_pixels / (width * height))
         width, height = int(width * factor), int(height * factor)
@@ -106,11 +107,6 @@ def _list_limited_sizes(width: int, height: int, max_pixels: int, min_pixels: in
     if height / width > LARGEST_ASPECT_RATIO:
         height = width * CLIPPED_ASPECT_RATIO
         yield width, height
-
-
-def apply_pixel_limits(width: int, height: int, max_pixels: int, min_pixels: int) -> tuple[int, int]:
-    """Return the size after LLaMA-Factory's pixel limits and Qwen2-VL edge rules (data/mm_plugin.py, 0.9.5)."""
-    return [(width, height), *_list_limited_sizes(width, height, max_pixels, min_pixels)][-1]
 
 
 def list_resizes(width: int, height: int, policy: ImagePolicy) -> list[tuple[int, int]]:

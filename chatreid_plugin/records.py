@@ -141,59 +141,41 @@ class Instruction:
         return len(self.images) - self.query_images
 
 
-# No Arrow map type: datasets 4.0.0 (LLaMA-Factory's cap) cannot read one.
+_TEXT, _INDEX, _SIDE = pa.string(), pa.int16(), pa.int32()
+
+
+def _list_of(**fields: pa.DataType) -> pa.DataType:
+    # No Arrow map type: datasets 4.0.0 (LLaMA-Factory's cap) cannot read one.
+    return pa.list_(pa.struct(list(fields.items())))
+
+
 IMAGE_RECORD_SCHEMA = pa.schema(
     [
-        ("image_id", pa.string()),
-        ("dataset", pa.string()),
-        ("split", pa.string()),
-        ("path", pa.string()),
-        ("person_id", pa.string()),
-        ("camera_id", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("clothes_id", pa.string()),
-        ("modality", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("attributes", pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))),
-        ("content_hash", pa.string()),
-        ("perceptual_hash", pa.string()),
+        *((name, _TEXT) for name in ("image_id", "dataset", "split", "path", "person_id", "camera_id")),
+        ("width", _SIDE),
+        ("height", _SIDE),
+        ("clothes_id", _TEXT),
+        ("modality", _TEXT),
+        ("captions", pa.list_(_TEXT)),
+        ("attributes", _list_of(name=_TEXT, value=_TEXT)),
+        ("content_hash", _TEXT),
+        ("perceptual_hash", _TEXT),
         ("sharpness", pa.float64()),
         ("brightness", pa.float64()),
     ]
 )
-
 INSTRUCTION_SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
-        ("task", pa.string()),
-        ("images", pa.list_(pa.struct([("path", pa.string()), ("width", pa.int32()), ("height", pa.int32())]))),
-        ("query_images", pa.int16()),
-        ("captions", pa.list_(pa.string())),
-        (
-            "attributes",
-            pa.list_(pa.struct([("image", pa.int16()), ("name", pa.string()), ("value", pa.string())])),
-        ),
-        (
-            "answer",
-            pa.struct([("indices", pa.list_(pa.int16())), ("match", pa.bool_()), ("text", pa.string())]),
-        ),
-        ("dataset", pa.string()),
-        ("variant", pa.int16()),
-        (
-            "turns",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("indices", pa.list_(pa.int16())),
-                        ("confirmed", pa.int16()),
-                        ("caption", pa.string()),
-                        ("name", pa.string()),
-                        ("value", pa.string()),
-                    ]
-                )
-            ),
-        ),
+        ("id", _TEXT),
+        ("task", _TEXT),
+        ("images", _list_of(path=_TEXT, width=_SIDE, height=_SIDE)),
+        ("query_images", _INDEX),
+        ("captions", pa.list_(_TEXT)),
+        ("attributes", _list_of(image=_INDEX, name=_TEXT, value=_TEXT)),
+        ("answer", pa.struct([("indices", pa.list_(_INDEX)), ("match", pa.bool_()), ("text", _TEXT)])),
+        ("dataset", _TEXT),
+        ("variant", _INDEX),
+        ("turns", _list_of(indices=pa.list_(_INDEX), confirmed=_INDEX, caption=_TEXT, name=_TEXT, value=_TEXT)),
     ]
 )
 # Columns that records of earlier versions lack; they are read as if these were empty.
@@ -282,10 +264,8 @@ def _make_instruction(row: Mapping[str, Any]) -> Instruction:
         answer=Answer(tuple(answer.get("indices") or ()), answer.get("match"), answer.get("text")),
         dataset=row["dataset"],
         variant=row["variant"],
-        turns=tuple(_make_turn(turn) for turn in row.get("turns") or ()),
+        turns=tuple(
+            Turn(tuple(t["indices"] or ()), t["confirmed"], *(t[name] or "" for name in ("caption", "name", "value")))
+            for t in row.get("turns") or ()
+        ),
     )
-
-
-def _make_turn(turn: Mapping[str, Any]) -> Turn:
-    words = (turn[name] or "" for name in ("caption", "name", "value"))
-    return Turn(tuple(turn["indices"] or ()), turn["confirmed"], *words)

@@ -18,11 +18,6 @@ def find_version(package: str) -> str:
         return "unknown"
 
 
-def find_tested_version(package: str) -> str:
-    """Return the version of a package that this plugin was tested with."""
-    return TESTED_VERSIONS[package]
-
-
 def get_upstream(module: ModuleType, name: str) -> Any:
     """Return ``module.name`` (dots allowed).
 
@@ -33,7 +28,7 @@ def get_upstream(module: ModuleType, name: str) -> Any:
     for part in name.split("."):
         if not hasattr(value, part):
             package = module.__name__.partition(".")[0]
-            tested = find_tested_version(package)
+            tested = TESTED_VERSIONS[package]
             raise UpstreamError(
                 f"{package} {find_version(package)} has no {module.__name__}.{name}; this plugin was tested with "
                 f"{tested}. Install {package}=={tested} or a newer chatreid-plugin."

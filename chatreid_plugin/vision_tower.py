@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from transformers.utils import generic
 
 from .errors import UpstreamError
-from .upstream import find_tested_version, get_upstream
+from .upstream import TESTED_VERSIONS, get_upstream
 
 
 # Model family -> the class of its vision attention, all of them with the same forward in transformers 5.5.
@@ -68,7 +68,7 @@ def attend_by_size(
     if cu_seq_lens_q is None:
         raise UpstreamError(
             "transformers passes no cu_seq_lens_q to the vision attention, so images cannot be told apart. "
-            f"Install transformers=={find_tested_version('transformers')} or a newer chatreid-plugin."
+            f"Install transformers=={TESTED_VERSIONS['transformers']} or a newer chatreid-plugin."
         )
     # Eager attention is each model file's own function and is registered nowhere.
     eager = sys.modules[type(module).__module__].eager_attention_forward

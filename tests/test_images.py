@@ -10,7 +10,6 @@ from chatreid_plugin.errors import ConfigError
 from chatreid_plugin.images import (
     ImagePolicy,
     PatchGeometry,
-    apply_pixel_limits,
     apply_stage_policy,
     count_grid,
     count_visual_tokens,
@@ -115,7 +114,8 @@ def test_pixel_limits_are_llamafactorys(
     factor = min(1.0, (max_pixels / (width * height)) ** 0.5)
     assume(width * factor >= 1 and height * factor >= 1)
     expected = upstream._get_qwen_video_size_after_regularization(width, height, max_pixels, min_pixels)
-    assert apply_pixel_limits(width, height, max_pixels, min_pixels) == expected
+    policy = ImagePolicy(image_max_pixels=max_pixels, image_min_pixels=min_pixels)
+    assert resize_by_policy(width, height, policy) == expected
 
 
 GEOMETRIES = [PatchGeometry(), PatchGeometry(16, 2, 65536, 16777216), PatchGeometry(14, 2, 784, 8192)]
@@ -156,4 +156,4 @@ def test_tokens_of_the_papers_sizes() -> None:
 )
 def test_edges_and_shapes_are_limited(size: tuple[int, int], expected: tuple[int, int]) -> None:
     # No edge below 28; longer than 200 to 1 becomes 180 to 1.
-    assert apply_pixel_limits(*size, 10**9, 1) == expected
+    assert resize_by_policy(*size, ImagePolicy(image_max_pixels=10**9, image_min_pixels=1)) == expected

@@ -48,7 +48,7 @@ def list_pa100k(source: SourceSettings) -> Listing:
         labels = _get_labels(file, f"{name}_label", path, len(images), len(columns.names))
         for image, row in zip(images, labels, strict=True):
             listing.crops.append(_make_crop(f"data/{image}", split, columns.describe(row.tolist())))
-    check_files(listing, [crop.path for crop in listing.crops])
+    check_files(listing)
     return listing
 
 
@@ -72,7 +72,7 @@ def list_peta(source: SourceSettings) -> Listing:
         listing.crops.append(
             _make_crop(f"images/{index + 1:05d}.png", split, columns.describe(matrix[index].tolist()))
         )
-    check_files(listing, [crop.path for crop in listing.crops])
+    check_files(listing)
     return listing
 
 
@@ -98,7 +98,7 @@ def list_rapv1(source: SourceSettings) -> Listing:
     trial = _get_trial(fields[0], source, path)
     for index, split in _list_partition(_name_splits(trial, RAPV1_SPLITS, path), len(images), path):
         listing.crops.append(_make_rap_crop(images[index], split, columns.describe(matrix[index].tolist())))
-    check_files(listing, [crop.path for crop in listing.crops])
+    check_files(listing)
     return listing
 
 
@@ -127,7 +127,7 @@ def list_rapv2(source: SourceSettings) -> Listing:
         person = int(people[index]) if index < len(people) else -1
         attributes = columns.describe(labels[index].tolist())
         listing.crops.append(_make_rap_crop(images[index], split, attributes, str(person) if person > 0 else None))
-    check_files(listing, [crop.path for crop in listing.crops])
+    check_files(listing)
     return listing
 
 

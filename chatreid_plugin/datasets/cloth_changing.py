@@ -229,7 +229,7 @@ def list_deepchange(source: SourceSettings) -> Listing:
             listing.crops.append(Crop(path, split, match["person"], match["camera"], match["clothes"]))
             if split in ("query", "gallery"):
                 tracklets[path] = rest[0]
-    check_files(listing, [crop.path for crop in listing.crops])
+    check_files(listing)
     listing.protocol["tracklets"] = tracklets
     return listing
 

@@ -67,7 +67,7 @@ def list_regdb(source: SourceSettings) -> Listing:
                     raise DataError(f"{where}: {path} stands in a list of {name} images. Copy the lists again.")
                 listing.crops.append(Crop(path, split, match["person"], name, modality=modality))
     _check_crops(listing)
-    check_files(listing, [crop.path for crop in listing.crops])
+    check_files(listing)
     listing.protocol["trial"] = source.trial
     return listing
 
@@ -88,7 +88,7 @@ def list_llcm(source: SourceSettings) -> Listing:
         for _, path, match in _read_labelled(lines, LLCM_TRAIN, LLCM_EXAMPLE, labels):
             camera = str(int(match["camera"]))
             listing.crops.append(Crop(path, "train", match["person"], camera, modality=modality))
-    check_files(listing, [crop.path for crop in listing.crops])
+    check_files(listing)
     tested = read_identities(listing.root / "idx" / "test_id.txt")
     for name, modality in LLCM_LISTS.items():
         split: Split = "query" if name == "nir" else "gallery"

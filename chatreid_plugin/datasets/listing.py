@@ -276,23 +276,19 @@ def find_named(
         raise DataError(f"{folder} holds no file named like {example}. {found}, or set `root` to the published one.")
 
 
-def check_files(listing: Listing, paths: Sequence[str]) -> None:
+def check_files(listing: Listing) -> None:
     """Refuse a listing whose label files name images that are not there.
 
     Raises:
         DataError: names how many are missing in each folder, and the first.
     """
-    missing = [path for path in paths if not (listing.root / path).is_file()]
+    missing = [crop.path for crop in listing.crops if not (listing.root / crop.path).is_file()]
     if not missing:
         return
-    folders: dict[str, int] = {}
-    for path in missing:
-        folder = path.rpartition("/")[0] or "."
-        folders[folder] = folders.get(folder, 0) + 1
-    most = sorted(folders.items(), key=lambda item: -item[1])[:5]
+    folders = Counter(path.rpartition("/")[0] or "." for path in missing)
     raise DataError(
-        f"{len(missing)} of {len(paths)} images that the labels name are missing below {listing.root}: "
-        + ", ".join(f"{count} in {folder}" for folder, count in most)
+        f"{len(missing)} of {len(listing.crops)} images that the labels name are missing below {listing.root}: "
+        + ", ".join(f"{count} in {folder}" for folder, count in folders.most_common(5))
         + f" (first: {missing[0]}). {_advise_on_missing(listing.root / missing[0])}"
     )
 

@@ -102,7 +102,7 @@ def _list_published(listing: Listing, train_folder: str, test_folder: str) -> No
             listed[path] = where
             person = _name_person(int(match["person"]), split)
             listing.crops.append(Crop(path, split, person, published["camera"]))
-    check_files(listing, list(listed))
+    check_files(listing)
 
 
 def _list_repack(listing: Listing) -> None:

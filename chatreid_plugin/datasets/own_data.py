@@ -164,7 +164,7 @@ def list_labelled(source: SourceSettings) -> Listing:
     listing.crops = [crop for crop, _ in found.values()]
     if not listing.crops:
         raise DataError(f"{source.labels} names no image{' but junk (identity -1)' if listing.skipped else ''}.")
-    check_files(listing, list(found))
+    check_files(listing)
     assign_splits(listing, source, labelled=True in labelled)
     return listing
 

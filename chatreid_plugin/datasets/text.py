@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -55,33 +56,19 @@ MALS_LOWER = ("black", "white", "purple", "yellow", "blue", "green", "pink", "gr
 MALS_LABELS = len(MALS_BINARY) + len(MALS_UPPER) + len(MALS_LOWER)
 
 
-def list_cuhkpedes(source: SourceSettings) -> Listing:
-    """List CUHK-PEDES by ``reid_raw.json``; see ``_list_described``. It names no cameras."""
-    return _list_described(source, "CUHK-PEDES", ["reid_raw.json"])
-
-
-def list_icfgpedes(source: SourceSettings) -> Listing:
-    """List ICFG-PEDES by its JSON (its folders ``train`` and ``test`` are MSMT17's); see ``_list_described``."""
-    return _list_described(source, "ICFG-PEDES", ["ICFG-PEDES.json", "ICFG_PEDES.json"], ICFG_NAME)
-
-
-def list_rstpreid(source: SourceSettings) -> Listing:
-    """List RSTPReid by ``data_captions.json``; see ``_list_described``."""
-    return _list_described(source, "RSTPReid", ["data_captions.json"], RSTP_NAME)
-
-
-def list_ufine6926(source: SourceSettings) -> Listing:
-    """List UFine6926 by its JSON; see ``_list_described``. It names no cameras."""
-    return _list_described(source, "UFine6926", [])
-
-
-def _list_described(
-    source: SourceSettings, title: str, names: Sequence[str], camera: re.Pattern[str] | None = None
+def list_described(
+    source: SourceSettings, title: str, names: Sequence[str] = (), camera: re.Pattern[str] | None = None
 ) -> Listing:
     """List the records of a JSON list with ``split``, ``captions``, ``id`` and ``file_path`` or ``img_path``.
 
     Test images are split ``gallery``: their captions are the queries. Where ``camera`` does not match a file name,
     the image counts as a camera of its own, so that nothing is ignored in evaluation.
+
+    Args:
+        source: the data set's folder, and its label file where that has another name.
+        title: as its authors write it.
+        names: the label file's published names.
+        camera: what a file name says of its camera; ICFG-PEDES holds MSMT17's images.
 
     Raises:
         DataError: no JSON has these fields, a record is wrong, an identity is in two splits, or images are missing.
@@ -112,7 +99,7 @@ def _list_described(
             crop = replace(known, captions=known.captions + crop.captions)
         crops[crop.path] = crop
     listing.crops = list(crops.values())
-    check_files(listing, list(crops))
+    check_files(listing)
     return listing
 
 
@@ -290,7 +277,7 @@ def _finish(listing: Listing) -> Listing:
     if len(set(paths)) < len(paths):
         (path, count), *_ = Counter(paths).most_common(1)
         raise DataError(f"{listing.root}: the labels name {path} {count} times. {ADVICE}")
-    check_files(listing, paths)
+    check_files(listing)
     return listing
 
 
@@ -325,11 +312,15 @@ def _make_rules(dataset: str, captions: int, images: int) -> BenchmarkRules:
     )
 
 
+def _describe_set(title: str, *names: str, camera: re.Pattern[str] | None = None) -> DataSet:
+    return DataSet(partial(list_described, title=title, names=names, camera=camera), keys=("labels",))
+
+
 DATASETS = {
-    "cuhkpedes": DataSet(list_cuhkpedes, keys=("labels",)),
-    "icfgpedes": DataSet(list_icfgpedes, keys=("labels",)),
-    "rstpreid": DataSet(list_rstpreid, keys=("labels",)),
-    "ufine6926": DataSet(list_ufine6926, keys=("labels",)),
+    "cuhkpedes": _describe_set("CUHK-PEDES", "reid_raw.json"),
+    "icfgpedes": _describe_set("ICFG-PEDES", "ICFG-PEDES.json", "ICFG_PEDES.json", camera=ICFG_NAME),
+    "rstpreid": _describe_set("RSTPReid", "data_captions.json", camera=RSTP_NAME),
+    "ufine6926": _describe_set("UFine6926"),
     "synthpedes": DataSet(list_synthpedes),
     "lupersonmllm": DataSet(list_lupersonmllm),
     "mals": DataSet(list_mals),

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import UpstreamError
-from ..upstream import find_tested_version, find_version, get_upstream
+from ..upstream import TESTED_VERSIONS, find_version, get_upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def get_function(module: ModuleType, name: str) -> Callable[..., Any]:
     found = tuple(inspect.signature(function).parameters)
     if found != expected.parameters:
         package = module.__name__.partition(".")[0]
-        tested = find_tested_version(package)
+        tested = TESTED_VERSIONS[package]
         raise UpstreamError(
             f"{module.__name__}.{name} of {package} {find_version(package)} takes ({', '.join(found)}), where "
             f"{tested}, which this plugin was tested with, takes ({', '.join(expected.parameters)}). Install "

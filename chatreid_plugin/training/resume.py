@@ -244,11 +244,6 @@ class StopAtTheEnd(TrainerCallback):
             raise TrainingFinished
 
 
-def _read_results(output_dir: Path) -> dict[str, float]:
-    """Return the figures of the training that is over, which are written again."""
-    return read_json(output_dir / RESULTS) if (output_dir / RESULTS).is_file() else {}
-
-
 def end_finished_run(trainer: Any) -> TrainOutput:
     """Do what is left of a training without steps: say so, take the best model, tell the callbacks.
 
@@ -264,7 +259,8 @@ def end_finished_run(trainer: Any) -> TrainOutput:
         trainer._load_best_model()
     trainer.is_in_train = False
     trainer.control = trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
-    results = _read_results(Path(trainer.args.output_dir))
+    written = Path(trainer.args.output_dir) / RESULTS
+    results: dict[str, float] = read_json(written) if written.is_file() else {}  # LLaMA-Factory writes them again
     return TrainOutput(state.global_step, results.get("train_loss", float("nan")), results)
 
 

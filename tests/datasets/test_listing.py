@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chatreid_plugin.config import SourceSettings
-from chatreid_plugin.datasets.listing import Listing, check_files, check_folder, find_root
+from chatreid_plugin.datasets.listing import Crop, Listing, check_files, check_folder, find_root
 from chatreid_plugin.datasets.registry import list_source
 from chatreid_plugin.demo.layouts import LAYOUTS
 from chatreid_plugin.errors import DataError
@@ -57,7 +57,7 @@ def test_missing_images_are_told_from_renamed_ones(tmp_path: Path, present: list
     for name in present:
         (tmp_path / "data" / name).touch()
     with pytest.raises(DataError, match=rf"1 in data \(first: data/1\.jpg\)\. {advice}"):
-        check_files(Listing(tmp_path), ["data/1.jpg"])
+        check_files(Listing(tmp_path, [Crop("data/1.jpg", "train", "1", "1")]))
 
 
 def test_renamed_images_are_not_called_unpacked(tmp_path: Path) -> None:
