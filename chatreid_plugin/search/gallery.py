@@ -250,17 +250,14 @@ class Index:
         self._entries, self._vision_end = {}, 0
         path = self.folder / LINES
         content = path.read_bytes() if path.exists() else b""
-        ends = [place + 1 for place, byte in enumerate(content) if byte == 10]
-        start = 0
-        for number, end in enumerate(ends, 1):
+        self._usable = content.rfind(b"\n") + 1
+        for number, text in enumerate(content[: self._usable].split(b"\n")[:-1], 1):
             try:
-                line = json.loads(content[start:end])
+                line = json.loads(text)
                 if number > 1:
                     self._note(line)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}, line {number}: damaged ({error}). Remove {self.folder}.") from None
-            start = end
-        self._usable = start
 
     def _note(self, line: Mapping[str, Any]) -> None:
         """Take note of a batch."""

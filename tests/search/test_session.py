@@ -210,6 +210,12 @@ def test_confirmed_pictures_ask_beside_the_query(folder: Path, named: NamedScore
     assert (ATTRIBUTE_PAIR, 11) in named.asked
 
 
+def test_scores_are_fused_with_the_filter(folder: Path, named: NamedScorer) -> None:
+    session = open_session(folder, overrides=[*SERVER, "scoring.fusion=linear", "scoring.fusion_weight=0.0"])
+    hits = session.ask(image=folder / "0" / "red.png", text="green")
+    assert [hit.rank_before for hit in hits] == list(range(1, 13))  # all weight is the filter's
+
+
 def test_attributes_alone_rank_the_whole_gallery(folder: Path, named: NamedScorer) -> None:
     session = open_session(folder, overrides=SERVER)
     session.ask(attributes={"colour": "green"})
