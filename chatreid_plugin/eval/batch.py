@@ -93,9 +93,9 @@ def describe_plan(settings: EvalSettings) -> str:
         first = describe_plan(choose_split(settings, trial))
         remarks = "".join(f"\nWarning: {remark}" for remark in list_shared_parts(settings))
         return f"{len(settings.data.splits)} splits; split {trial}:\n{first}{remarks}"
-    protocol = load_benchmark(settings.data, opens_images=settings.opens_images)
-    gallery = len(protocol.gallery)
-    trials = protocol.trial_galleries
+    benchmark = load_benchmark(settings.data, opens_images=settings.opens_images)
+    gallery = len(benchmark.gallery)
+    trials = benchmark.trial_galleries
     sizes = [len(places) for places in trials]
     top_k = None if settings.filter.source == "none" else settings.filter.top_k
     most = gallery if top_k is None else min(gallery, sum(min(top_k, size) for size in sizes))
@@ -103,14 +103,14 @@ def describe_plan(settings: EvalSettings) -> str:
     if settings.scoring.reads_scores:
         most = gallery
     saved = "Saved scores are ranked; no model is asked."
-    cost = saved if settings.scoring.saved_scores else describe_cost(settings.scoring, most, len(protocol.queries))
-    cautions = "".join(f"Warning: {caution}\n" for caution in protocol.cautions)
+    cost = saved if settings.scoring.saved_scores else describe_cost(settings.scoring, most, len(benchmark.queries))
+    cautions = "".join(f"Warning: {caution}\n" for caution in benchmark.cautions)
     return (
-        f"{protocol.name} ({protocol.variant}): {len(protocol.queries):,} queries "
-        f"({len(protocol.skipped):,} skipped), {gallery:,} gallery images{several}, at most "
-        f"{most * len(protocol.queries):,} pairs to score with backend {settings.scoring.backend}.\n"
+        f"{benchmark.name} ({benchmark.variant}): {len(benchmark.queries):,} queries "
+        f"({len(benchmark.skipped):,} skipped), {gallery:,} gallery images{several}, at most "
+        f"{most * len(benchmark.queries):,} pairs to score with backend {settings.scoring.backend}.\n"
         f"{cost}\n"
-        f"{_describe_hours(settings, most * len(protocol.queries))}"
+        f"{_describe_hours(settings, most * len(benchmark.queries))}"
         f"{cautions}"
         f"Results would go to {settings.output.output_dir}. Nothing was written; neither a checkpoint nor a server "
         "was tried."

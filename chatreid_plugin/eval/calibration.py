@@ -75,7 +75,7 @@ class Calibration:
 def calibrate(
     data: DataSettings,
     recall: float,
-    protocol: Benchmark,
+    benchmark: Benchmark,
     processes: Processes,
     extract: Extract,
     *,
@@ -86,7 +86,7 @@ def calibrate(
     Args:
         data: the evaluation's section.
         recall: ``filter.recall``.
-        protocol: the benchmark, whose queries and gallery the training images have to look like.
+        benchmark: the benchmark, whose queries and gallery the training images have to look like.
         processes: the first one's threshold counts.
         extract: gives the filter's features, without other processes: shares would have to meet again.
         opens_images: whether the images are needed.
@@ -96,7 +96,7 @@ def calibrate(
         UpstreamError: the device has no memory for one image.
     """
     try:
-        found = _calibrate(load_training(data, protocol, opens_images=opens_images), data.manifest, recall, extract)
+        found = _calibrate(load_training(data, benchmark, opens_images=opens_images), data.manifest, recall, extract)
     except DataError as error:
         # Without the names of the files that are missing.
         found = Calibration(reason=str(error).partition("\n")[0].rstrip(":.") + ".")
@@ -106,7 +106,7 @@ def calibrate(
     return found
 
 
-def load_training(data: DataSettings, protocol: Benchmark, *, opens_images: bool = True) -> Benchmark:
+def load_training(data: DataSettings, benchmark: Benchmark, *, opens_images: bool = True) -> Benchmark:
     """Return the benchmark as it would be, were it made of a sample of the manifest's training images.
 
     Raises:
@@ -116,15 +116,15 @@ def load_training(data: DataSettings, protocol: Benchmark, *, opens_images: bool
     records = [record for record in read_manifest(data.manifest)[0] if record.split == "train"]
     if not records:
         raise DataError(f"{data.manifest} has no images of split train.")
-    pictures = [query.image for query in protocol.queries if query.image is not None]
-    asking, ranked = (_find_alike(records, side) for side in (pictures, protocol.gallery))
+    pictures = [query.image for query in benchmark.queries if query.image is not None]
+    asking, ranked = (_find_alike(records, side) for side in (pictures, benchmark.gallery))
     drawn = {record.image_id for record in draw_sample([*asking, *ranked], data.seed)}
     sides = [[record for record in side if record.image_id in drawn] for side in (asking, ranked)]
     if opens_images:
-        check_images([*sides[0], *sides[1]], protocol.image_root)
+        check_images([*sides[0], *sides[1]], benchmark.image_root)
     notes = provenance.get("protocol") or {}
     variant = get_variant(provenance)
-    source = Source(data.benchmark, data.manifest, sides[0], sides[1], protocol.image_root, variant, notes)
+    source = Source(data.benchmark, data.manifest, sides[0], sides[1], benchmark.image_root, variant, notes)
     # All that is ranked at once: trials, and the people that a setting keeps, are those of the test set.
     changes = {"trials": 1, "restrict": False, **list_benchmarks()[data.benchmark].training}
     training = apply_rules(data, source, **changes)

@@ -1,4 +1,4 @@
-"""What is to be scored: the protocol's queries, and for each the gallery images that the baseline filter keeps.
+"""What is to be scored: the benchmark's queries, and for each the gallery images that the baseline filter keeps.
 
 Images that ask for captions (``setting: image_to_text``) are asked the other way round, and the answers turned: the
 question is of one caption and one image either way, and a model computes a caption once for all its images. So the
@@ -21,7 +21,7 @@ from .backends.base import Scorer
 from .backends.files import Matrix, Vectors, read_matrix
 from .calibration import NO_THRESHOLD, Calibration, calibrate
 from .distributed import Processes
-from .filter import extract_protocol_features, filter_gallery, iterate_similarities
+from .filter import extract_benchmark_features, filter_gallery, iterate_similarities
 from .loader import load_benchmark
 from .scores import find_features
 from .settings import DataSettings, EvalSettings, FilterSettings, RankSettings
@@ -33,13 +33,13 @@ class Plan:
 
     ``features`` are the filter's of the queries (Q, D) and of the gallery (G, D); None without a filter.
     ``trial_candidates`` has, for each trial, Q arrays of gallery indices; ``kept`` has for each query those of all its
-    trials, once each and ascending, so that a pair that occurs in several trials is scored once. A protocol without
+    trials, once each and ascending, so that a pair that occurs in several trials is scored once. A benchmark without
     trials keeps baseline order. ``matrix`` has the scores of every pair where they come from a file; then there are no
     candidates. ``scorer`` is set where the filter needed the scoring model (``filter: vlm``), ``calibration`` where it
     had to find its threshold (``tau: auto``).
     """
 
-    protocol: Benchmark
+    benchmark: Benchmark
     labels: Labels
     features: tuple[ScoreArray, ScoreArray] | None
     trial_candidates: list[list[IntArray]]
@@ -63,25 +63,25 @@ class Plan:
         """Return the filter's features by name; queries apart, as an image that is query and gallery may have two."""
         if self.features is None:
             return None
-        asked = [query.query_id for query in self.protocol.queries]
-        ranked = [record.image_id for record in self.protocol.gallery]
+        asked = [query.query_id for query in self.benchmark.queries]
+        ranked = [record.image_id for record in self.benchmark.gallery]
         sides = zip((asked, ranked), self.features, strict=True)
         queries, gallery = (dict(zip(names, features, strict=True)) for names, features in sides)
         return queries, gallery
 
     def list_images(self) -> list[ImageRecord]:
         """Return all that is looked at, once each: the queries' images and every query's candidates."""
-        pictures = [query.image for query in self.protocol.queries if query.image is not None]
-        pictures += [self.protocol.gallery[index] for index in np.unique(np.concatenate(self.kept)).tolist()]
+        pictures = [query.image for query in self.benchmark.queries if query.image is not None]
+        pictures += [self.benchmark.gallery[index] for index in np.unique(np.concatenate(self.kept)).tolist()]
         return list({record.image_id: record for record in pictures}.values())
 
     def list_candidates(self, query: int) -> list[ImageRecord]:
         """Return the gallery images to score for a query, as ``kept``."""
-        return [self.protocol.gallery[index] for index in self.kept[query].tolist()]
+        return [self.benchmark.gallery[index] for index in self.kept[query].tolist()]
 
     def share_scores(self, scores: Sequence[ScoreArray]) -> list[list[ScoreArray]]:
         """Return for each trial the scores of its candidates, out of the scores of ``kept``."""
-        if not self.protocol.trials:
+        if not self.benchmark.trials:
             return [list(scores)]
         return [
             [
@@ -110,61 +110,65 @@ def make_plan(
         ConfigError: a filter that compares images, and queries without an image.
     """
     processes = processes or Processes()
-    protocol = load_benchmark(settings.data, opens_images=settings.opens_images)
+    benchmark = load_benchmark(settings.data, opens_images=settings.opens_images)
     if settings.scoring.reads_scores:
-        nothing = [np.empty(0, dtype=np.int64) for _ in protocol.queries]
-        matrix, trials = read_matrix(settings.scoring, protocol), [nothing for _ in protocol.trial_galleries]
-        return Plan(protocol, label_benchmark(protocol), None, trials, nothing, matrix)
+        nothing = [np.empty(0, dtype=np.int64) for _ in benchmark.queries]
+        matrix, trials = read_matrix(settings.scoring, benchmark), [nothing for _ in benchmark.trial_galleries]
+        return Plan(benchmark, label_benchmark(benchmark), None, trials, nothing, matrix)
     if saved is not None and settings.filter.source == "vlm":
-        features, calibration = find_features(settings, protocol, saved.fingerprint, processes)
-        return _keep_similar(settings.filter, protocol, features, calibration)
-    return filter_protocol(settings, protocol, processes, models or Models(), settings.data)
+        features, calibration = find_features(settings, benchmark, saved.fingerprint, processes)
+        return _keep_similar(settings.filter, benchmark, features, calibration)
+    return filter_benchmark(settings, benchmark, processes, models or Models(), settings.data)
 
 
-def filter_protocol(
-    settings: RankSettings, protocol: Benchmark, processes: Processes, models: Models, data: DataSettings | None = None
+def filter_benchmark(
+    settings: RankSettings,
+    benchmark: Benchmark,
+    processes: Processes,
+    models: Models,
+    data: DataSettings | None = None,
 ) -> Plan:
     """Return what the filter keeps of a benchmark; without one, everything that is not ignored.
 
     ``data`` has the training identities for ``tau: auto``; without it there is no threshold.
     """
     if settings.filter.source == "none":
-        labels = label_benchmark(protocol)
-        trials = [_keep_all(labels, places, len(protocol.queries)) for places in protocol.trial_galleries]
-        return Plan(protocol, labels, None, trials, _merge_trials(protocol, trials))
+        labels = label_benchmark(benchmark)
+        trials = [_keep_all(labels, places, len(benchmark.queries)) for places in benchmark.trial_galleries]
+        return Plan(benchmark, labels, None, trials, _merge_trials(benchmark, trials))
     scorer = pool_images = pool_apart = calibration = None
     if settings.filter.source == "vlm":
-        scorer = models.make_scorer(settings, protocol.image_root)
-        asked = [query.image for query in protocol.queries if query.image is not None]
-        pool_images = partial(scorer.pool_images, planned=[*asked, *protocol.gallery])
+        scorer = models.make_scorer(settings, benchmark.image_root)
+        asked = [query.image for query in benchmark.queries if query.image is not None]
+        pool_images = partial(scorer.pool_images, planned=[*asked, *benchmark.gallery])
         pool_apart = scorer.pool_apart
-    extract = partial(extract_protocol_features, settings.filter, settings.model.device)
+    extract = partial(extract_benchmark_features, settings.filter, settings.model.device)
     if settings.filter.tau == "auto" and data is not None:
         # Each process computes all of it: shares would have to meet again, and it is little.
         own = partial(extract, processes=Processes(), pool_images=pool_apart)
-        given = protocol, processes, own
+        given = benchmark, processes, own
         calibration = calibrate(data, settings.filter.recall, *given, opens_images=settings.opens_images)
-    features = extract(protocol, processes, pool_images)
-    return _keep_similar(settings.filter, protocol, features, calibration, scorer)
+    features = extract(benchmark, processes, pool_images)
+    return _keep_similar(settings.filter, benchmark, features, calibration, scorer)
 
 
 def _keep_similar(
     limits: FilterSettings,
-    protocol: Benchmark,
+    benchmark: Benchmark,
     features: tuple[ScoreArray, ScoreArray],
     calibration: Calibration | None,
     scorer: Scorer | None = None,
 ) -> Plan:
     """Return the plan with what is similar enough to each query; ``features`` are (Q, D) and (G, D)."""
     queries, gallery = features
-    labels, tau = label_benchmark(protocol), limits.tau if calibration is None else calibration.tau
+    labels, tau = label_benchmark(benchmark), limits.tau if calibration is None else calibration.tau
     most = (NO_THRESHOLD if tau == "auto" else tau), limits.top_k, limits.floor
     trials: list[list[IntArray]] = []
-    for places in protocol.trial_galleries:
+    for places in benchmark.trial_galleries:
         find_ignored = labels.take_gallery(places).find_ignored
         trials.append([places[found] for found in filter_gallery(queries, gallery[places], find_ignored, *most)])
-    kept = _merge_trials(protocol, trials)
-    return Plan(protocol, labels, features, trials, kept, scorer=scorer, calibration=calibration)
+    kept = _merge_trials(benchmark, trials)
+    return Plan(benchmark, labels, features, trials, kept, scorer=scorer, calibration=calibration)
 
 
 def _keep_all(labels: Labels, places: IntArray, queries: int) -> list[IntArray]:
@@ -174,19 +178,19 @@ def _keep_all(labels: Labels, places: IntArray, queries: int) -> list[IntArray]:
     return [places[~mask] if mask.any() else places for mask in ignored]
 
 
-def _merge_trials(protocol: Benchmark, trials: Sequence[Sequence[IntArray]]) -> list[IntArray]:
+def _merge_trials(benchmark: Benchmark, trials: Sequence[Sequence[IntArray]]) -> list[IntArray]:
     """Return each query's candidates in all trials, once each, as ``Plan.kept``."""
-    if not protocol.trials:
+    if not benchmark.trials:
         return list(trials[0])
     return [np.unique(np.concatenate(one)) for one in zip(*trials, strict=True)]
 
 
 def turn_plan(plan: Plan) -> Plan:
     """Return the plan in which the captions that images rank ask those images."""
-    protocol = plan.protocol
-    captions = [Query(record.image_id, record.person_id, text=record.captions[0]) for record in protocol.gallery]
-    images = [query.image for query in protocol.queries if query.image is not None]
-    asked = replace(protocol, queries=captions, gallery=images, ranks_captions=False)
+    benchmark = plan.benchmark
+    captions = [Query(record.image_id, record.person_id, text=record.captions[0]) for record in benchmark.gallery]
+    images = [query.image for query in benchmark.queries if query.image is not None]
+    asked = replace(benchmark, queries=captions, gallery=images, ranks_captions=False)
     kept = _turn_lists(plan.kept, len(captions))
     features = None if plan.features is None else (plan.features[1], plan.features[0])
     return Plan(asked, label_benchmark(asked), features, [kept], kept, scorer=plan.scorer)

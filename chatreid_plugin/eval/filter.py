@@ -125,28 +125,28 @@ def number_distinct(features: Iterable[ScoreArray]) -> IntArray:
     return np.array([firsts.setdefault(key, place) for place, key in enumerate(keys)], dtype=np.int64)
 
 
-def extract_protocol_features(
+def extract_benchmark_features(
     own: FilterSettings,
     device: str,
-    protocol: Benchmark,
+    benchmark: Benchmark,
     processes: Processes,
     pool_images: PoolImages | None = None,
 ) -> tuple[ScoreArray, ScoreArray]:
-    """Return the filter's features (Q, D) of a protocol's queries and (G, D) of its gallery, L2-normalised.
+    """Return the filter's features (Q, D) of a benchmark's queries and (G, D) of its gallery, L2-normalised.
 
     Several processes share the work, and all get all of it. What is query and gallery image is computed once.
 
     Raises:
-        ConfigError, DataError: see ``extract_features`` and ``read_protocol_features``.
+        ConfigError, DataError: see ``extract_features`` and ``read_benchmark_features``.
     """
     if own.source == "npz" and own.features is not None:
-        return read_protocol_features(own.features, protocol)
-    asked = [query.words if query.image is None else query.image for query in protocol.queries]
-    ranked = [record.captions[0] if protocol.ranks_captions else record for record in protocol.gallery]
+        return read_benchmark_features(own.features, benchmark)
+    asked = [query.words if query.image is None else query.image for query in benchmark.queries]
+    ranked = [record.captions[0] if benchmark.ranks_captions else record for record in benchmark.gallery]
     sides = [[_name_item(item) for item in side] for side in (asked, ranked)]
     items = dict(zip([*sides[0], *sides[1]], [*asked, *ranked], strict=True))
     extract = partial(
-        extract_features, image_root=protocol.image_root, own=own, device=device, pool_images=pool_images
+        extract_features, image_root=benchmark.image_root, own=own, device=device, pool_images=pool_images
     )
     found = _share_out(extract, list(items.values()), processes)
     rows = {key: row for row, key in enumerate(items)}
@@ -398,19 +398,19 @@ def _extract_clip(items: Sequence[Item], image_root: Path, own: FilterSettings, 
     return _run(items, compute, "CLIP")
 
 
-def list_names(protocol: Benchmark) -> tuple[list[Names], list[Names]]:
+def list_names(benchmark: Benchmark) -> tuple[list[Names], list[Names]]:
     """Return what a file may call the queries and the gallery; captions also by the path of their image."""
-    paths = {record.image_id: record.path for record in protocol.gallery}
-    paths |= {query.image.image_id: query.image.path for query in protocol.queries if query.image is not None}
+    paths = {record.image_id: record.path for record in benchmark.gallery}
+    paths |= {query.image.image_id: query.image.path for query in benchmark.queries if query.image is not None}
     queries: list[Names] = []
-    for query in protocol.queries:
+    for query in benchmark.queries:
         image, mark, number = query.query_id.rpartition("#")
         caption = (f"{paths[image]}#{number}",) if mark and image in paths else ()
         queries.append((*list_query_names(query), *caption))
-    if not protocol.ranks_captions:
-        return queries, [list_image_names(record) for record in protocol.gallery]
-    numbers = [record.image_id.rpartition("#")[2] for record in protocol.gallery]
-    pairs = zip(protocol.gallery, numbers, strict=True)
+    if not benchmark.ranks_captions:
+        return queries, [list_image_names(record) for record in benchmark.gallery]
+    numbers = [record.image_id.rpartition("#")[2] for record in benchmark.gallery]
+    pairs = zip(benchmark.gallery, numbers, strict=True)
     return queries, [(f"{record.path}#{number}", record.image_id) for record, number in pairs]
 
 
@@ -427,12 +427,12 @@ def list_image_names(record: ImageRecord) -> Names:
     return record.path, record.image_id
 
 
-def read_protocol_features(path: Path, protocol: Benchmark) -> tuple[ScoreArray, ScoreArray]:
-    """Return the L2-normalised features (Q, D) of the protocol's queries and (G, D) of its gallery.
+def read_benchmark_features(path: Path, benchmark: Benchmark) -> tuple[ScoreArray, ScoreArray]:
+    """Return the L2-normalised features (Q, D) of the benchmark's queries and (G, D) of its gallery.
 
     Raises:
         DataError: see ``read_features``.
     """
-    names = list_names(protocol)
+    names = list_names(benchmark)
     queries, gallery = read_features(path, list(zip(("queries", "gallery images"), names, strict=True)))
     return normalise(queries), normalise(gallery)

@@ -53,11 +53,11 @@ def fuse_scores(
         raise ConfigError(f"scoring.fusion: {scoring.fusion} needs the features of a filter; filter.source is none.")
     queries, gallery = plan.features
     fused: list[list[ScoreArray]] = []
-    for places, candidates, values in zip(plan.protocol.trial_galleries, plan.trial_candidates, scores, strict=True):
-        inside = [np.searchsorted(places, chosen) for chosen in candidates] if plan.protocol.trials else candidates
-        own = queries, gallery[places] if plan.protocol.trials else gallery
+    for places, candidates, values in zip(plan.benchmark.trial_galleries, plan.trial_candidates, scores, strict=True):
+        inside = [np.searchsorted(places, chosen) for chosen in candidates] if plan.benchmark.trials else candidates
+        own = queries, gallery[places] if plan.benchmark.trials else gallery
         if scoring.fusion == "k_reciprocal":
-            fused.append(list(_fuse_by_neighbours(scoring, plan.protocol.queries, own, inside, values, confidence)))
+            fused.append(list(_fuse_by_neighbours(scoring, plan.benchmark.queries, own, inside, values, confidence)))
         else:
             pairs = zip(values, inside, iterate_similarities(*own), strict=True)
             fused.append([_fuse_pair(scoring, one, row[chosen]) for one, chosen, row in pairs])

@@ -143,18 +143,18 @@ def iterate_rankings(plan: Plan, scores: Sequence[Sequence[ScoreArray]]) -> Iter
         plan: what is ranked.
         scores: for each trial (K,) for each query, as ``plan.trial_candidates``; nothing where a file has them.
     """
-    trials = [(places, plan.labels.take_gallery(places)) for places in plan.protocol.trial_galleries]
+    trials = [(places, plan.labels.take_gallery(places)) for places in plan.benchmark.trial_galleries]
     rows = plan.iterate_similarities()
-    for query in range(len(plan.protocol.queries)):
+    for query in range(len(plan.benchmark.queries)):
         row = None if rows is None else next(rows)
         if plan.matrix is not None and row is not None:
-            check_row(row, query, plan.protocol, plan.matrix)
+            check_row(row, query, plan.benchmark, plan.matrix)
             yield [_rank_row(query, places, labels, row[places], plan.matrix) for places, labels in trials]
             continue
         rankings: list[Ranking] = []
         for (places, labels), kept, values in zip(trials, plan.trial_candidates, scores, strict=True):
             chosen, similarities = kept[query], row
-            if plan.protocol.trials:
+            if plan.benchmark.trials:
                 chosen = np.searchsorted(places, chosen)
                 similarities = None if row is None else row[places]
             masks = labels.find_positives(query), labels.find_ignored(query)
@@ -205,15 +205,15 @@ class _Trial:
         """``most``: the largest number of candidates that the filter keeps."""
         names = ["ranking", "ceiling", *(["strict"] if plan.has_tail else [])]
         names += ["baseline"] if plan.features is not None else []
-        matrix, protocol = plan.matrix, plan.protocol
+        matrix, benchmark = plan.matrix, plan.benchmark
         # Features have no direction, and of pairs without a score nobody knows on which side they stand.
         probe = matrix is not None and matrix.values is not None and not matrix.may_lack
         self.meters = {
             name: RankingMeter(
                 labels,
-                average_precision=protocol.average_precision,
-                cmc=protocol.cmc,
-                ties=protocol.ties,
+                average_precision=benchmark.average_precision,
+                cmc=benchmark.cmc,
+                ties=benchmark.ties,
                 topk=CURVE_RANKS,
                 probe=probe and name == "ranking",
             )
@@ -264,7 +264,7 @@ def measure(
     filtered = plan.features is not None
     trials = [
         _Trial(plan, plan.labels.take_gallery(places), max(map(len, kept), default=0) if filtered else 0)
-        for places, kept in zip(plan.protocol.trial_galleries, plan.trial_candidates, strict=True)
+        for places, kept in zip(plan.benchmark.trial_galleries, plan.trial_candidates, strict=True)
     ]
     for rankings in iterate_rankings(plan, scores):
         figures = [trial.add(ranking) for trial, ranking in zip(trials, rankings, strict=True)]
@@ -325,12 +325,12 @@ def average_metrics(metrics: Sequence[RankingMetrics], *, same_queries: bool) ->
     )
 
 
-def define_terms(protocol: Benchmark) -> dict[str, str]:
-    """Return what every figure means under this protocol."""
+def define_terms(benchmark: Benchmark) -> dict[str, str]:
+    """Return what every figure means under this benchmark."""
     return {
-        "mAP": AP_DEFINITIONS[protocol.average_precision],
-        "Rank-k": CMC_DEFINITIONS[protocol.cmc],
-        "ties": TIE_DEFINITIONS[protocol.ties],
+        "mAP": AP_DEFINITIONS[benchmark.average_precision],
+        "Rank-k": CMC_DEFINITIONS[benchmark.cmc],
+        "ties": TIE_DEFINITIONS[benchmark.ties],
         **DEFINITIONS,
     }
 
@@ -346,8 +346,8 @@ def iterate_ranked_scores(plan: Plan, scores: list[list[ScoreArray]]) -> Iterato
         for row in plan.matrix.iterate_rows():
             yield row.astype(np.float32)
         return
-    for query in range(len(plan.protocol.queries)):
-        row = np.full(len(plan.protocol.gallery), np.nan, dtype=np.float32)
+    for query in range(len(plan.benchmark.queries)):
+        row = np.full(len(plan.benchmark.gallery), np.nan, dtype=np.float32)
         # A pair that several trials rank has one score.
         for candidates, values in zip(plan.trial_candidates, scores, strict=True):
             row[candidates[query]] = values[query]

@@ -216,7 +216,7 @@ def choose_in_windows(choose: Choose, count: int, size: int, shifts: int, query_
     Windows are made comparable by an anchor: candidate 0 is in every window, and each score is log P(candidate) -
     log P(anchor). Under Luce's choice axiom ("Individual Choice Behavior", 1959) that difference does not depend on
     who else is in the window. The others are in one window each. The anchor is the baseline's best where a filter
-    orders the candidates; without a filter, or in a protocol of trials, whose candidates are joined, it is the
+    orders the candidates; without a filter, or in a benchmark of trials, whose candidates are joined, it is the
     first in gallery order. Its letter is drawn for each window: always A, a model that likes A would put the anchor
     above all others, and the baseline's Rank-1 would come out as the model's.
     """

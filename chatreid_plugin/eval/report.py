@@ -71,19 +71,19 @@ class Results:
 
     Attributes:
         settings: the evaluation.
-        protocol: queries, gallery, rules.
+        benchmark: queries, gallery, rules.
         measured: the metrics; ``ranking`` and so on are short for its fields.
         pairs: number of (query, gallery image) pairs scored.
         fingerprint: what the scores depend on.
         scores_path: the saved scores.
         confidence: what the scores are (``backends.Confidence``).
         splits: the results whose mean this is, if it is one; pairs and skipped queries are then those of all of them.
-        remarks: what a reader has to know of this run, beside what the protocol and the scores say of themselves.
+        remarks: what a reader has to know of this run, beside what the benchmark and the scores say of themselves.
         calibration: how ``tau: auto`` found the filter's threshold; None of a fixed one, and of a mean of splits.
     """
 
     settings: EvalSettings
-    protocol: Benchmark
+    benchmark: Benchmark
     measured: Measured
     pairs: int
     fingerprint: Mapping[str, Any]
@@ -114,7 +114,7 @@ class Results:
         """What a reader has to know before the figures are quoted."""
         scores = [WARNINGS[self.confidence]] if self.confidence in WARNINGS else []
         doubt = [self.measured.doubt] if self.measured.doubt else []
-        return (*self.remarks, *self.protocol.cautions, *self._describe_cap(), *doubt, *scores)
+        return (*self.remarks, *self.benchmark.cautions, *self._describe_cap(), *doubt, *scores)
 
     def _describe_cap(self) -> list[str]:
         """Say that the filter lost matches which no scorer can win back, if it did."""
@@ -187,8 +187,8 @@ def list_versions() -> dict[str, str | None]:
 
 def describe_results(results: Results) -> dict[str, Any]:
     """Return the content of ``results.json``: metrics as fractions, definitions, settings, versions, provenance."""
-    protocol, parts = results.protocol, results.splits or (results,)
-    sizes = [len(one.protocol.gallery) for one in parts]
+    benchmark, parts = results.benchmark, results.splits or (results,)
+    sizes = [len(one.benchmark.gallery) for one in parts]
     return {
         "metrics": _describe_metrics(results.ranking),
         "warnings": list(results.warnings),
@@ -201,25 +201,25 @@ def describe_results(results: Results) -> dict[str, Any]:
             "recall": results.filter_recall,
             "cut_tie_rate": results.measured.cut_tie_rate,
             "recall_at": {str(k): share for k, share in results.measured.recall_at.items()},
-            "mean_candidates": results.pairs / sum(len(one.protocol.queries) for one in parts),
+            "mean_candidates": results.pairs / sum(len(one.benchmark.queries) for one in parts),
             "ceiling": _describe_metrics(results.ceiling),
             "baseline": None if results.baseline is None else _describe_metrics(results.baseline),
         },
         "protocol": {
-            "name": protocol.name,
-            "variant": protocol.variant,
-            "queries": sum(len(one.protocol.queries) for one in parts),
+            "name": benchmark.name,
+            "variant": benchmark.variant,
+            "queries": sum(len(one.benchmark.queries) for one in parts),
             "gallery": float(np.mean(sizes)) if len(set(sizes)) > 1 else sizes[0],
             "pairs_scored": results.pairs,
-            "average_precision": protocol.average_precision,
-            "cmc": protocol.cmc,
-            "ties": protocol.ties,
-            "ignored": RULES[protocol.rule],
-            "copied_queries": protocol.copied_queries,
-            "unlike_published": protocol.unlike_published,
+            "average_precision": benchmark.average_precision,
+            "cmc": benchmark.cmc,
+            "ties": benchmark.ties,
+            "ignored": RULES[benchmark.rule],
+            "copied_queries": benchmark.copied_queries,
+            "unlike_published": benchmark.unlike_published,
             "trials": len(parts[0].measured.trials),
             "splits": len(parts),
-            "skipped_queries": [{"query": item.query_id, "reason": item.reason} for item in protocol.skipped],
+            "skipped_queries": [{"query": item.query_id, "reason": item.reason} for item in benchmark.skipped],
         },
         "scores": {
             "scorer": results.scorer,
@@ -228,7 +228,7 @@ def describe_results(results: Results) -> dict[str, Any]:
             "warning": WARNINGS.get(results.confidence),
             "method": describe_method(results.settings),
         },
-        "definitions": define_terms(protocol),
+        "definitions": define_terms(benchmark),
         "settings": results.settings.model_dump(mode="json"),
         "versions": list_versions(),
         "provenance": _describe_provenance(results) if not results.splits else None,
@@ -252,7 +252,7 @@ def _describe_provenance(results: Results) -> dict[str, Any]:
         "manifest": str(manifest),
         "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
         "manifest_provenance": read_json(manifest.with_name(manifest.name + ".json")),
-        "image_root": str(results.protocol.image_root),
+        "image_root": str(results.benchmark.image_root),
         "scores": str(results.scores_path),
         "fingerprint": dict(results.fingerprint),
     }
@@ -262,11 +262,11 @@ def _describe_split(results: Results) -> dict[str, Any]:
     """Return what differs between splits, beside their metrics; each one's own ``results.json`` has the rest."""
     return {
         "folder": results.settings.output.output_dir.name,
-        "variant": results.protocol.variant,
-        "queries": len(results.protocol.queries),
-        "gallery": len(results.protocol.gallery),
+        "variant": results.benchmark.variant,
+        "queries": len(results.benchmark.queries),
+        "gallery": len(results.benchmark.gallery),
         "pairs_scored": results.pairs,
-        "skipped_queries": len(results.protocol.skipped),
+        "skipped_queries": len(results.benchmark.skipped),
         **_describe_threshold(results),
         "provenance": _describe_provenance(results),
     }
@@ -289,16 +289,16 @@ def write_results(output: Path, content: Mapping[str, Any], seconds: float, proc
 class ShownRankings:
     """What files and page show of the first trial's rankings: a row a query, and the worst queries' galleries."""
 
-    def __init__(self, protocol: Benchmark, most: int) -> None:
+    def __init__(self, benchmark: Benchmark, most: int) -> None:
         """``most``: how many queries the page shows."""
-        self.protocol = protocol
+        self.benchmark = benchmark
         self.most = most
         self._rows: list[dict[str, Any]] = []
         self._worst: list[tuple[float, int, Ranking]] = []
 
     def add(self, ranking: Ranking, precision: float | None) -> None:
         """Take a query's ranking, with its average precision if it has a match."""
-        self._rows.append(_build_row(self.protocol, ranking))
+        self._rows.append(_build_row(self.benchmark, ranking))
         if precision is not None and self.most:
             # The heap's first one is the best of the worst.
             item = -precision, -ranking.query, ranking
@@ -320,18 +320,18 @@ class ShownRankings:
     def build_views(self) -> list[dict[str, Any]]:
         """Return what the page shows, lowest average precision first."""
         worst = sorted(self._worst, key=lambda item: (-item[0], -item[1]))
-        return [_view_ranking(self.protocol, ranking, -precision) for precision, _, ranking in worst]
+        return [_view_ranking(self.benchmark, ranking, -precision) for precision, _, ranking in worst]
 
 
-def _build_row(protocol: Benchmark, ranking: Ranking) -> dict[str, Any]:
+def _build_row(benchmark: Benchmark, ranking: Ranking) -> dict[str, Any]:
     """Return a row of ``rankings.parquet`` but its figures; images after the filter have no score and get null."""
     order, known = ranking.list_order(), ranking.list_scores()
     matches = _find_matches(ranking, order)
     found = np.flatnonzero(matches)
     shown: list[int] = order[:RANKING_DEPTH].tolist()
     return {
-        "query_id": protocol.queries[ranking.query].query_id,
-        "gallery_ids": [protocol.gallery[index].image_id for index in shown],
+        "query_id": benchmark.queries[ranking.query].query_id,
+        "gallery_ids": [benchmark.gallery[index].image_id for index in shown],
         "scores": [known.get(index) for index in shown],
         "matches": matches[:RANKING_DEPTH].tolist(),
         "first_match": int(found[0]) + 1 if len(found) else None,
@@ -354,10 +354,10 @@ def describe_method(settings: EvalSettings) -> str:
 
 def _describe_counts(results: Results) -> str:
     """Return the numbers of queries and pairs, of all splits together, and of images in each one's gallery."""
-    sizes = sorted({len(one.protocol.gallery) for one in results.splits or (results,)})
+    sizes = sorted({len(one.benchmark.gallery) for one in results.splits or (results,)})
     gallery = " to ".join(f"{size:,}" for size in sorted({sizes[0], sizes[-1]}))
     return (
-        f"{results.ranking.valid_queries:,} valid queries ({len(results.protocol.skipped):,} skipped), "
+        f"{results.ranking.valid_queries:,} valid queries ({len(results.benchmark.skipped):,} skipped), "
         f"{gallery} gallery images{' a split' if results.splits else ''}, {results.pairs:,} pairs scored"
     )
 
@@ -370,7 +370,7 @@ def list_calibrations(results: Results) -> list[Calibration]:
 
 def render_table(results: Results) -> str:
     """Return the results as a small table in percent, with what the columns and rows mean."""
-    protocol, settings = results.protocol, results.settings
+    benchmark, settings = results.benchmark, results.settings
     columns = {"ranking": results.ranking, "strict": results.strict, "ceiling": results.ceiling}
     if results.baseline is not None:
         columns["baseline"] = results.baseline
@@ -379,13 +379,13 @@ def render_table(results: Results) -> str:
         rows.append((f"Rank-{k}", [metrics.cmc[k] for metrics in columns.values()]))
     rows.append(("mINP", [metrics.mean_inp for metrics in columns.values()]))
     low, high = results.ranking.interval
-    terms, trials = define_terms(protocol), results.measured.trials
+    terms, trials = define_terms(benchmark), results.measured.trials
     spread = float(np.std([one.mean_ap for one in trials])), float(np.std([one.cmc[1] for one in trials]))
     kind = "splits" if results.splits else "trials"
     several = f"Mean of {len(trials)} {kind}, between which mAP deviates by {100 * spread[0]:.2f} and Rank-1 by "
     recalls = ", ".join(f"{k}: {100 * share:.2f}" for k, share in results.measured.recall_at.items())
     lines = [
-        f"{protocol.name} ({protocol.variant}), scored by {results.scorer}",
+        f"{benchmark.name} ({benchmark.variant}), scored by {results.scorer}",
         describe_method(settings),
         _describe_counts(results),
         *(f"Warning: {text}" for text in results.warnings),
@@ -422,7 +422,7 @@ def _view_query(query: Query, image_root: Path) -> dict[str, Any]:
     return {"picture": "", **picture, **words}
 
 
-def _view_ranking(protocol: Benchmark, ranking: Ranking, average_precision: float) -> dict[str, Any]:
+def _view_ranking(benchmark: Benchmark, ranking: Ranking, average_precision: float) -> dict[str, Any]:
     """Return what the page shows of one query: its picture, the first ten, and the matches that are not among them."""
     order, known = ranking.list_order(), ranking.list_scores()
     is_match = _find_matches(ranking, order)
@@ -430,14 +430,14 @@ def _view_ranking(protocol: Benchmark, ranking: Ranking, average_precision: floa
 
     def view(rank: int) -> dict[str, Any]:
         index = int(order[rank])
-        record = protocol.gallery[index]
-        image = _view_image(record, protocol.image_root)
-        if protocol.ranks_captions:
+        record = benchmark.gallery[index]
+        image = _view_image(record, benchmark.image_root)
+        if benchmark.ranks_captions:
             image |= {"picture": "", "text": record.captions[0]}
         return {**image, "rank": rank + 1, "same": bool(is_match[rank]), "score": known.get(index)}
 
     return {
-        "query": _view_query(protocol.queries[ranking.query], protocol.image_root),
+        "query": _view_query(benchmark.queries[ranking.query], benchmark.image_root),
         "average_precision": average_precision,
         "right_at_one": bool(is_match[0]),
         "matches": int(is_match.sum()),
@@ -455,7 +455,7 @@ def draw_curves(results: Results) -> str:
     curves = {"ranking": list(results.ranking.cmc.values())}
     if results.baseline is not None:
         curves["baseline"] = list(results.baseline.cmc.values())
-    return embed_png(encode_png(draw_cmc_curves({results.protocol.name: curves})))
+    return embed_png(encode_png(draw_cmc_curves({results.benchmark.name: curves})))
 
 
 def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
@@ -467,12 +467,12 @@ def render_page(results: Results, views: Sequence[Mapping[str, Any]]) -> str:
     figures += [(f"Recall@{k}", share) for k, share in results.measured.recall_at.items()]
     return render_template(
         TEMPLATE,
-        protocol=results.protocol,
+        benchmark=results.benchmark,
         scorer=results.scorer,
         method=describe_method(results.settings),
         calibrations=[one.describe() for one in list_calibrations(results)],
         figures=figures,
-        definitions=define_terms(results.protocol),
+        definitions=define_terms(results.benchmark),
         warnings=results.warnings,
         curves=draw_curves(results),
         views=views,

@@ -90,7 +90,7 @@ def _evaluate(settings: EvalSettings, processes: Processes, models: Models, rema
     if plan.matrix is None:
         scores, confidence, fingerprint, path = _score(settings, plan, saved, models, processes)
         ranked = fuse_scores(settings.scoring, plan, plan.share_scores(scores), confidence)
-        confidence = name_scores(settings.scoring, plan.protocol.queries, confidence)
+        confidence = name_scores(settings.scoring, plan.benchmark.queries, confidence)
         pairs = sum(len(indices) for indices in plan.kept)
     else:
         path, pairs, ranked = plan.matrix.path, plan.matrix.count_scores(), []
@@ -98,9 +98,9 @@ def _evaluate(settings: EvalSettings, processes: Processes, models: Models, rema
         fingerprint = {"backend": backend, "file": str(path), "bytes": path.stat().st_size}
         confidence: Confidence = "external" if backend == "scores" else "similarities"
         settings = settings.replace(filter={"source": "none"})  # whatever the YAML says, nothing was filtered
-    shown = ShownRankings(plan.protocol, settings.output.report_queries)
+    shown = ShownRankings(plan.benchmark, settings.output.report_queries)
     measured = measure(plan, ranked, shown.add)
-    found = settings, plan.protocol, measured, pairs, fingerprint, path, confidence
+    found = settings, plan.benchmark, measured, pairs, fingerprint, path, confidence
     results = Results(*found, remarks=remarks, calibration=plan.calibration)
     if processes.is_first:
         if measured.doubt:
@@ -109,14 +109,14 @@ def _evaluate(settings: EvalSettings, processes: Processes, models: Models, rema
         write_shard(output / "rankings.parquet", shown.list_rows(results.figures), RANKING_SCHEMA)
         write_page(output / "report.html", results, shown.build_views())
         if settings.output.save_matrix is not None:
-            write_matrix(settings.output.save_matrix, plan.protocol, iterate_ranked_scores(plan, ranked))
+            write_matrix(settings.output.save_matrix, plan.benchmark, iterate_ranked_scores(plan, ranked))
     return results
 
 
 def _check_save_matrix(settings: EvalSettings, plan: Plan) -> None:
-    if settings.output.save_matrix is not None and settings.scoring.fusion != "none" and plan.protocol.trials:
+    if settings.output.save_matrix is not None and settings.scoring.fusion != "none" and plan.benchmark.trials:
         raise ConfigError(
-            f"output.save_matrix: each of {len(plan.protocol.trials)} trials fuses on its own, so that a pair has no "
+            f"output.save_matrix: each of {len(plan.benchmark.trials)} trials fuses on its own, so that a pair has no "
             "one score. Set scoring.fusion: none."
         )
 
@@ -126,17 +126,17 @@ def _score(
 ) -> tuple[list[ScoreArray], Confidence, Mapping[str, Any], Path]:
     """Return the scores (K,) of every query's candidates, what they are and depend on, and the file that has them."""
     folder = settings.output.output_dir
-    asked = turn_plan(plan) if plan.protocol.ranks_captions else plan
+    asked = turn_plan(plan) if plan.benchmark.ranks_captions else plan
     scorer = saved or asked.scorer or _make_scorer(settings, asked, models)
     fingerprint = describe_fingerprint(settings, scorer)
     check_agreement(fingerprint, processes)
     asks_model = settings.scoring.asks_model
-    contents = hash_images(asked.list_images(), plan.protocol.image_root, processes) if asks_model else {}
+    contents = hash_images(asked.list_images(), plan.benchmark.image_root, processes) if asks_model else {}
     if settings.output.overwrite:
         remove_scores(folder, fingerprint)  # by every process: machines may have disks of their own
         processes.wait()
     if processes.is_first and plan.scorer is not None and (features := plan.features) is not None:
-        keep_features(settings, plan.protocol, plan.scorer.fingerprint, features, plan.calibration)
+        keep_features(settings, plan.benchmark, plan.scorer.fingerprint, features, plan.calibration)
     own: dict[str, Any] = {"contents": contents, "names": name_model(settings), "rank": processes.rank}
     with ScoreStore(folder, fingerprint, **own) as store:
         scores, confidence = score_queries(settings, asked, scorer, store, processes)
@@ -146,7 +146,7 @@ def _score(
 def _make_scorer(settings: EvalSettings, plan: Plan, models: Models) -> Scorer:
     """Return the scorer; where the model is not to be had and scores are saved, say that they can do without it."""
     try:
-        return make_scorer(settings, plan.protocol, plan.name_features(), models)
+        return make_scorer(settings, plan.benchmark, plan.name_features(), models)
     except (ConfigError, UpstreamError) as error:
         if not settings.scoring.asks_model or not any(settings.output.output_dir.glob("scores-*.jsonl")):
             raise
@@ -222,7 +222,7 @@ def score_queries(
     Raises:
         DataError: scores are missing, with ``saved_scores``, or the processes have not the same to score.
     """
-    queries = plan.protocol.queries
+    queries = plan.benchmark.queries
     # Other machines have disks of their own, where older scores may be left: the first one's count.
     for finished in reversed(processes.gather(store.finished)):
         store.finished |= finished
@@ -262,11 +262,11 @@ def _iterate_share(
     """Yield each query of one process as it is finished; a bar counts the pairs."""
     if not share:
         return
-    queries = plan.protocol.queries
+    queries = plan.benchmark.queries
     needed: list[int] = np.unique(np.concatenate([plan.kept[query] for query in share])).tolist()
     starts = sorted({index // QUERY_BLOCK * QUERY_BLOCK for index in share})
     blocks = [query for start in starts for query in queries[start : start + QUERY_BLOCK]]
-    scorer.prepare(blocks, [plan.protocol.gallery[index] for index in needed], plan.list_images())
+    scorer.prepare(blocks, [plan.benchmark.gallery[index] for index in needed], plan.list_images())
     total = sum(len(plan.kept[index]) for index in share)
     with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True, disable=not show) as progress:
         for index in share:

@@ -393,7 +393,7 @@ def _shorten(value: Any) -> str:
     return text if isinstance(value, str) or len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-def _describe_filter(settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_filter(settings: EvalSettings, benchmark: Benchmark, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that the features of ``filter: vlm`` and their threshold depend on, but the images' bytes."""
     keys = {"chatreid_stage", "chatreid_aspect", "image_max_pixels", "image_min_pixels", "dtype"}
     automatic = {"filter.recall": settings.filter.recall, "data.seed": settings.data.seed}
@@ -402,14 +402,14 @@ def _describe_filter(settings: EvalSettings, protocol: Benchmark, fingerprint: M
         "filter.tau": settings.filter.tau,
         **(automatic if settings.filter.tau == "auto" else {}),
         **{key: fingerprint.get(key) for key in ("weights", "configuration")},
-        "queries": [query.query_id for query in protocol.queries],
-        "gallery": [record.image_id for record in protocol.gallery],
+        "queries": [query.query_id for query in benchmark.queries],
+        "gallery": [record.image_id for record in benchmark.gallery],
     }
 
 
 def keep_features(
     settings: EvalSettings,
-    protocol: Benchmark,
+    benchmark: Benchmark,
     fingerprint: Mapping[str, Any],
     features: tuple[ScoreArray, ScoreArray],
     calibration: Calibration | None,
@@ -418,13 +418,13 @@ def keep_features(
 
     Args:
         settings: the evaluation.
-        protocol: whose queries and gallery they are of.
+        benchmark: whose queries and gallery they are of.
         fingerprint: the model's.
         features: (Q, D) and (G, D).
         calibration: the threshold, if it was found.
     """
     about = {
-        "depends_on": _describe_filter(settings, protocol, fingerprint),
+        "depends_on": _describe_filter(settings, benchmark, fingerprint),
         "calibration": None if calibration is None else asdict(calibration),
     }
     with open_atomically(settings.output.output_dir / FILTER_FILE) as temporary, temporary.open("wb") as file:
@@ -432,19 +432,19 @@ def keep_features(
 
 
 def find_features(
-    settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any], processes: Processes
+    settings: EvalSettings, benchmark: Benchmark, fingerprint: Mapping[str, Any], processes: Processes
 ) -> tuple[tuple[ScoreArray, ScoreArray], Calibration | None]:
     """Return what ``keep_features`` wrote in the run whose scores are ranked again.
 
     Raises:
         DataError: there is no such file, or it is of another model or of other queries, images or settings.
     """
-    found = [_read_features(settings, protocol, fingerprint)] if processes.is_first else []
+    found = [_read_features(settings, benchmark, fingerprint)] if processes.is_first else []
     return processes.gather(found)[0][0]
 
 
 def _read_features(
-    settings: EvalSettings, protocol: Benchmark, fingerprint: Mapping[str, Any]
+    settings: EvalSettings, benchmark: Benchmark, fingerprint: Mapping[str, Any]
 ) -> tuple[tuple[ScoreArray, ScoreArray], Calibration | None]:
     path = settings.output.output_dir / FILTER_FILE
     if not path.exists():
@@ -454,7 +454,7 @@ def _read_features(
         )
     arrays = open_archive(path, ("queries", "gallery", "about"))
     about = json.loads(str(arrays["about"])) if len(arrays) == 3 else {}
-    wanted = json.loads(json.dumps(_describe_filter(settings, protocol, fingerprint)))
+    wanted = json.loads(json.dumps(_describe_filter(settings, benchmark, fingerprint)))
     known = about.get("depends_on", {})
     differing = [key for key, value in wanted.items() if known.get(key) != value]
     if differing:

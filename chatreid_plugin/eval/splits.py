@@ -122,20 +122,20 @@ def average_splits(splits: Sequence[Results]) -> Results:
         trials=tuple(one.ranking for one in measured),
         doubt=next(filter(None, (one.doubt for one in measured)), ""),
     )
-    first, mean_of = splits[0].protocol, f"mean of {len(splits)} splits"
+    first, mean_of = splits[0].benchmark, f"mean of {len(splits)} splits"
     variant = first.variant.replace(first.split, mean_of) if first.split else f"{first.variant}; {mean_of}"
-    protocol = replace(
+    benchmark = replace(
         first,
         variant=variant,
-        skipped=tuple(query for one in splits for query in one.protocol.skipped),
-        copied_queries=sum(one.protocol.copied_queries for one in splits),
-        unlike_published=next(filter(None, (one.protocol.unlike_published for one in splits)), ""),
-        cautions=_merge_cautions([one.protocol.cautions for one in splits]),
+        skipped=tuple(query for one in splits for query in one.benchmark.skipped),
+        copied_queries=sum(one.benchmark.copied_queries for one in splits),
+        unlike_published=next(filter(None, (one.benchmark.unlike_published for one in splits)), ""),
+        cautions=_merge_cautions([one.benchmark.cautions for one in splits]),
     )
     return replace(
         splits[0],
         measured=mean,
-        protocol=protocol,
+        benchmark=benchmark,
         pairs=sum(one.pairs for one in splits),
         confidence=max(splits, key=lambda one: rank_weakness(one.confidence)).confidence,
         splits=tuple(splits),

@@ -436,8 +436,8 @@ class Searcher:
         vector = self.locate(wanted)
         if self.settings.scoring.fusion == "none" or vector is None or self.features is None:
             return scores
-        protocol = Benchmark("search", "", [query], self.gallery.records, self._root, "nothing")
-        plan = Plan(protocol, label_benchmark(protocol), (vector[None], self.features), [[kept]], [kept])
+        benchmark = Benchmark("search", "", [query], self.gallery.records, self._root, "nothing")
+        plan = Plan(benchmark, label_benchmark(benchmark), (vector[None], self.features), [[kept]], [kept])
         return fuse_scores(self._get_scoring(wanted), plan, [[scores]], self._name_scores(wanted))[0][0]
 
     def _get_scoring(self, wanted: Turn) -> ScoringSettings:

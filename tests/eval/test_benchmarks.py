@@ -45,7 +45,7 @@ def test_oracle_is_perfect(case: Any, make_case: MakeCase) -> None:
         assert metrics.cmc[1] == pytest.approx(1.0, abs=1e-12)
     assert results.filter_recall == 1.0
     assert len(results.measured.trials) == case.trials
-    asked = [len(one.protocol.queries) for one in results.splits or (results,)]
+    asked = [len(one.benchmark.queries) for one in results.splits or (results,)]
     assert results.ranking.valid_queries == sum(asked) and min(asked) > 0
 
 
@@ -55,11 +55,11 @@ def test_random_scores_agree_with_their_expectation(case: Any, make_case: MakeCa
     plan = make_plan(settings)
     # Rank-1 by chance: a match is as likely to come first as any other image, or identity if one of each is drawn.
     chances: list[float] = []
-    for places in plan.protocol.trial_galleries:
+    for places in plan.benchmark.trial_galleries:
         inside = plan.labels.take_gallery(places)
-        for query in range(len(plan.protocol.queries)):
+        for query in range(len(plan.benchmark.queries)):
             kept = ~inside.find_ignored(query)
-            if plan.protocol.cmc == "single_gallery_shot":
+            if plan.benchmark.cmc == "single_gallery_shot":
                 chances.append(1 / len(np.unique(inside.gallery_person[kept])))
             else:
                 chances.append(inside.find_positives(query).sum() / kept.sum())
@@ -69,7 +69,7 @@ def test_random_scores_agree_with_their_expectation(case: Any, make_case: MakeCa
 
     def draw(seed: int) -> float:
         scorer = RandomScorer(seed)
-        queries = enumerate(plan.protocol.queries)
+        queries = enumerate(plan.benchmark.queries)
         scores = [scorer.score_pairs(query, plan.list_candidates(index), IMAGE_PAIR) for index, query in queries]
         return measure(plan, plan.share_scores(scores)).ranking.cmc[1]
 
@@ -84,10 +84,10 @@ def test_random_scores_agree_with_their_expectation(case: Any, make_case: MakeCa
 )
 def test_scores_of_a_file_are_measured_as_a_scorers(make_case: MakeCase, tmp_path: Path) -> None:
     settings = make_case()
-    protocol = make_plan(settings).protocol
-    scores = np.random.default_rng(3).random((len(protocol.queries), len(protocol.gallery)), dtype=np.float32)
-    queries = [list_query_names(query)[0] for query in protocol.queries]
-    gallery = [record.path for record in protocol.gallery]
+    benchmark = make_plan(settings).benchmark
+    scores = np.random.default_rng(3).random((len(benchmark.queries), len(benchmark.gallery)), dtype=np.float32)
+    queries = [list_query_names(query)[0] for query in benchmark.queries]
+    gallery = [record.path for record in benchmark.gallery]
     np.savez(tmp_path / "s.npz", scores=scores, queries=queries, gallery=gallery)
     found = run_evaluation(make_case(backend="scores", scores=tmp_path / "s.npz"))
     plan = make_plan(settings)
@@ -100,11 +100,11 @@ def test_scores_of_a_file_are_measured_as_a_scorers(make_case: MakeCase, tmp_pat
 
 def test_ignored_images_are_those_of_the_rule(make_case: MakeCase) -> None:
     settings = make_case()
-    protocol = load_benchmark((choose_split(settings, 1) if settings.data.splits else settings).data)
-    labels = label_benchmark(protocol)
-    for place, query in enumerate(protocol.queries):
+    benchmark = load_benchmark((choose_split(settings, 1) if settings.data.splits else settings).data)
+    labels = label_benchmark(benchmark)
+    for place, query in enumerate(benchmark.queries):
         expected: list[bool] = []
-        for record in protocol.gallery:
+        for record in benchmark.gallery:
             same, camera = record.person_id == query.person_id, record.camera_id == query.camera_id
             clothes = record.clothes_id is not None and record.clothes_id == query.clothes_id
             expected.append(
@@ -115,7 +115,7 @@ def test_ignored_images_are_those_of_the_rule(make_case: MakeCase) -> None:
                     "same_clothes": same and (camera or not clothes),
                     "same_room": query.camera_id == "3" and record.camera_id == "2",
                     "same_image": record.image_id == query.query_id,
-                }[protocol.rule]
+                }[benchmark.rule]
             )
         assert labels.find_ignored(place).tolist() == expected
 
@@ -129,7 +129,7 @@ def test_sysu_galleries_follow_the_published_trials(parse_layout: ParseLayout, t
         shots = ((single, one), (multi, many))
         shown = [(single.gallery[place].person_id, single.gallery[place].camera_id) for place in one.tolist()]
         assert len(set(shown)) == len(shown)
-        paths = [{protocol.gallery[place].path for place in trial.tolist()} for protocol, trial in shots]
+        paths = [{benchmark.gallery[place].path for place in trial.tolist()} for benchmark, trial in shots]
         assert paths[0] <= paths[1]
         assert {indoor.gallery[place].camera_id for place in inside.tolist()} == {"1", "2"}
     assert any(not np.array_equal(single.trials[0], trial) for trial in single.trials)
@@ -137,18 +137,18 @@ def test_sysu_galleries_follow_the_published_trials(parse_layout: ParseLayout, t
 
 
 def test_sysu_people_without_indoor_images_are_skipped_and_counted(parse_layout: ParseLayout, tmp_path: Path) -> None:
-    protocol = load_benchmark(make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", setting="indoor").data)
-    assert {item.reason for item in protocol.skipped} == {
+    benchmark = load_benchmark(make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", setting="indoor").data)
+    assert {item.reason for item in benchmark.skipped} == {
         "identity sysumm01:0007 has no match in the gallery of 10 of 10 trials"
     }
-    assert "sysumm01:0007" not in {query.person_id for query in protocol.queries}
+    assert "sysumm01:0007" not in {query.person_id for query in benchmark.queries}
 
 
 def test_agw_seeding_draws_as_a_seeded_module_would(parse_layout: ParseLayout, tmp_path: Path) -> None:
     import random
 
     settings = make(parse_layout("sysumm01"), tmp_path, protocol="sysumm01", trials_from="agw_seed")
-    protocol = load_benchmark(settings.data)
+    benchmark = load_benchmark(settings.data)
     files: dict[tuple[str, str], list[str]] = {}
     for record in (record for record in read_manifest(settings.data.manifest)[0] if record.split == "gallery"):
         files.setdefault((record.person_id, record.camera_id), []).append(record.path)
@@ -159,16 +159,16 @@ def test_agw_seeding_draws_as_a_seeded_module_would(parse_layout: ParseLayout, t
         for camera in ("1", "2", "4", "5")
         if (person, camera) in files
     ]
-    drawn = [protocol.gallery[place].path for place in protocol.trials[4].tolist()]
+    drawn = [benchmark.gallery[place].path for place in benchmark.trials[4].tolist()]
     assert sorted(drawn) == sorted(expected)
 
 
 def test_text_sets_ask_every_caption_and_match_every_image(parse_layout: ParseLayout, tmp_path: Path) -> None:
-    protocol = load_benchmark(make(parse_layout("cuhkpedes"), tmp_path, protocol="cuhkpedes").data)
-    assert [query.text for query in protocol.queries] == [
-        caption for record in protocol.gallery for caption in record.captions
+    benchmark = load_benchmark(make(parse_layout("cuhkpedes"), tmp_path, protocol="cuhkpedes").data)
+    assert [query.text for query in benchmark.queries] == [
+        caption for record in benchmark.gallery for caption in record.captions
     ]
-    assert all(query.image is None for query in protocol.queries)
+    assert all(query.image is None for query in benchmark.queries)
     with pytest.raises(ConfigError, match="filter.source: colour compares images"):
         run_evaluation(make(parse_layout("cuhkpedes"), tmp_path, protocol="cuhkpedes", filter="colour"))
 
@@ -185,13 +185,15 @@ def test_attributes_ask_for_the_named_ones_alone(parse_layout: ParseLayout, tmp_
 
 
 def test_images_of_an_attribute_set_ask_with_their_attributes(parse_layout: ParseLayout, tmp_path: Path) -> None:
-    protocol = load_benchmark(make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["gender"]).data)
-    assert len(protocol.queries) == len(protocol.gallery) > 1
-    assert all(query.image is not None and list(query.attributes) == ["gender"] for query in protocol.queries)
-    assert {query.person_id for query in protocol.queries} == {"attributes:gender=female", "attributes:gender=male"}
+    benchmark = load_benchmark(
+        make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["gender"]).data
+    )
+    assert len(benchmark.queries) == len(benchmark.gallery) > 1
+    assert all(query.image is not None and list(query.attributes) == ["gender"] for query in benchmark.queries)
+    assert {query.person_id for query in benchmark.queries} == {"attributes:gender=female", "attributes:gender=male"}
     assert (
-        protocol.variant
-        == f"image with gender, {len(protocol.gallery)} labelled images, the query's own image ignored"
+        benchmark.variant
+        == f"image with gender, {len(benchmark.gallery)} labelled images, the query's own image ignored"
     )
     with pytest.raises(DataError, match="no gallery image has all of the attributes tail"):
         load_benchmark(make(parse_layout("rapv1"), tmp_path, protocol="multimodal", attributes=["tail"]).data)
@@ -226,10 +228,10 @@ def test_sysu_without_published_trials_falls_back_and_says_so(
     manifest.write_bytes(source.read_bytes())
     provenance = read_json(source.with_name(source.name + ".json"))
     manifest.with_name(manifest.name + ".json").write_text(json.dumps(provenance | {"protocol": {}}))
-    protocol = load_benchmark(make(manifest, tmp_path, protocol="sysumm01").data)
+    benchmark = load_benchmark(make(manifest, tmp_path, protocol="sysumm01").data)
     seeded = load_benchmark(make(source, tmp_path, protocol="sysumm01", trials_from="agw_seed").data)
-    assert protocol.variant == seeded.variant and "10 trials (agw_seed)" in protocol.variant
-    assert all(np.array_equal(one, other) for one, other in zip(protocol.trials, seeded.trials, strict=True))
+    assert benchmark.variant == seeded.variant and "10 trials (agw_seed)" in benchmark.variant
+    assert all(np.array_equal(one, other) for one, other in zip(benchmark.trials, seeded.trials, strict=True))
     assert "10 trials (agw_seed)" in caplog.text and "rand_perm_cam.mat" in caplog.text
     for keys in ({"trials_from": "published"}, {"shots": "multi"}):
         with pytest.raises(DataError, match=r"Put rand_perm_cam\.mat"):

@@ -162,9 +162,9 @@ def test_training_images_stand_where_the_benchmarks_stand(case: Any, make_case: 
     settings = make_case(filter="colour", tau="auto")
     manifest = Path(str(settings.data.manifest).replace("{trial}", "1"))
     settings = alter(settings, {"manifest": manifest, "splits": ()})
-    protocol = load_benchmark(settings.data)
-    training = load_training(settings.data, protocol)
-    assert training.rule == protocol.rule and not training.trials
+    benchmark = load_benchmark(settings.data)
+    training = load_training(settings.data, benchmark)
+    assert training.rule == benchmark.rule and not training.trials
     asking = [query.image for query in training.queries]
     for found, expected in zip((asking, training.gallery), SIDES[case.name], strict=True):
         records = [record for record in found if record is not None]

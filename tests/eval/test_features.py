@@ -202,9 +202,9 @@ def test_clip_filters_for_queries_in_words(
     load = candidates.load_benchmark
 
     def load_words(data: DataSettings, **keys: Any) -> Any:
-        protocol = load(data, **keys)
-        first = replace(protocol.queries[0], image=None, text="a red coat")
-        return replace(protocol, queries=[first, *protocol.queries[1:]])
+        benchmark = load(data, **keys)
+        first = replace(benchmark.queries[0], image=None, text="a red coat")
+        return replace(benchmark, queries=[first, *benchmark.queries[1:]])
 
     monkeypatch.setattr(candidates, "load_benchmark", load_words)
     settings = make_settings(make_world(), filter="clip", filter_model=str(clip), device="cpu", top_k=2, floor=0)
@@ -236,7 +236,7 @@ def test_the_scoring_model_filters_with_its_own_features(
     plan = make_plan(settings)
     assert plan.scorer is not None and plan.features is not None
     scorer: Any = plan.scorer
-    levels = scorer.features[plan.protocol.gallery[1].image_id].levels[0].mean(dim=0).numpy()
+    levels = scorer.features[plan.benchmark.gallery[1].image_id].levels[0].mean(dim=0).numpy()
     assert plan.features[1][1] == pytest.approx(levels / np.linalg.norm(levels), abs=1e-5)
     results = run_evaluation(settings)
     assert results.pairs == 3 * len(plan.kept)

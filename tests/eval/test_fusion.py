@@ -184,7 +184,7 @@ def test_summed_margins_of_image_and_words_are_scaled(settings: EvalSettings) ->
     changed = alter(settings, changes)
     plan = make_plan(settings)
     scores = [np.array([1.0, -1.0, 0.0], dtype=np.float32)] * len(plan.kept)
-    queries = plan.protocol.queries
+    queries = plan.benchmark.queries
     queries[0] = replace(queries[0], text="a red coat")
     fused = fuse_scores(changed.scoring, plan, [scores], "margins")[0]
     assert fused[0].tolist() == pytest.approx([0.0, -1.0, -0.5], abs=1e-6)

@@ -39,9 +39,9 @@ def make_text_settings(parse_layout: Callable[[str], Path], make_settings: MakeS
 @pytest.fixture
 def features(make_text_settings: MakeSettings, tmp_path: Path) -> Path:
     """Write features of all images, called by their paths, and captions."""
-    protocol = load_benchmark(make_text_settings().data)
-    names = [query.label for query in protocol.queries]
-    names += [f"{record.path}#{record.image_id.rpartition('#')[2]}" for record in protocol.gallery]
+    benchmark = load_benchmark(make_text_settings().data)
+    names = [query.label for query in benchmark.queries]
+    names += [f"{record.path}#{record.image_id.rpartition('#')[2]}" for record in benchmark.gallery]
     np.savez(tmp_path / "f.npz", paths=names, features=np.random.default_rng(0).normal(size=(len(names), 8)))
     return tmp_path / "f.npz"
 
@@ -70,11 +70,11 @@ def test_ranks_the_transposed_matrix(
     for found in (results.ranking, results.strict):
         assert found.mean_ap == pytest.approx(expected.mean_ap, abs=1e-12) and 0 < found.mean_ap < 1
         assert found.cmc[1] == expected.cmc[1] and found.mean_inp == pytest.approx(expected.mean_inp, abs=1e-12)
-    assert "every image asks, captions are ranked" in results.protocol.variant
+    assert "every image asks, captions are ranked" in results.benchmark.variant
     again = run_evaluation(make_text_settings(backend="scores", scores=tmp_path / "s.npz", output_dir=tmp_path / "b"))
     assert again.ranking.mean_ap == results.ranking.mean_ap
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert results.protocol.gallery[0].captions[0] in page or results.protocol.gallery[1].captions[0] in page
+    assert results.benchmark.gallery[0].captions[0] in page or results.benchmark.gallery[1].captions[0] in page
 
 
 def test_each_image_keeps_captions_of_its_own_and_gets_their_scores(
@@ -88,7 +88,7 @@ def test_each_image_keeps_captions_of_its_own_and_gets_their_scores(
     assert (~np.isnan(kept)).sum(axis=1).tolist() == [3] * len(kept)
     np.testing.assert_allclose(kept[~np.isnan(kept)], scores[~np.isnan(kept)], atol=1e-6)
     assert (np.nanmin(kept, axis=1) + 1e-6 >= np.sort(scores, axis=1)[:, -3]).all()
-    assert few.pairs == 3 * len(few.protocol.queries)
+    assert few.pairs == 3 * len(few.benchmark.queries)
     perfect = run_evaluation(make_text_settings(backend="oracle", top_k=3, **own))
     assert perfect.ranking.mean_ap == pytest.approx(perfect.ceiling.mean_ap)
     assert run_evaluation(make_text_settings(backend="random", top_k=3, fusion="linear", **own)).ranking.mean_ap > 0

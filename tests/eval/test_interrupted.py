@@ -221,7 +221,7 @@ def test_overwrite_forgets_what_every_process_has_on_its_own_disk(
 
     def leave_scores(rank: int) -> None:
         with ScoreStore(tmp_path / "disk1", fingerprint, rank=rank) as store:
-            for index, query in enumerate(plan.protocol.queries):
+            for index, query in enumerate(plan.benchmark.queries):
                 candidates = plan.list_candidates(index)
                 wrong = np.array([record.person_id == query.person_id for record in candidates], dtype=np.float32)
                 store.add(store.make_key(query, candidates), Scored(wrong))

@@ -17,12 +17,12 @@ MakeSettings = Callable[..., EvalSettings]
 
 
 def test_ignores_own_identity_in_own_camera(make_world: MakeWorld, make_settings: MakeSettings) -> None:
-    protocol = load_benchmark(make_settings(make_world(), protocol="market1501").data)
-    assert (len(protocol.queries), len(protocol.gallery), protocol.skipped) == (4, 12, ())
-    labels = label_benchmark(protocol)
-    for query, record in enumerate(protocol.queries):
-        same = [item.person_id == record.person_id for item in protocol.gallery]
-        own = [item.camera_id == record.camera_id for item in protocol.gallery]
+    benchmark = load_benchmark(make_settings(make_world(), protocol="market1501").data)
+    assert (len(benchmark.queries), len(benchmark.gallery), benchmark.skipped) == (4, 12, ())
+    labels = label_benchmark(benchmark)
+    for query, record in enumerate(benchmark.queries):
+        same = [item.person_id == record.person_id for item in benchmark.gallery]
+        own = [item.camera_id == record.camera_id for item in benchmark.gallery]
         assert labels.find_ignored(query).tolist() == [s and o for s, o in zip(same, own, strict=True)]
         assert labels.find_positives(query).tolist() == [s and not o for s, o in zip(same, own, strict=True)]
 
@@ -46,9 +46,9 @@ def test_skips_queries_without_a_match_and_says_why(
     items = [("query", "1", "1"), ("query", "2", "1"), ("query", "3", "1")]
     items += [("gallery", "1", "2"), ("gallery", "2", "1"), ("gallery", "4", "2")]
     with caplog.at_level(logging.WARNING):
-        protocol = load_benchmark(make_settings(make_world(items)).data)
-    assert [record.person_id for record in protocol.queries] == ["tiny:1"]
-    assert [item.reason for item in protocol.skipped] == [
+        benchmark = load_benchmark(make_settings(make_world(items)).data)
+    assert [record.person_id for record in benchmark.queries] == ["tiny:1"]
+    assert [item.reason for item in benchmark.skipped] == [
         "identity tiny:2 is only seen by the query's own camera 1",
         "identity tiny:3 is absent from the gallery",
     ]
@@ -82,10 +82,10 @@ def test_market_distractors_match_nobody(make_world: MakeWorld, make_settings: M
     items = [("query", "1", "1"), ("query", "0", "1"), ("gallery", "1", "2"), ("gallery", "0000", "2")]
     items += [("gallery", "0", "2")]
     manifest = make_world(items)
-    protocol = load_benchmark(make_settings(manifest, protocol="market1501").data)
-    assert [record.person_id for record in protocol.queries] == ["tiny:1"]
-    assert len(protocol.gallery) == 3
-    assert label_benchmark(protocol).find_positives(0).sum() == 1
+    benchmark = load_benchmark(make_settings(manifest, protocol="market1501").data)
+    assert [record.person_id for record in benchmark.queries] == ["tiny:1"]
+    assert len(benchmark.gallery) == 3
+    assert label_benchmark(benchmark).find_positives(0).sum() == 1
 
 
 @pytest.mark.parametrize("items", [[("gallery", "1", "1")], [("query", "1", "1")], [("train", "1", "1")]])
@@ -108,8 +108,8 @@ def test_names_missing_images_and_the_root(make_world: MakeWorld, make_settings:
 def test_reads_images_from_another_root(make_world: MakeWorld, make_settings: MakeSettings, tmp_path: Path) -> None:
     manifest = make_world()
     (tmp_path / "images").rename(tmp_path / "moved")
-    protocol = load_benchmark(make_settings(manifest, image_root=tmp_path / "moved").data)
-    assert protocol.image_root == tmp_path / "moved"
+    benchmark = load_benchmark(make_settings(manifest, image_root=tmp_path / "moved").data)
+    assert benchmark.image_root == tmp_path / "moved"
 
 
 def test_max_queries_is_even_and_repeatable(make_world: MakeWorld, make_settings: MakeSettings) -> None:

@@ -80,7 +80,7 @@ def test_trials_and_features_are_saved_too(
         (make_world(), {"backend": "features", "features": tmp_path / "f.npz"}),
     ):
         if "features" in changes:
-            source = run_evaluation(make_settings(manifest, filter="colour")).protocol
+            source = run_evaluation(make_settings(manifest, filter="colour")).benchmark
             paths = [*(query.query_id for query in source.queries), *(record.image_id for record in source.gallery)]
             features = np.random.default_rng(0).normal(size=(len(paths), 4))
             np.savez(tmp_path / "f.npz", paths=paths, features=features)

@@ -37,8 +37,8 @@ WITH_WORDS = ("cuhkpedes", "icfgpedes", "rstpreid", "attributes", "multimodal")
 
 def count_pairs(results: Results) -> list[int]:
     """Return how many images each query must be compared with."""
-    labels = label_benchmark(results.protocol)
-    kept = [int((~labels.find_ignored(query)).sum()) for query in range(len(results.protocol.queries))]
+    labels = label_benchmark(results.benchmark)
+    kept = [int((~labels.find_ignored(query)).sum()) for query in range(len(results.benchmark.queries))]
     return kept if results.settings.filter.source == "none" else [min(TOP_K, count) for count in kept]
 
 
@@ -66,9 +66,9 @@ def test_scores_are_the_models_answers_to_the_protocols_question(
         for row in rows
     ]
     assert [len(scores) for scores in scored] == count_pairs(last)
-    gallery = {record.image_id: record for record in last.protocol.gallery}
+    gallery = {record.image_id: record for record in last.benchmark.gallery}
     candidates: list[ImageRecord] = [gallery[image] for image in scored[0]]
-    query, root = last.protocol.queries[0], last.protocol.image_root
+    query, root = last.benchmark.queries[0], last.benchmark.image_root
     assert (query.image is None, spell_words(query) != "") == (
         words and settings.data.benchmark != "multimodal",
         words,

@@ -75,10 +75,10 @@ def test_results_json_names_what_was_measured(
     settings = make_settings(parse_layout(layout), **changes)
     run_evaluation(settings)
     content = read_json(settings.output.output_dir / "results.json")
-    protocol, definitions = content["protocol"], content["definitions"]
-    assert (protocol["name"], protocol["variant"]) == (layout, variant)
-    assert protocol["trials"] == len(content["trials"]) == trials
-    assert (protocol["cmc"], protocol["average_precision"], protocol["ties"]) == (cmc, average_precision, ties)
+    benchmark, definitions = content["protocol"], content["definitions"]
+    assert (benchmark["name"], benchmark["variant"]) == (layout, variant)
+    assert benchmark["trials"] == len(content["trials"]) == trials
+    assert (benchmark["cmc"], benchmark["average_precision"], benchmark["ties"]) == (cmc, average_precision, ties)
     assert definition in definitions["Rank-k"]
     assert ("first 500" in definitions["mAP"]) == (average_precision == "top500")
     assert ("gallery order" in definitions["ties"]) == (ties == "index")

@@ -118,12 +118,12 @@ def test_benchmark_takes_each_of_its_choices(case: Any, layouts_root: Path, tmp_
 def test_filters_that_are_offered_for_words_compare_words(case: Any, make_case: MakeCase, tmp_path: Path) -> None:
     words = re.search(r"words need (.*)", LINES["filter.source"][0])
     assert words is not None
-    protocol, rng = load_benchmark(make_case().data), np.random.default_rng(0)
-    names = [list_query_names(query)[0] for query in protocol.queries] + [record.path for record in protocol.gallery]
+    benchmark, rng = load_benchmark(make_case().data), np.random.default_rng(0)
+    names = [list_query_names(query)[0] for query in benchmark.queries] + [record.path for record in benchmark.gallery]
     np.savez(tmp_path / "f.npz", paths=names, features=rng.normal(size=(len(names), 8)))
     files = {"filter_features": tmp_path / "f.npz", "filter_model": "absent", "filter_weights": "absent.pth"}
     plan = make_plan(make_case(filter="npz", **files))
-    assert plan.features is not None and len(plan.features[0]) == len(protocol.queries)
+    assert plan.features is not None and len(plan.features[0]) == len(benchmark.queries)
     taken = {"none", "npz"}
     for name in set(get_args(FilterSettings.model_fields["source"].annotation)) - taken:
         settings = make_case(filter=name, backend="transformers", model_name_or_path="absent", **files)

@@ -52,18 +52,18 @@ def test_splits_are_evaluated_apart_and_averaged(
     settings = make_settings(copy_splits(source, (1, 2)), protocol=protocol, backend="random", splits=[1, 2])
     assert "2 splits; split 1:" in describe_plan(settings)
     results = run_evaluation(settings)
-    assert results.protocol.variant == variant.format("mean of 2 splits")
-    assert f"{protocol} ({results.protocol.variant})" in render_table(results)
+    assert results.benchmark.variant == variant.format("mean of 2 splits")
+    assert f"{protocol} ({results.benchmark.variant})" in render_table(results)
     assert len(results.measured.trials) == 2
     assert (tmp_path / "out" / "split2" / "rankings.parquet").exists()
     alone = run_evaluation(make_settings(source, protocol=protocol, backend="random", output_dir=tmp_path / "one"))
-    assert alone.protocol.variant == variant.format("split 1")
+    assert alone.benchmark.variant == variant.format("split 1")
     content = read_json(tmp_path / "out" / "results.json")
-    assert content["protocol"]["variant"] == results.protocol.variant
+    assert content["protocol"]["variant"] == results.benchmark.variant
     assert [split["variant"] for split in content["splits"]] == [variant.format(f"split {n}") for n in (1, 2)]
-    assert content["protocol"]["queries"] == 2 * len(alone.protocol.queries)
+    assert content["protocol"]["queries"] == 2 * len(alone.benchmark.queries)
     assert content["protocol"]["pairs_scored"] == 2 * alone.pairs == sum(s["pairs_scored"] for s in content["splits"])
-    assert content["filter"]["mean_candidates"] == alone.pairs / len(alone.protocol.queries)
+    assert content["filter"]["mean_candidates"] == alone.pairs / len(alone.benchmark.queries)
     assert content["provenance"] is None
     manifests = [Path(split["provenance"]["manifest"]).name for split in content["splits"]]
     assert manifests == [f"{source.stem}_split{trial}.parquet" for trial in (1, 2)]

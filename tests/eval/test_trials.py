@@ -53,7 +53,7 @@ def test_scores_stay_with_their_images_when_there_is_one_trial(settings: EvalSet
         assert given.tolist() == [known[index] for index in chosen.tolist()]
     perfect = [
         np.array([record.person_id == query.person_id for record in plan.list_candidates(place)], dtype=np.float32)
-        for place, query in enumerate(plan.protocol.queries)
+        for place, query in enumerate(plan.benchmark.queries)
     ]
     measured = measure(plan, plan.share_scores(perfect))
     assert measured.ranking.mean_ap == pytest.approx(measured.ceiling.mean_ap, abs=1e-12)
@@ -74,15 +74,15 @@ def test_gallery_of_sysu_is_what_some_trial_ranks(
 ) -> None:
     settings = make_settings(parse_layout("sysumm01"), protocol="sysumm01", trials=2, **changes)
     results = run_evaluation(settings)
-    protocol = results.protocol
-    assert set(np.concatenate(protocol.trials).tolist()) == set(range(len(protocol.gallery)))
+    benchmark = results.benchmark
+    assert set(np.concatenate(benchmark.trials).tolist()) == set(range(len(benchmark.gallery)))
     cameras = {"1", "2"} if "setting" in changes else {"1", "2", "4", "5"}
-    assert {record.camera_id for record in protocol.gallery} == cameras
-    assert read_json(settings.output.output_dir / "results.json")["protocol"]["gallery"] == len(protocol.gallery)
+    assert {record.camera_id for record in benchmark.gallery} == cameras
+    assert read_json(settings.output.output_dir / "results.json")["protocol"]["gallery"] == len(benchmark.gallery)
 
 
 def test_gallery_has_what_some_trial_ranks_and_no_more(settings: EvalSettings) -> None:
-    protocol = load_benchmark(alter(settings, {"trials": 1}).data)
-    assert protocol.trials[0].tolist() == list(range(len(protocol.gallery)))
+    benchmark = load_benchmark(alter(settings, {"trials": 1}).data)
+    assert benchmark.trials[0].tolist() == list(range(len(benchmark.gallery)))
     records, _ = read_manifest(settings.data.manifest)
-    assert len(protocol.gallery) < len(records)
+    assert len(benchmark.gallery) < len(records)

@@ -119,15 +119,15 @@ def test_own_file_is_no_match_when_copies_are_ignored(make_world: MakeWorld, mak
     assert counted.ranking.average_precisions[0] == pytest.approx((1 + 2 / 11) / 2)
     assert ignored.ranking.average_precisions[0] == pytest.approx(1 / 10)
     assert not ignored.warnings
-    assert ignored.protocol.copied_queries == 1
-    assert ignored.protocol.variant.endswith("ignored, the query's own file ignored")
+    assert ignored.benchmark.copied_queries == 1
+    assert ignored.benchmark.variant.endswith("ignored, the query's own file ignored")
 
 
 def test_own_file_is_ignored_whoever_it_is_said_to_show(make_world: MakeWorld, make_settings: MakeSettings) -> None:
     manifest = make_world()
     copy_a_query(manifest, hashed=True, person="tiny:2")
-    protocol = load_benchmark(make_settings(manifest, ignore_copies=True).data)
-    assert protocol.copied_queries == 1
+    benchmark = load_benchmark(make_settings(manifest, ignore_copies=True).data)
+    assert benchmark.copied_queries == 1
     paths = [record.path for record in read_manifest(manifest)[0]]
     scores = np.zeros((4, 12))
     scores[0, 1], scores[0, 2] = 2.0, 1.0
@@ -142,8 +142,8 @@ def test_query_that_only_its_own_file_matches_is_skipped(make_world: MakeWorld, 
     items = [("query", "1", "1"), ("gallery", "1", "2"), ("query", "2", "1"), ("gallery", "2", "2")]
     manifest = make_world(items)
     copy_a_query(manifest, hashed=True)
-    protocol = load_benchmark(make_settings(manifest, ignore_copies=True).data)
-    assert [item.reason for item in protocol.skipped] == [
+    benchmark = load_benchmark(make_settings(manifest, ignore_copies=True).data)
+    assert [item.reason for item in benchmark.skipped] == [
         "identity tiny:1 has no other match than the query's own file"
     ]
 
@@ -300,6 +300,6 @@ def test_splits_say_what_only_some_of_them_have(
     pattern = copy_splits(manifest, (1, 2))
     copy_a_query(manifest.with_name(f"{manifest.stem}_split2.parquet"), hashed=True)
     results = run_evaluation(make_settings(pattern, splits=[1, 2]))
-    assert results.protocol.copied_queries == 1
+    assert results.benchmark.copied_queries == 1
     (caution,) = results.warnings
     assert caution.startswith("1 of 4 queries have their own file") and caution.endswith("(1 of 2 splits)")

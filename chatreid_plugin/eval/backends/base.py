@@ -70,7 +70,7 @@ class Scorer(Protocol):
     ) -> None:
         """Learn of everything that will be scored, before the first pair; encode images once, for instance.
 
-        The queries come in whole blocks of ``QUERY_BLOCK``, in the protocol's order, with those that were
+        The queries come in whole blocks of ``QUERY_BLOCK``, in the benchmark's order, with those that were
         scored before: what is computed for a block at once has the same bits then in a resumed evaluation. For the
         same reason ``planned`` has all images of the evaluation, whatever is left of it and whoever does the rest.
         """

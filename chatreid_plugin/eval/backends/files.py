@@ -27,7 +27,7 @@ from ...datasets.benchmark import Benchmark, Query
 from ...errors import ConfigError, DataError
 from ...records import ImageRecord
 from ...shards import open_atomically
-from ..filter import iterate_similarities, list_names, number_distinct, read_protocol_features
+from ..filter import iterate_similarities, list_names, number_distinct, read_benchmark_features
 from ..settings import ScoringSettings
 
 
@@ -127,7 +127,7 @@ class Matrix:
     may_lack: bool = False
 
     def iterate_rows(self) -> Iterator[ScoreArray]:
-        """Yield the scores (G,) of each query, as the protocol numbers queries and gallery."""
+        """Yield the scores (G,) of each query, as the benchmark numbers queries and gallery."""
         if self.features is not None:
             yield from iterate_similarities(*self.features)
         elif self.values is not None:
@@ -143,7 +143,7 @@ class Matrix:
         return len(self.query_rows) * len(self.gallery_columns)
 
 
-def _read_score_matrix(path: Path, protocol: Benchmark) -> Matrix:
+def _read_score_matrix(path: Path, benchmark: Benchmark) -> Matrix:
     """Return a file's scores, for ``backend: scores``; higher is better.
 
     The .npz has ``scores`` (Q, G), ``queries`` (Q,) and ``gallery`` (G,). A matrix that does not fit in memory is an
@@ -164,7 +164,7 @@ def _read_score_matrix(path: Path, protocol: Benchmark) -> Matrix:
     scores = arrays["scores"]
     queries, gallery = (read_names(arrays[name], names_path) for name in ("queries", "gallery"))
     check_shape(path, "scores", scores, (len(queries.names), len(gallery.names)), "queries and gallery")
-    wanted_queries, wanted_gallery = list_names(protocol)
+    wanted_queries, wanted_gallery = list_names(benchmark)
     rows = queries.find_rows(wanted_queries, scores.__getitem__)
     columns = gallery.find_rows(wanted_gallery, lambda column: scores[:, column])
     sides = ("queries", queries, wanted_queries, rows), ("gallery images", gallery, wanted_gallery, columns)
@@ -172,7 +172,7 @@ def _read_score_matrix(path: Path, protocol: Benchmark) -> Matrix:
     return Matrix(path, scores, query_rows, gallery_columns, may_lack="not_scored" in arrays)
 
 
-def check_row(row: Array, query: int, protocol: Benchmark, matrix: Matrix) -> None:
+def check_row(row: Array, query: int, benchmark: Benchmark, matrix: Matrix) -> None:
     """Refuse a query's scores (G,) that are not finite, or too large for the float32 of the files that are written.
 
     NaN is no score where the file says so.
@@ -180,13 +180,14 @@ def check_row(row: Array, query: int, protocol: Benchmark, matrix: Matrix) -> No
     Raises:
         DataError: naming the file, the query and the first image.
     """
-    name, largest = protocol.queries[query].label, np.finfo(np.float32).max
+    name, largest = benchmark.queries[query].label, np.finfo(np.float32).max
     bad = np.isinf(row) if matrix.may_lack else ~np.isfinite(row)
     wrong = np.flatnonzero(bad)
     if len(wrong):
         raise DataError(
             f"{matrix.path}: {len(wrong)} score(s) of query {name} are NaN or infinite, first that of "
-            f"{protocol.gallery[wrong[0]].path}; a ranking of them would mean nothing. Check the model that gave them."
+            f"{benchmark.gallery[wrong[0]].path}; a ranking of them would mean nothing. Check the model that gave "
+            "them."
         )
     highest = np.abs(row[~np.isnan(row)]).max(initial=0)
     if row.dtype.itemsize > 4 and highest > largest:
@@ -196,7 +197,7 @@ def check_row(row: Array, query: int, protocol: Benchmark, matrix: Matrix) -> No
         )
 
 
-def read_matrix(scoring: ScoringSettings, protocol: Benchmark) -> Matrix:
+def read_matrix(scoring: ScoringSettings, benchmark: Benchmark) -> Matrix:
     """Return the scores of every pair that ``features`` or ``scores`` of the settings holds.
 
     Raises:
@@ -205,10 +206,10 @@ def read_matrix(scoring: ScoringSettings, protocol: Benchmark) -> Matrix:
     """
     if scoring.backend == "features" and scoring.features is not None:
         empty = np.empty(0, dtype=np.int64)
-        return Matrix(scoring.features, None, empty, empty, read_protocol_features(scoring.features, protocol))
+        return Matrix(scoring.features, None, empty, empty, read_benchmark_features(scoring.features, benchmark))
     if scoring.scores is None:
         raise ConfigError("scoring.backend: scores needs scoring.scores, an .npz or .npy file.")
-    return _read_score_matrix(scoring.scores, protocol)
+    return _read_score_matrix(scoring.scores, benchmark)
 
 
 def check_target(path: Path) -> None:
@@ -227,13 +228,13 @@ def check_target(path: Path) -> None:
         raise ConfigError(f"output.save_matrix: {path} cannot be written. Set another file.")
 
 
-def write_matrix(path: Path, protocol: Benchmark, rows: Iterable[ScoreArray]) -> None:
+def write_matrix(path: Path, benchmark: Benchmark, rows: Iterable[ScoreArray]) -> None:
     """Write the scores (G,) of each query, one after another, and the names; whole files or none.
 
     Raises:
         DataError: the disk is full or cannot be written.
     """
-    queries, gallery = protocol.queries, protocol.gallery
+    queries, gallery = benchmark.queries, benchmark.gallery
     names: dict[str, Array] = {
         "queries": np.array([query.query_id for query in queries]),
         "gallery": np.array([record.image_id for record in gallery]),
