@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from . import __version__
-from .errors import ChatReIDError, DataError, end_on_sigterm
+from .errors import INTERRUPTED, ChatReIDError, DataError, end_on_sigterm
 from .printing import say
 
 
@@ -454,7 +454,7 @@ def main() -> NoReturn:
     except ChatReIDError as error:
         exit_with(error)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except OSError as error:
         if error.errno not in (*_NO_ROOM, errno.EPIPE):
             raise

@@ -13,6 +13,9 @@ from types import FrameType
 from .printing import make_printable
 
 
+INTERRUPTED = 130  # exit code of a command that Ctrl-C or SIGTERM ended, as shells have it
+
+
 class ChatReIDError(Exception):
     """Base of all errors meant for the user; the command line prints its message alone, without a traceback."""
 

@@ -57,3 +57,10 @@ class PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         return make_printable(super().format(record))
+
+
+def log_warnings() -> None:
+    """Let this process, which a command runs in, show warnings of all libraries on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])

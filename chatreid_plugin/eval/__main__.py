@@ -1,22 +1,18 @@
 """Command line of the evaluator: ``python -m chatreid_plugin.eval CONFIG.yaml ... [key=value ...]``."""
 
 import argparse
-import logging
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ChatReIDError, end_on_sigterm
-from ..printing import PrintableFormatter, say
+from ..errors import INTERRUPTED, ChatReIDError, end_on_sigterm
+from ..printing import log_warnings, say
 from .batch import compare_evaluations, describe_plan, load_evaluations, run_evaluations
 from .comparison import render_text
 from .distributed import is_first_process, join_processes
 from .report import Results, render_table
 from .settings import EvalSettings
-
-
-INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,9 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     overrides = [item for item in options.arguments if "=" in item]
     if not configs:
         parser.error("name at least one CONFIG.yaml")
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log_warnings()
     try:
         evaluations = load_evaluations(configs, overrides, skip_missing=options.skip_missing)
         if options.dry_run:

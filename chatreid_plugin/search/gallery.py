@@ -7,7 +7,6 @@ two belongs to whom. A line is written last, for a whole batch: a killed run is 
 with the batch that would have been next, so that the files have the same bytes in the end.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +19,11 @@ from typing import IO, Any
 import numpy as np
 
 from ..archives import ScoreArray
+from ..datasets.listing import IMAGE_SUFFIXES
 from ..datasets.own_data import read_csv
 from ..errors import DataError
 from ..eval.backends.base import StoredFeature
-from ..eval.scores import hash_file
+from ..eval.scores import digest_fingerprint, hash_file
 from ..locks import make_folder, open_locked
 from ..pixels import open_crop
 from ..printing import make_printable
@@ -32,7 +32,6 @@ from ..regular_files import leaves_root
 from ..shards import read_manifest
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 THREADS = 8
 EXAMPLES_SHOWN = 10
 # Columns of a list; others are attributes.
@@ -232,7 +231,7 @@ class Index:
             DataError: a line is damaged.
         """
         self._header = json.dumps(dict(made_by), sort_keys=True)
-        self.folder = parent / hashlib.sha256(self._header.encode()).hexdigest()[:12]
+        self.folder = parent / digest_fingerprint(made_by)
         make_folder(self.folder, "--index")
         self._entries: dict[str, _Entry] = {}
         self._width, self._vision_end, self._usable = 0, 0, 0

@@ -32,7 +32,7 @@ from ..eval.scores import hash_bytes, hash_file
 from ..eval.settings import RankSettings, ScoringSettings
 from ..pixels import open_crop
 from ..records import ImageRecord
-from ..shards import open_atomically
+from ..shards import digest_file, open_atomically
 from .gallery import Batch, Gallery, Index, Progress, list_gallery, read_gallery, read_time
 from .turns import Turn
 
@@ -213,28 +213,28 @@ class Searcher:
         """Return all that the bytes of an index depend on besides the images."""
         own, model = self.settings.filter, self.settings.model
         made_by: dict[str, Any] = {"version": 1, "source": own.source, "model": own.model}
-        made_by["weights"] = None if own.weights is None else hash_file(own.weights)
+        made_by["weights"] = None if own.weights is None else digest_file(own.weights)
         if self._local is not None:
             known = self._local.fingerprint
             made_by |= {key: known[key] for key in ("weights", "configuration")} | {"dtype": model.dtype}
-            made_by["policy"] = [getattr(model.policy, name) for name in ("stage", "aspect")]
+            made_by["policy"] = [model.policy.stage, model.policy.aspect]
             made_by["pixels"] = [model.image_max_pixels, model.image_min_pixels]
         return made_by
 
     def _compute(self, records: Sequence[ImageRecord]) -> Iterator[Batch]:
         """Yield batches with what the index keeps of them; always the same batches of the same records."""
-        extract = partial(self._extract, self.settings.filter.source)
         if self._local is None:
             for start in range(0, len(records), ITEMS_PER_BLOCK):
                 block = records[start : start + ITEMS_PER_BLOCK]
-                yield block, extract(block, None), None
+                yield block, self._extract(block), None
             return
         encoder = self._local.features
         for batch, pooled in self._local.stream_pooled(encoder.form_batches(records)):
-            yield batch, extract(batch, pooled), [encoder.store(record.image_id) for record in batch]
+            yield batch, self._extract(batch, pooled), [encoder.store(record.image_id) for record in batch]
 
-    def _extract(self, source: str, items: Sequence[ImageRecord | str], pooled: ScoreArray | None) -> ScoreArray:
+    def _extract(self, items: Sequence[ImageRecord | str], pooled: ScoreArray | None = None) -> ScoreArray:
         """Return the filter's features (N, D), L2-normalised; ``pooled`` are the model's own."""
+        source = self.settings.filter.source
         if source == "none":
             return np.empty((len(items), 0), dtype=np.float32)
         if source == "vlm" and pooled is not None:
@@ -321,7 +321,7 @@ class Searcher:
         if wanted.image:
             vectors.append(self._find_vector(wanted.image))
         elif self.settings.filter.source == "clip" and (words := _join_words(wanted)):
-            vectors.append(self._extract("clip", [words], None)[0])
+            vectors.append(self._extract([words])[0])
         if confirmed := [self._find_vector(one) for one in wanted.same if one in self.gallery.places]:
             vectors.append(np.float32(CONFIRMED_WEIGHT) * np.mean(confirmed, axis=0))
         if not vectors:
@@ -337,7 +337,7 @@ class Searcher:
         if image_id not in self._vectors:
             record = self.find_record(image_id)
             pooled = self._local.pool_images([record]) if self._local is not None else None
-            self._vectors[image_id] = self._extract(self.settings.filter.source, [record], pooled)[0]
+            self._vectors[image_id] = self._extract([record], pooled)[0]
         return self._vectors[image_id]
 
     def rank(

@@ -19,7 +19,6 @@ without the same pictures.
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,9 +31,9 @@ from tqdm import tqdm
 from ..archives import BoolArray, FloatArray, ScoreArray
 from ..datasets.benchmark import Benchmark, make_image_query
 from ..datasets.matching import Labels, label_benchmark
-from ..errors import ChatReIDError, ConfigError, DataError, end_on_sigterm
+from ..errors import INTERRUPTED, ChatReIDError, ConfigError, DataError, end_on_sigterm
 from ..eval.metrics import RankingMeter, RankingMetrics, bootstrap_interval
-from ..printing import PrintableFormatter, render_table, say
+from ..printing import log_warnings, render_table, say
 from ..records import ImageRecord
 from ..shards import read_manifest
 from .command import Bar
@@ -139,24 +138,22 @@ class Simulation:
         records, self.root = read_manifest(manifest)
         gallery = searcher.gallery.records
         asking = [record for record in records if record.split == "query"]
-        labels = label_benchmark(
-            Benchmark("search", "", [make_image_query(one) for one in asking], gallery, self.root)
-        )
-        self.queries = [record for place, record in enumerate(asking) if len(labels.list_positives(place))]
+        queries = [make_image_query(record) for record in asking]
+        self.labels: Labels = label_benchmark(Benchmark("search", "", queries, gallery, self.root))
+        self.queries = [(n, record) for n, record in enumerate(asking) if len(self.labels.list_positives(n))]
         if not self.queries:
             raise DataError(f"{manifest} has no query that matches something in the gallery.")
-        asked = [make_image_query(record) for record in self.queries]
-        self.labels: Labels = label_benchmark(Benchmark("search", "", asked, gallery, self.root))
 
     def make_users(self, count: int, seed: int) -> list[User]:
         """Return users of queries drawn without replacement; each knows what is drawn for it."""
         drawn = np.random.default_rng(seed).permutation(len(self.queries))[:count].tolist()
         gallery = self.searcher.gallery.records
         users: list[User] = []
-        for place in drawn:
+        for number in drawn:
+            place, query = self.queries[number]
             ignored = np.flatnonzero(self.labels.find_ignored(place)).tolist()
             hidden = frozenset(gallery[other].image_id for other in ignored)
-            users.append(User(self.queries[place], place, hidden, np.random.default_rng([seed, place])))
+            users.append(User(query, place, hidden, np.random.default_rng([seed, number])))
         return users
 
     def play(self, script: Script, user: User) -> None:
@@ -387,9 +384,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code (0 done, 2 configuration, 3 data, 4 model)."""
     options = build_parser().parse_intermixed_args(argv)
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log_warnings()
     names = [item for item in options.arguments if "=" not in item]
     habits = Habits(options.rounds, options.shown, options.attributes, options.error_rate)
     try:
@@ -412,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"Error: {error}", aside=True)
         return error.exit_code
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
