@@ -245,7 +245,7 @@ class Simulation:
                 mask[[gallery.places[one] for one in user.marked[without]]] = True
             masks.append(mask)
         persons = self.labels.query_person[[user.place for user in users]]
-        labels = replace(self.labels, query_person=persons, ignore=masks.__getitem__, _places={})
+        labels = replace(self.labels, query_person=persons, ignore=masks.__getitem__, copies={}, _places={})
         meter = RankingMeter(labels, topk=RANKS)
         found = [meter.add(place, user.rows[number]) for place, user in enumerate(users)]
         return meter.summarise() if any(found) else None
